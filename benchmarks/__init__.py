@@ -1,0 +1,1 @@
+"""Measuring: latency, accuracy and parity of exported files."""

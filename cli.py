@@ -1,0 +1,212 @@
+"""The command line: parses, calls, prints. What the commands do is in `detr_export`, `runtimes` and `benchmarks`.
+
+Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 an error of the kind `DetrError`, 2 wrong usage,
+130 interrupted. Heavy imports stay inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from runtimes.errors import DetrError, missing_extra
+
+app = typer.Typer(
+    name="detr-export",
+    help="Turn DETR checkpoints into verified ONNX files, and run them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+CheckpointArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT", help="A directory, an original .pth file, or a hub id like facebook/detr-resnet-50."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
+DilationOption = Annotated[
+    Optional[bool],
+    typer.Option("--dilation/--no-dilation", help="For .pth files: it is a DC5 model, which its shapes do not show."),
+]
+RevisionOption = Annotated[Optional[str], typer.Option(help="For hub ids: a branch, tag or commit.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or cuda:N; what is not there is an error.")]
+ThreadsOption = Annotated[
+    Optional[int], typer.Option(min=1, help="CPU threads of one run; the backend's default if left out.")
+]
+
+
+def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Turns a `DetrError` into one line on stderr and exit code 1, and Ctrl-C into 130."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except DetrError as error:
+            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(130) from None
+
+    return wrapped
+
+
+def _require_export_extra() -> None:
+    for package in ("torch", "onnx", "onnxscript", "safetensors"):
+        if importlib.util.find_spec(package) is None:
+            raise missing_extra(package, "export")
+
+
+def _progress(line: str) -> None:
+    typer.echo(f"  {line}", err=True)
+
+
+def _print_json(document: Any) -> None:
+    typer.echo(json.dumps(document, indent=2))
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"detr-export {version('detr-export')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("onnx")
+@reports_errors
+def onnx_command(
+    checkpoint: CheckpointArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("model.onnx"),
+    no_mask: Annotated[bool, typer.Option("--no-mask", help="Leave pixel_mask out: one image size per batch.")] = False,
+    opset: Annotated[Optional[int], typer.Option(min=17, max=25, help="ONNX operator set; 18 if left out.")] = None,
+    no_simplify: Annotated[bool, typer.Option("--no-simplify", help="Write the graph as it was traced.")] = False,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not compare the file with its checkpoint.")] = False,
+    overwrite: OverwriteOption = False,
+    dilation: DilationOption = None,
+    revision: RevisionOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Export a checkpoint to one verified ONNX file with free batch, height and width."""
+    _require_export_extra()
+    from runtimes.files import require_writable
+
+    require_writable(output, overwrite)
+    _progress(f"reading {checkpoint}")
+    from detr_export.checkpoint import load_checkpoint
+    from detr_export.onnx_export import DEFAULT_OPSET, ExportOptions, export_onnx
+
+    options = ExportOptions(not no_mask, opset or DEFAULT_OPSET, not no_simplify, not no_verify, overwrite)
+    result = export_onnx(load_checkpoint(checkpoint, dilation, revision), output, options, _progress)
+    if as_json:
+        _print_json(result.to_dict())
+        return
+    typer.echo(f"{result.path}  {result.size_bytes / 1e6:.1f} MB, {result.metadata.task}, opset {result.metadata.opset}")
+    typer.echo(result.parity.summary() if result.parity else "not verified: --no-verify")
+
+
+@app.command()
+@reports_errors
+def verify(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")],
+    checkpoint: Annotated[str, typer.Option(help="The checkpoint that it must agree with.")],
+    dilation: DilationOption = None,
+    revision: RevisionOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare an exported file with a checkpoint again: the same gate as in the export."""
+    _require_export_extra()
+    from detr_export.onnx_export import verify_file
+    from detr_export.verification import require
+
+    parity = verify_file(model, checkpoint, dilation, revision, _progress)
+    if as_json:
+        _print_json(parity.to_dict())
+    else:
+        typer.echo(parity.summary())
+    require(parity, str(model))
+
+
+@app.command()
+@reports_errors
+def inspect(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Any ONNX file.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show what an ONNX file says about itself."""
+    _require_export_extra()
+    from detr_export.inspection import inspect_onnx
+
+    found = inspect_onnx(model)
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        typer.echo(found.summary())
+
+
+@app.command()
+@reports_errors
+def predict(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="An ONNX file or a checkpoint.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Files, folders and globs.")],
+    threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Lowest score that is shown.")] = 0.5,
+    output: Annotated[
+        Optional[Path], typer.Option("--output", "-o", help="A folder for annotated pictures and predictions.json.")
+    ] = None,
+    overwrite: OverwriteOption = False,
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find objects in images; an unreadable image is reported and the rest go on."""
+    from runtimes.file_prediction import predict_files
+    from runtimes.predictor import Predictor
+    from runtimes.processing.images import iter_image_paths
+
+    paths = iter_image_paths(images)
+    outcomes = []
+    with Predictor.load(model, device, threads) as predictor:
+        for outcome in predict_files(predictor, paths, threshold, output, overwrite):
+            outcomes.append(outcome.to_dict())
+            if outcome.error is not None:
+                typer.echo(f"error: {outcome.error}", err=True)
+            elif not as_json:
+                typer.echo(outcome.summary())
+    if as_json:
+        _print_json(outcomes)
+    if any("error" in outcome for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point of `detr-export`."""
+    app()
+
+
+def bench_main() -> None:
+    """Entry point of `detr-bench`."""
+    typer.echo("error: detr-bench is not built yet", err=True)
+    raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

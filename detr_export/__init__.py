@@ -1,0 +1,1 @@
+"""Everything that makes a file: checkpoints, the reference model, ONNX export, verification."""

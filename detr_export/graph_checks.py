@@ -1,0 +1,61 @@
+"""What an exported graph must look like, whatever its numbers: what deployment runtimes stumble over is refused here."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from runtimes.errors import ArtifactError
+
+# Control flow, operators whose output size depends on values, and sequences: engine builders reject or mishandle them.
+_FORBIDDEN = ("If", "Loop", "Scan", "NonZero", "Unique", "Compress")
+_FORBIDDEN_PREFIXES = ("Sequence", "SplitToSequence", "ConcatFromSequence", "Optional", "Random")
+
+
+def check_graph(model: onnx.ModelProto, layer_norms: int, opset: int, inputs: dict[str, tuple[str | int, ...]]) -> None:
+    """Checks the structure of an exported model.
+
+    Args:
+        model: the model, with its weights.
+        layer_norms: how many LayerNormalization nodes it must have, one for each time the model calls one.
+        opset: the version of the default operator set that was asked for.
+        inputs: name and dimensions, a string for one that varies.
+
+    Raises:
+        ArtifactError: says which rule is broken.
+    """
+    onnx.checker.check_model(model)
+    given = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), None)
+    if given != opset:
+        raise ArtifactError(f"the exporter produced opset {given} instead of {opset}; choose an opset from 17 to 25")
+    domains = sorted({node.domain for node in model.graph.node} - {"", "ai.onnx"})
+    if domains or model.functions:
+        raise ArtifactError(f"the graph uses operators outside ONNX's own set: {', '.join(domains) or 'local functions'}")
+    operators = Counter(node.op_type for node in model.graph.node)
+    forbidden = sorted(name for name in operators if name in _FORBIDDEN or name.startswith(_FORBIDDEN_PREFIXES))
+    if forbidden:
+        raise ArtifactError(f"the graph holds {', '.join(forbidden)}, which deployment runtimes do not take")
+    if operators["LayerNormalization"] != layer_norms:
+        raise ArtifactError(
+            f"the graph holds {operators['LayerNormalization']} LayerNormalization nodes instead of {layer_norms}"
+        )
+    for value in model.graph.input:
+        dims = tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        if dims != inputs.get(value.name):
+            raise ArtifactError(f"input {value.name} has dimensions {dims} instead of {inputs.get(value.name)}")
+    constants = [
+        *model.graph.initializer,
+        *(a.t for n in model.graph.node for a in n.attribute if n.op_type == "Constant"),
+    ]
+    for constant in constants:
+        array = numpy_helper.to_array(constant)
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            raise ArtifactError(f"the constant {constant.name!r} holds values that are not finite")
+
+
+def operator_counts(model: onnx.ModelProto) -> dict[str, int]:
+    """Nodes by operator, most frequent first."""
+    return dict(Counter(node.op_type for node in model.graph.node).most_common())

@@ -1,0 +1,1 @@
+"""The reference DETR in plain PyTorch: one file a concept, parameter names as on the Hugging Face hub."""

@@ -1,0 +1,118 @@
+"""The convolutional backbone of a DETR, and the masks that go with its feature maps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detr_export.config import DetrConfig
+from detr_export.modeling.batch_norm import freeze_batch_norm
+from detr_export.modeling.position_encoding import build_position_encoding
+from detr_export.modeling.resnet import RESNETS, TimmResNet, TransformersResNet
+from runtimes.errors import CheckpointError, missing_extra
+
+# Options of timm's feature extractor that our own ResNet understands; any other hands the job to timm itself.
+_OWN_OPTIONS = {"out_indices", "in_chans", "output_stride"}
+
+
+class DetrConvEncoder(nn.Module):
+    """The backbone with frozen batch norm. `channels` are those of the feature maps, finest first."""
+
+    def __init__(self, config: DetrConfig) -> None:
+        super().__init__()
+        if config.use_timm_backbone:
+            self.model, self.channels = _timm_backbone(config)
+        else:
+            assert config.backbone_config is not None  # DetrConfig fills it in
+            self.model = TransformersResNet(config.backbone_config)
+            self.channels = self.model.channels
+        freeze_batch_norm(self.model)
+        _freeze_stem(config, self.model)
+
+    def forward(self, pixel_values: Tensor) -> list[Tensor]:
+        """Maps (B, num_channels, H, W) to feature maps, finest first; the last has the stride of the transformer."""
+        return self.model(pixel_values)
+
+
+class DetrConvModel(nn.Module):
+    """The backbone together with the position encoding of its coarsest feature map."""
+
+    def __init__(self, config: DetrConfig) -> None:
+        super().__init__()
+        self.conv_encoder = DetrConvEncoder(config)
+        self.position_embedding = build_position_encoding(config)
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Runs the backbone.
+
+        Args:
+            pixel_values: (B, num_channels, H, W), float.
+            pixel_mask: (B, H, W), 1 = real pixel, 0 = padding; all real when None.
+
+        Returns:
+            The feature maps, finest first; the mask of the coarsest, (B, h, w) bool; and its position encoding,
+            (B, d_model, h, w), float.
+        """
+        features = self.conv_encoder(pixel_values)
+        coarsest = features[-1]
+        if pixel_mask is None:
+            mask = torch.ones_like(coarsest[:, 0], dtype=torch.bool)
+        else:
+            mask = downsample_mask(pixel_mask, coarsest)
+        return features, mask, self.position_embedding(coarsest, mask)
+
+
+def downsample_mask(pixel_mask: Tensor, feature_map: Tensor) -> Tensor:
+    """Samples (B, H, W) at the size of `feature_map` (B, C, h, w); returns (B, h, w) bool.
+
+    Row i reads row floor(i * (H / h)), in float32: the numbers of `torch.nn.functional.interpolate(mode="nearest")`.
+    They are written out because the ONNX `Resize` operator divides by the rounded h / H instead, and then picks the
+    neighbouring row where i * H / h is a whole number (H=750, h=24, i=4), which moves the edge of the padding.
+    """
+    mask = pixel_mask != 0
+    for dim in (1, 2):
+        size, target = mask.shape[dim], feature_map.shape[dim + 1]
+        steps = torch.arange(target, device=mask.device, dtype=torch.float32)
+        rows = (steps * (size / target)).floor().to(torch.int64).clamp(max=size - 1)
+        mask = mask.index_select(dim, rows)
+    return mask
+
+
+def _timm_backbone(config: DetrConfig) -> tuple[nn.Module, list[int]]:
+    options: dict[str, Any] = dict(config.backbone_kwargs or {})
+    out_indices = tuple(options.pop("out_indices", (1, 2, 3, 4)))
+    in_channels = options.pop("in_chans", config.num_channels)
+    if config.dilation:
+        options.setdefault("output_stride", 16)
+    architecture = (config.backbone or "").partition(".")[0]  # timm appends the training recipe: resnet50.a1_in1k
+    if architecture in RESNETS and set(options) <= _OWN_OPTIONS:
+        resnet = TimmResNet(architecture, in_channels, options.get("output_stride", 32), out_indices)
+        return resnet, resnet.channels
+    try:
+        import timm
+    except ImportError:
+        raise missing_extra(f"timm, which makes the backbone {config.backbone!r},", "oracle") from None
+    try:
+        model = timm.create_model(
+            config.backbone or "",
+            pretrained=False,
+            features_only=True,
+            out_indices=out_indices,
+            in_chans=in_channels,
+            **options,
+        )
+    except Exception as error:  # timm raises whatever the architecture's own code raises
+        raise CheckpointError(f"timm cannot make the backbone {config.backbone!r}: {error}") from error
+    return model, list(model.feature_info.channels())  # type: ignore[union-attr,operator]
+
+
+def _freeze_stem(config: DetrConfig, model: nn.Module) -> None:
+    """Stops gradients of a ResNet's stem and first stage, which DETR's recipe does not train."""
+    if config.use_timm_backbone and "resnet" not in (config.backbone or ""):
+        return
+    trained = ("layer2", "layer3", "layer4") if config.use_timm_backbone else ("stages.1", "stages.2", "stages.3")
+    for name, parameter in model.named_parameters():
+        if not any(part in name for part in trained):
+            parameter.requires_grad_(False)

@@ -1,0 +1,241 @@
+"""DETR's transformer: post-norm encoder and decoder whose attention adds positions to queries and keys only.
+
+Batch comes first throughout: (B, length, d_model). Deviations from facebookresearch/detr `models/transformer.py`, shared
+with transformers: four separate projections instead of one packed `in_proj_weight`, no pre-norm variant. Masks are added
+to the scores as the dtype's most negative finite number, never as -inf: a row that is masked throughout then averages
+instead of becoming NaN.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from detr_export.config import DetrConfig
+from detr_export.modeling.activations import activation
+from detr_export.modeling.outputs import DetrDecoderOutput, EncoderOutput
+
+
+def attention_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Turns a mask (B, L), nonzero = attend, into what is added to scores (B, heads, queries, L): (B, 1, 1, L)."""
+    real = mask if mask.dtype == torch.bool else mask != 0
+    return (1 - real[:, None, None, :].to(dtype)) * torch.finfo(dtype).min
+
+
+class DetrAttention(nn.Module):
+    """Multi-head attention with positions added before the query and key projections, not before the value's."""
+
+    def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.scaling = (embed_dim // num_heads) ** -0.5
+        self.dropout = dropout
+        self.k_proj = nn.Linear(embed_dim, embed_dim)
+        self.v_proj = nn.Linear(embed_dim, embed_dim)
+        self.q_proj = nn.Linear(embed_dim, embed_dim)
+        self.out_proj = nn.Linear(embed_dim, embed_dim)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position: Tensor,
+        bias: Tensor | None,
+        memory: Tensor | None = None,
+        memory_position: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Attends from `hidden_states` to `memory`, or to itself when there is none.
+
+        Args:
+            hidden_states, position: (B, T, embed_dim).
+            bias: added to the scores, broadcast to (B, heads, T, S).
+            memory, memory_position: (B, S, embed_dim).
+
+        Returns:
+            (B, T, embed_dim), and the attention weights (B, heads, T, S) before dropout.
+        """
+        queries = hidden_states + position
+        values = hidden_states if memory is None else memory
+        keys = queries if memory is None or memory_position is None else memory + memory_position
+        query = self._split_heads(self.q_proj(queries) * self.scaling)
+        key = self._split_heads(self.k_proj(keys))
+        value = self._split_heads(self.v_proj(values))
+        scores = query @ key.transpose(2, 3)
+        if bias is not None:
+            scores = scores + bias
+        weights = functional.softmax(scores, dim=-1)
+        context = functional.dropout(weights, p=self.dropout, training=self.training) @ value
+        return self.out_proj(context.transpose(1, 2).flatten(2)), weights
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
+
+class _FeedForward(nn.Module):
+    """The second half of every layer. Not a submodule of its own: the hub names `fc1` and `fc2` in the layer itself."""
+
+    def _init_feed_forward(self, config: DetrConfig, width: int) -> None:
+        self.dropout = config.dropout
+        self.activation_dropout = config.activation_dropout
+        self.activation_fn = activation(config.activation_function)
+        self.fc1 = nn.Linear(config.d_model, width)
+        self.fc2 = nn.Linear(width, config.d_model)
+        self.final_layer_norm = nn.LayerNorm(config.d_model)
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        inner = self.activation_fn(self.fc1(x))
+        inner = functional.dropout(inner, p=self.activation_dropout, training=self.training)
+        return self.final_layer_norm(x + self._drop(self.fc2(inner)))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return functional.dropout(x, p=self.dropout, training=self.training)
+
+
+class DetrEncoderLayer(_FeedForward):
+    """Self-attention over the feature map, then the feed-forward network."""
+
+    def __init__(self, config: DetrConfig) -> None:
+        super().__init__()
+        self.self_attn = DetrAttention(config.d_model, config.encoder_attention_heads, config.attention_dropout)
+        self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
+        self._init_feed_forward(config, config.encoder_ffn_dim)
+
+    def forward(self, x: Tensor, position: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Maps (B, L, d_model) to the same shape, with the attention weights (B, heads, L, L)."""
+        attended, weights = self.self_attn(x, position, bias)
+        x = self.self_attn_layer_norm(x + self._drop(attended))
+        return self._feed_forward(x), weights
+
+
+class DetrDecoderLayer(_FeedForward):
+    """Self-attention over the queries, cross-attention to the encoder's output, then the feed-forward network."""
+
+    def __init__(self, config: DetrConfig) -> None:
+        super().__init__()
+        self.self_attn = DetrAttention(config.d_model, config.decoder_attention_heads, config.attention_dropout)
+        self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
+        self.encoder_attn = DetrAttention(config.d_model, config.decoder_attention_heads, config.attention_dropout)
+        self.encoder_attn_layer_norm = nn.LayerNorm(config.d_model)
+        self._init_feed_forward(config, config.decoder_ffn_dim)
+
+    def forward(
+        self,
+        x: Tensor,
+        query_position: Tensor,
+        bias: Tensor | None,
+        memory: Tensor,
+        memory_position: Tensor,
+        memory_bias: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Maps (B, Q, d_model) to the same shape, with the weights (B, heads, Q, Q) and (B, heads, Q, L)."""
+        attended, self_weights = self.self_attn(x, query_position, bias)
+        x = self.self_attn_layer_norm(x + self._drop(attended))
+        attended, cross_weights = self.encoder_attn(x, query_position, memory_bias, memory, memory_position)
+        x = self.encoder_attn_layer_norm(x + self._drop(attended))
+        return self._feed_forward(x), self_weights, cross_weights
+
+
+class DetrEncoder(nn.Module):
+    """A stack of encoder layers without a final norm."""
+
+    def __init__(self, config: DetrConfig) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.layerdrop = config.encoder_layerdrop
+        self.layers = nn.ModuleList(DetrEncoderLayer(config) for _ in range(config.encoder_layers))
+
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None,
+        position: Tensor,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> EncoderOutput:
+        """Encodes a flattened feature map.
+
+        Args:
+            inputs_embeds, position: (B, L, d_model).
+            attention_mask: (B, L), nonzero = real.
+            output_attentions, output_hidden_states: which optional fields of the output to fill. The attentions of a
+                layer that layer drop skipped are None.
+        """
+        x = functional.dropout(inputs_embeds, p=self.dropout, training=self.training)
+        bias = None if attention_mask is None else attention_bias(attention_mask, x.dtype)
+        states: list[Tensor] = [x]
+        attentions: list[Tensor | None] = []
+        for layer in self.layers:
+            weights = None
+            if not _skipped(self):
+                x, weights = layer(x, position, bias)
+            states.append(x)
+            attentions.append(weights)
+        return EncoderOutput(
+            last_hidden_state=x,
+            hidden_states=tuple(states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
+
+
+class DetrDecoder(nn.Module):
+    """A stack of decoder layers; its final norm is also applied to the intermediate outputs for the auxiliary loss."""
+
+    def __init__(self, config: DetrConfig) -> None:
+        super().__init__()
+        self.layerdrop = config.decoder_layerdrop
+        self.auxiliary_loss = config.auxiliary_loss
+        self.layers = nn.ModuleList(DetrDecoderLayer(config) for _ in range(config.decoder_layers))
+        self.layernorm = nn.LayerNorm(config.d_model)
+
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None,
+        memory: Tensor,
+        memory_mask: Tensor | None,
+        memory_position: Tensor,
+        query_position: Tensor,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> DetrDecoderOutput:
+        """Decodes the queries.
+
+        Args:
+            inputs_embeds, query_position: (B, Q, d_model).
+            attention_mask: (B, Q), nonzero = this query may be attended to.
+            memory, memory_position: the encoder's output and positions, (B, L, d_model).
+            memory_mask: (B, L), nonzero = real.
+            output_attentions, output_hidden_states: which optional fields of the output to fill.
+        """
+        x = inputs_embeds
+        bias = None if attention_mask is None else attention_bias(attention_mask, x.dtype)
+        memory_bias = None if memory_mask is None else attention_bias(memory_mask, x.dtype)
+        states: list[Tensor] = []
+        self_attentions: list[Tensor] = []
+        cross_attentions: list[Tensor] = []
+        intermediate: list[Tensor] = []
+        for layer in self.layers:
+            states.append(x)
+            if _skipped(self):
+                continue
+            x, self_weights, cross_weights = layer(x, query_position, bias, memory, memory_position, memory_bias)
+            if self.auxiliary_loss:
+                # As transformers does it: the normed output also goes into the next layer.
+                x = self.layernorm(x)
+                intermediate.append(x)
+            self_attentions.append(self_weights)
+            cross_attentions.append(cross_weights)
+        x = self.layernorm(x)
+        states.append(x)
+        return DetrDecoderOutput(
+            last_hidden_state=x,
+            hidden_states=tuple(states) if output_hidden_states else None,
+            attentions=tuple(self_attentions) if output_attentions else None,
+            cross_attentions=tuple(cross_attentions) if output_attentions else None,
+            intermediate_hidden_states=torch.stack(intermediate) if self.auxiliary_loss else None,
+        )
+
+
+def _skipped(stack: DetrEncoder | DetrDecoder) -> bool:
+    """Layer drop (Fan et al. 2019): in training each layer is left out with probability `layerdrop`."""
+    return stack.training and bool(torch.rand([]) < stack.layerdrop)

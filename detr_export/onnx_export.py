@@ -1,0 +1,206 @@
+"""From a checkpoint to a verified ONNX file.
+
+The file is written only after it was run in ONNX Runtime over the verification grid and agreed with the PyTorch model; it
+replaces what stood at its path in one move. Batch, height and width stay free, and `pixel_values` and `pixel_mask` share
+their names for them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from detr_export.checkpoint import Checkpoint, load_checkpoint, load_model
+from detr_export.config import DetrConfig
+from detr_export.description import describe
+from detr_export.graph_checks import check_graph
+from detr_export.simplification import simplify
+from detr_export.verification import Parity, compare, require
+from runtimes.errors import ArtifactError
+from runtimes.files import replacing, require_writable
+from runtimes.metadata import METADATA_KEY, Metadata
+from runtimes.torch_session import TorchSession
+
+OPSETS = range(17, 26)  # 17 has the first LayerNormalization; 25 is the last that was tried
+DEFAULT_OPSET = 18  # what the exporter writes without converting
+# The traced example. Nothing of it may survive in the file: the grid holds none of these sizes.
+_TRACED_BATCH, _TRACED_HEIGHT, _TRACED_WIDTH = 2, 256, 320
+_PRODUCER = "detr-export"
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How to export."""
+
+    pixel_mask: bool = True  # False: a file that takes images of one size per batch and no mask
+    opset: int = DEFAULT_OPSET
+    simplify: bool = True
+    verify: bool = True
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was made."""
+
+    path: Path
+    size_bytes: int
+    metadata: Metadata
+    parity: Parity | None  # None when verification was switched off
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"path": str(self.path), "size_bytes": self.size_bytes, "metadata": asdict(self.metadata)}
+
+
+def export_onnx(
+    checkpoint: Checkpoint,
+    output: str | Path,
+    options: ExportOptions | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> ExportResult:
+    """Exports, checks, verifies and only then writes.
+
+    Args:
+        checkpoint: from `load_checkpoint`.
+        output: the file to write.
+        options: defaults when None.
+        progress: called with one line for each step.
+
+    Raises:
+        OutputError: the output exists, or its folder cannot be written.
+        ArtifactError: the graph or its simplification breaks a rule.
+        VerificationError: the file disagrees with the checkpoint; nothing was written.
+    """
+    options = options or ExportOptions()
+    require_writable(output, options.overwrite)
+    if options.opset not in OPSETS:
+        raise ArtifactError(f"opset is {options.opset}; expected {OPSETS.start} to {OPSETS.stop - 1}")
+    if not options.pixel_mask and checkpoint.processor.pad_size is not None:
+        raise ArtifactError("the checkpoint's processor pads every image to pad_size; such a model needs its pixel_mask")
+    config = checkpoint.config
+    model = load_model(checkpoint)
+    metadata = describe(checkpoint, options.pixel_mask, opset=options.opset)
+
+    progress("tracing")
+    proto = _trace(model, config, options)
+    if options.simplify:
+        progress("simplifying")
+        proto = simplify(proto, config.num_channels, options.pixel_mask)
+    check_graph(proto, _layer_norms(config), options.opset, _inputs(config, options.pixel_mask))
+
+    parity: Parity | None = None
+    with replacing(output) as temporary:
+        _save(proto, metadata, temporary)
+        if options.verify:
+            parity = _verify(temporary, model, checkpoint, metadata, progress)
+            metadata = replace(metadata, parity=parity.to_dict())
+            _save(proto, metadata, temporary)
+    path = Path(output)
+    return ExportResult(path, path.stat().st_size, metadata, parity)
+
+
+def verify_file(
+    file: str | Path,
+    checkpoint: str | Path,
+    dilation: bool | None = None,
+    revision: str | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Parity:
+    """Compares an exported file with a checkpoint, as the export does; `verification.require` makes it a gate.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, or not a DETR.
+        CheckpointError: the checkpoint is missing, damaged, or not a DETR.
+    """
+    from runtimes.ort_session import OrtSession
+    from runtimes.predictor import require_detr
+
+    with OrtSession(file) as candidate:
+        require_detr(candidate)
+        progress(f"reading {checkpoint}")
+        loaded = load_checkpoint(checkpoint, dilation, revision)
+        mask = any(spec.name == "pixel_mask" for spec in candidate.inputs)
+        reference = TorchSession(load_model(loaded), describe(loaded, mask), loaded.config.num_channels)
+        return compare(candidate, reference, progress=lambda line: progress(f"verifying {line}"))
+
+
+class _WithMask(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.model(pixel_values, pixel_mask)
+        return outputs.logits, outputs.pred_boxes
+
+
+class _WithoutMask(_WithMask):
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        outputs = self.model(pixel_values)
+        return outputs.logits, outputs.pred_boxes
+
+
+def _trace(model: nn.Module, config: DetrConfig, options: ExportOptions) -> onnx.ModelProto:
+    # eval() on the wrapper too: the exporter restores the mode it finds there, for everything below.
+    wrapper = (_WithMask if options.pixel_mask else _WithoutMask)(model).eval()
+    shape = (_TRACED_HEIGHT, _TRACED_WIDTH)
+    arguments: tuple[Tensor, ...] = (torch.zeros((_TRACED_BATCH, config.num_channels, *shape)),)
+    batch, height, width = (torch.export.Dim(name) for name in ("batch", "height", "width"))
+    dynamic: tuple[dict[int, object], ...] = ({0: batch, 2: height, 3: width},)
+    if options.pixel_mask:
+        arguments += (torch.ones((_TRACED_BATCH, *shape), dtype=torch.int64),)
+        dynamic += ({0: batch, 1: height, 2: width},)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's notes about itself
+        program = torch.onnx.export(
+            wrapper,
+            arguments,
+            dynamo=True,
+            opset_version=options.opset,
+            input_names=list(_inputs(config, options.pixel_mask)),
+            output_names=["logits", "pred_boxes"],
+            dynamic_shapes=dynamic,
+            verbose=False,
+        )
+    assert program is not None  # None only when the exporter is given a file
+    return program.model_proto
+
+
+def _inputs(config: DetrConfig, pixel_mask: bool) -> dict[str, tuple[str | int, ...]]:
+    inputs: dict[str, tuple[str | int, ...]] = {"pixel_values": ("batch", config.num_channels, "height", "width")}
+    if pixel_mask:
+        inputs["pixel_mask"] = ("batch", "height", "width")
+    return inputs
+
+
+def _layer_norms(config: DetrConfig) -> int:
+    """Two in each encoder layer, three in each decoder layer, and the decoder's own, once a layer with auxiliary loss."""
+    final = config.decoder_layers + 1 if config.auxiliary_loss else 1
+    return 2 * config.encoder_layers + 3 * config.decoder_layers + final
+
+
+def _verify(
+    file: Path, model: nn.Module, checkpoint: Checkpoint, metadata: Metadata, progress: Callable[[str], None]
+) -> Parity:
+    from runtimes.ort_session import OrtSession  # a box that exports with --no-verify needs no runtime
+
+    reference = TorchSession(model, metadata, checkpoint.config.num_channels)
+    with OrtSession(file) as candidate:
+        parity = compare(candidate, reference, progress=lambda line: progress(f"verifying {line}"))
+    require(parity, "the exported file")
+    return parity
+
+
+def _save(proto: onnx.ModelProto, metadata: Metadata, file: Path) -> None:
+    proto.producer_name = _PRODUCER
+    proto.producer_version = metadata.tools.get(_PRODUCER, "")
+    onnx.helper.set_model_props(proto, {METADATA_KEY: metadata.to_json()})
+    onnx.save_model(proto, str(file), save_as_external_data=False)

@@ -1,0 +1,27 @@
+"""Writing a checkpoint in the layout of the hub: what `load_checkpoint` and transformers read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import save
+
+from detr_export.modeling.detr import DetrPreTrainedModel
+from runtimes.files import write_atomically
+from runtimes.processing.image_processor import DetrImageProcessor
+
+SAFETENSORS_NAME = "model.safetensors"
+
+
+def save_checkpoint(model: DetrPreTrainedModel, processor: DetrImageProcessor, directory: str | Path) -> Path:
+    """Writes `config.json`, `model.safetensors` and `preprocessor_config.json`, and returns the directory.
+
+    Raises:
+        OutputError: the directory cannot be written.
+    """
+    folder = Path(directory)
+    model.config.save_pretrained(folder)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    write_atomically(folder / SAFETENSORS_NAME, save(tensors, metadata={"format": "pt"}))  # transformers asks for the format
+    processor.save_pretrained(folder)
+    return folder

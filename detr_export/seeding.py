@@ -1,0 +1,98 @@
+"""Seeded weights under which a DETR's outputs vary from image to image, for trying things without a trained checkpoint.
+
+A freshly initialised DETR gives nearly the same boxes for every image, so comparing two runtimes on it proves little: a
+file that ignored its input would pass. Here batch norm takes the statistics of random images, as in a trained network,
+the transformer is Xavier-initialised and the queries are unit normal; logits then differ by several units between images.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from detr_export.modeling.batch_norm import DetrFrozenBatchNorm2d
+from detr_export.modeling.resnet import ResidualBlock
+
+_IMAGE_SIDE = 160  # pixels of the images that the statistics are taken from
+_IMAGES = 8
+# A residual branch that adds as much as the shortcut carries makes fifty layers amplify rounding by a thousand.
+_BRANCH_GAIN = 0.3
+# Cross-attention that is nearly uniform shows every query the same average, so all queries would answer alike.
+_SHARPNESS = 3.0  # of its query and key projections, times Xavier's gain
+_HEAD_GAIN = 2.0  # of the last layers, so that scores and boxes spread
+
+
+def random_images(shape: tuple[int, int, int, int], seed: int = 0) -> np.ndarray:
+    """Images with structure at every scale, of varied contrast and colour, about normalised.
+
+    White noise alone averages out in the first pooling layers, and every image then looks the same to the transformer.
+
+    Args:
+        shape: (batch, channels, height, width).
+        seed: of the generator.
+
+    Returns:
+        float32 of that shape.
+    """
+    generator = np.random.default_rng(seed)
+    batch, channels, height, width = shape
+    image = generator.normal(0, 0.3, shape)
+    for cells in (2, 5, 11, 23):
+        coarse = generator.normal(0, 1, (batch, channels, cells, cells))
+        rows = np.arange(height) * cells // height
+        columns = np.arange(width) * cells // width
+        image += 0.6 * coarse[:, :, rows[:, None], columns]
+    contrast = np.exp(generator.uniform(-1.5, 0.7, (batch, 1, 1, 1)))
+    color = generator.normal(0, 1, (batch, channels, 1, 1))
+    return (image * contrast + color).astype(np.float32)
+
+
+@torch.no_grad()
+def seed_weights(model: nn.Module, seed: int = 0) -> None:
+    """Overwrites every parameter and statistic of a DETR, reproducibly for one version of torch.
+
+    Args:
+        model: `DetrForObjectDetection` or `DetrForSegmentation`; it is left in eval mode.
+        seed: of the weights and of the images behind the statistics.
+    """
+    model.eval()
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() < 2:
+            norm_weight = name.endswith("weight")
+            parameter.normal_(1.0 if norm_weight else 0.0, 0.1, generator=generator)
+        elif "query_position_embeddings" in name:
+            parameter.normal_(generator=generator)
+        elif parameter.dim() == 4 and "conv_encoder" in name:
+            nn.init.kaiming_normal_(parameter, generator=generator)
+        else:
+            nn.init.xavier_uniform_(parameter, _gain(name), generator=generator)
+
+    def adopt_statistics(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(norm, DetrFrozenBatchNorm2d)
+        mean, variance = inputs[0].mean((0, 2, 3)), inputs[0].var((0, 2, 3))
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance + 1e-3)
+        norm.weight.normal_(1.0, 0.1, generator=generator).mul_(_BRANCH_GAIN if norm in closing else 1.0)
+        norm.bias.normal_(0.0, 0.1, generator=generator)
+
+    closing = {block.last_norm for block in model.modules() if isinstance(block, ResidualBlock)}
+    norms = [module for module in model.modules() if isinstance(module, DetrFrozenBatchNorm2d)]
+    hooks = [norm.register_forward_pre_hook(adopt_statistics) for norm in norms]
+    try:
+        channels = model.get_parameter(_first_convolution(model)).shape[1]
+        model(torch.from_numpy(random_images((_IMAGES, channels, _IMAGE_SIDE, _IMAGE_SIDE), seed)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _gain(name: str) -> float:
+    if "encoder_attn" in name and ("q_proj" in name or "k_proj" in name):
+        return _SHARPNESS
+    return _HEAD_GAIN if name.endswith(("class_labels_classifier.weight", "bbox_predictor.layers.2.weight")) else 1.0
+
+
+def _first_convolution(model: nn.Module) -> str:
+    return next(name for name, parameter in model.named_parameters() if parameter.dim() == 4)

@@ -1,0 +1,180 @@
+"""The gate: an exported file must give the checkpoint's numbers on shapes and paddings that it was not traced with.
+
+The grid holds batches of one to four, landscape, portrait, square and odd sizes, and images padded by a little, by a lot
+and not at all. Beside the largest difference of each output, the report carries the *spread*: how far the outputs for two
+different images lie apart. Where the spread is not far above the tolerance the comparison proves little, and it says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from detr_export.seeding import random_images
+from runtimes.errors import ArtifactError, VerificationError
+from runtimes.metadata import Metadata
+from runtimes.session import Session
+
+# Largest absolute differences that fp32 rounding in another order of operations explains. Seen on R50 and R101 with
+# seeded weights: 4e-5 on logits, 4e-6 on boxes; 1e-4 of a 1333 pixel image is a tenth of a pixel.
+TOLERANCE: Mapping[str, float] = {"logits": 1e-3, "pred_boxes": 1e-4}
+_WEAK_SPREAD = 10  # times the tolerance
+
+
+@dataclass(frozen=True)
+class Case:
+    """One batch of the grid."""
+
+    height: int  # pixels
+    width: int
+    valid: tuple[tuple[int, int], ...]  # (height, width) of each image before padding; its length is the batch size
+
+    def __str__(self) -> str:
+        padded = sum(size != (self.height, self.width) for size in self.valid)
+        return f"{len(self.valid)}x{self.height}x{self.width}" + (f" ({padded} padded)" if padded else "")
+
+
+GRID = (
+    Case(480, 640, ((480, 640),)),
+    Case(320, 256, ((320, 256), (200, 256), (320, 131))),
+    Case(224, 224, ((160, 223), (224, 224))),
+    Case(333, 499, ((333, 499),)),
+    Case(97, 161, ((97, 161), (1, 161), (64, 33), (96, 160))),
+    Case(750, 512, ((125, 512), (750, 300))),
+    Case(65, 513, ((65, 513), (40, 500))),
+    Case(800, 1066, ((800, 1066),)),
+)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How a file compared with its checkpoint."""
+
+    max_abs_diff: dict[str, float]  # by output, over the whole grid
+    tolerance: dict[str, float]
+    spread: dict[str, float]  # by output, the largest difference between two different images
+    cases: int
+    worst_case: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether every output stays within its tolerance; NaN does not."""
+        return all(self.max_abs_diff[name] <= self.tolerance[name] for name in self.max_abs_diff)
+
+    @property
+    def weak(self) -> bool:
+        """Whether the outputs depend so little on the image that agreement proves little."""
+        return any(self.spread[name] < _WEAK_SPREAD * self.tolerance[name] for name in self.spread)
+
+    def summary(self) -> str:
+        """One line for people, a second one when the comparison proves little."""
+        parts = [
+            f"{name} {difference:.1e} (tolerance {self.tolerance[name]:.0e}, images differ by {self.spread[name]:.1e})"
+            for name, difference in self.max_abs_diff.items()
+        ]
+        verdict = "verified" if self.passed else "FAILED"
+        text = f"{verdict} over {self.cases} batches, largest differences: {', '.join(parts)}"
+        if self.weak:
+            text += "\nwarning: the outputs hardly depend on the image, so this proves little; is the checkpoint trained?"
+        return text
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON and metadata."""
+        return {**asdict(self), "passed": self.passed, "weak": self.weak}
+
+
+def fitting_cases(metadata: Metadata, grid: Iterable[Case] = GRID) -> list[Case]:
+    """The cases that a model takes; without a pixel mask, each becomes a batch of images without padding."""
+    cases = []
+    for case in grid:
+        limits = {"batch": len(case.valid), "height": case.height, "width": case.width}
+        ranges = ((size, *metadata.ranges.get(name, (1, None))) for name, size in limits.items())
+        if all(size >= low and (high is None or size <= high) for size, low, high in ranges):
+            full = ((case.height, case.width),) * len(case.valid)
+            cases.append(case if metadata.pixel_mask else Case(case.height, case.width, full))
+    return cases
+
+
+def make_inputs(case: Case, channels: int, pixel_mask: bool, seed: int) -> dict[str, np.ndarray]:
+    """Random images with structure, padded with zeros as the processor pads, and their mask."""
+    batch = len(case.valid)
+    pixels = random_images((batch, channels, case.height, case.width), seed)
+    mask = np.zeros((batch, case.height, case.width), dtype=np.int64)
+    for index, (height, width) in enumerate(case.valid):
+        mask[index, :height, :width] = 1
+    pixels *= mask[:, None].astype(np.float32)
+    return {"pixel_values": pixels, "pixel_mask": mask} if pixel_mask else {"pixel_values": pixels}
+
+
+def compare(
+    candidate: Session,
+    reference: Session,
+    grid: Iterable[Case] = GRID,
+    tolerance: Mapping[str, float] = TOLERANCE,
+    progress: Callable[[str], None] | None = None,
+) -> Parity:
+    """Runs both sessions over the grid and measures.
+
+    Args:
+        candidate: the file under test.
+        reference: the checkpoint in PyTorch.
+        grid: cases; those outside the model's ranges are left out.
+        tolerance: by output name, the largest absolute difference.
+        progress: called with a line for each case.
+
+    Raises:
+        ArtifactError: the candidate lacks an output, gives another shape, or takes no case of the grid.
+    """
+    metadata = candidate.metadata or reference.metadata
+    assert metadata is not None  # a TorchSession always has it
+    names = [spec.name for spec in reference.outputs]
+    absent = set(names) - {spec.name for spec in candidate.outputs}
+    if absent:
+        raise ArtifactError(f"the file has no output {', '.join(sorted(absent))}; expected {', '.join(names)}")
+    pixel_mask = "pixel_mask" in {spec.name for spec in candidate.inputs}
+    channels = reference.inputs[0].shape[1]
+    assert isinstance(channels, int)
+
+    largest = dict.fromkeys(names, 0.0)
+    spread = dict.fromkeys(names, 0.0)
+    first: dict[str, np.ndarray] = {}
+    worst, worst_ratio = "", -1.0
+    cases = fitting_cases(metadata, grid)
+    if not cases:
+        raise ArtifactError(f"no case of the verification grid fits the model's ranges {dict(metadata.ranges)}")
+    for number, case in enumerate(cases):
+        if progress:
+            progress(f"{number + 1}/{len(cases)} {case}")
+        inputs = make_inputs(case, channels, pixel_mask, seed=number)
+        expected, given = reference.run(inputs), candidate.run(inputs)
+        for name in names:
+            if given[name].shape != expected[name].shape:
+                raise ArtifactError(f"{name} has shape {given[name].shape} at {case}; expected {expected[name].shape}")
+            difference = float(np.abs(given[name].astype(np.float64) - expected[name]).max())
+            largest[name] = max(largest[name], difference) if difference == difference else float("nan")
+            anchor = first.setdefault(name, expected[name][:1])
+            if anchor.shape[1:] == expected[name].shape[1:]:
+                spread[name] = max(spread[name], float(np.abs(expected[name] - anchor).max()))
+            ratio = difference / tolerance[name]
+            if not ratio <= worst_ratio:
+                worst, worst_ratio = str(case), ratio
+    return Parity(largest, {name: tolerance[name] for name in names}, spread, len(cases), worst)
+
+
+def require(parity: Parity, name: str) -> None:
+    """Lets a file pass or not.
+
+    Raises:
+        VerificationError: an output differs by more than its tolerance.
+    """
+    if parity.passed:
+        return
+    parts = [
+        f"{output} differs by {difference:.3g} (tolerance {parity.tolerance[output]:.3g})"
+        for output, difference in parity.max_abs_diff.items()
+        if not difference <= parity.tolerance[output]
+    ]
+    raise VerificationError(f"{name} disagrees with its checkpoint: {', '.join(parts)}, worst at {parity.worst_case}")

@@ -1,0 +1,59 @@
+"""Every error this project raises on purpose.
+
+::
+
+    DetrError
+    ├── CheckpointError        a checkpoint is missing, damaged, or not the model it should be
+    ├── ImageError             an image cannot be read, or is not what the processor takes
+    ├── AnnotationError        an annotation is malformed
+    ├── ArtifactError          an exported file is missing, damaged, or not a DETR
+    │   └── VerificationError  an exported file disagrees with the checkpoint it came from
+    ├── InputError             a session was given arrays that do not fit its inputs
+    ├── BackendError           a runtime, a device or an extra is not there, or failed
+    └── OutputError            a result cannot be written
+
+A message says what was wrong, what was expected, and what mends it, on one line where it can.
+"""
+
+from __future__ import annotations
+
+
+class DetrError(Exception):
+    """Base of every error raised on purpose; the command line prints it as one line and exits with 1."""
+
+
+class CheckpointError(DetrError):
+    """A checkpoint is missing, damaged, incomplete, or of a model this project does not know."""
+
+
+class ImageError(DetrError):
+    """An image cannot be read or cannot be processed."""
+
+
+class AnnotationError(DetrError):
+    """An annotation is malformed; the message names the image id and the field."""
+
+
+class ArtifactError(DetrError):
+    """An exported file is missing, damaged, or not a DETR."""
+
+
+class VerificationError(ArtifactError):
+    """An exported file disagrees with the checkpoint it came from by more than the tolerance."""
+
+
+class InputError(DetrError):
+    """Arrays handed to a session do not fit its declared inputs (name, dtype, rank or size)."""
+
+
+class BackendError(DetrError):
+    """A runtime, device or optional dependency is not available, or it failed while running."""
+
+
+class OutputError(DetrError):
+    """A result cannot be written where it was asked for."""
+
+
+def missing_extra(package: str, extra: str) -> BackendError:
+    """The error for an optional dependency that is not installed, with the command that installs it."""
+    return BackendError(f"{package} is not installed; run: pip install 'detr-export[{extra}]'")

@@ -1,0 +1,108 @@
+"""Predicting on files: pictures and one JSON document in a folder, an unreadable file reported and passed over."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from runtimes.errors import DetrError, ImageError, InputError
+from runtimes.files import replacing, require_writable, write_atomically
+from runtimes.predictor import Predictor
+from runtimes.processing.images import load_image
+from runtimes.results import Detections
+
+RESULTS_NAME = "predictions.json"
+
+
+@dataclass(frozen=True)
+class FilePrediction:
+    """One file's outcome: either `detections` or `error` is set."""
+
+    image: Path
+    detections: Optional[Detections] = None
+    picture: Optional[Path] = None  # the annotated copy, when there is an output folder
+    error: Optional[DetrError] = None
+
+    def summary(self) -> str:
+        """One line for people: the file and what was found, most frequent class first."""
+        if self.detections is None:
+            return f"{self.image}: {self.error}"
+        counts = Counter(self.detections.names).most_common()
+        return f"{self.image}: {', '.join(f'{count} {name}' for name, count in counts) or 'nothing found'}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        result: dict[str, Any] = {"image": str(self.image)}
+        if self.picture is not None:
+            result["picture"] = str(self.picture)
+        if self.error is not None:
+            result["error"] = str(self.error)
+        if self.detections is not None:
+            result.update(self.detections.to_dict())
+        return result
+
+
+def predict_files(
+    predictor: Predictor,
+    images: Iterable[Path],
+    threshold: float = 0.5,
+    output: Optional[Path] = None,
+    overwrite: bool = False,
+) -> Iterator[FilePrediction]:
+    """Predicts file by file, and yields each outcome as it is there.
+
+    Args:
+        predictor: the model.
+        images: files.
+        threshold: as in `Predictor.detect`.
+        output: a folder for annotated pictures (PNG, named after the image) and `predictions.json`; none is written when
+            None. The document is written at the end, over all files, also when some failed.
+        overwrite: replace what is there.
+
+    Raises:
+        OutputError: a picture or the document exists and `overwrite` is false, or cannot be written.
+        BackendError: the backend failed; a file that only is no usable image does not raise.
+    """
+    images = list(images)
+    pictures = _picture_paths(images, output) if output is not None else {}
+    for path in pictures.values():
+        require_writable(path, overwrite)
+    if output is not None:
+        require_writable(output / RESULTS_NAME, overwrite)
+    outcomes = []
+    for image in images:
+        try:
+            outcome = _predict(predictor, image, threshold, pictures.get(image))
+        except (ImageError, InputError) as error:
+            outcome = FilePrediction(image, error=error)
+        outcomes.append(outcome.to_dict())
+        yield outcome
+    if output is not None:
+        write_atomically(output / RESULTS_NAME, (json.dumps(outcomes, indent=2) + "\n").encode())
+
+
+def _predict(predictor: Predictor, image: Path, threshold: float, picture: Optional[Path]) -> FilePrediction:
+    loaded = load_image(image)
+    detections = predictor.detect(loaded, threshold)
+    if picture is not None:
+        with replacing(picture) as temporary:
+            detections.draw(loaded).save(temporary)
+    return FilePrediction(image, detections, picture)
+
+
+def _picture_paths(images: list[Path], output: Path) -> dict[Path, Path]:
+    """A name for each image's picture; where two images share a stem the later ones get a number."""
+    taken: set[str] = set()
+    paths = {}
+    for image in images:
+        name, number = image.stem, 1
+        while name in taken:
+            number += 1
+            name = f"{image.stem}-{number}"
+        taken.add(name)
+        paths[image] = output / f"{name}.png"
+    return paths

@@ -1,0 +1,58 @@
+"""What an exported file says about itself: one JSON document inside an ONNX file, or beside an engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Optional
+
+from runtimes.errors import ArtifactError
+
+METADATA_KEY = "detr_export"  # of the entry in ONNX's metadata_props
+FORMAT_VERSION = 1  # raised when a reader of the older format would misread the document
+
+Range = tuple[int, Optional[int]]  # smallest and largest size, None = no limit
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """The document, field by field."""
+
+    task: str  # "detection" or "segmentation"
+    id2label: Mapping[int, str]  # names of the classes; "no object" is the class after the last
+    processor: Mapping[str, Any]  # the content of preprocessor_config.json
+    pixel_mask: bool  # whether the model takes padded batches
+    precision: str = "fp32"
+    opset: Optional[int] = None
+    ranges: Mapping[str, Range] = field(default_factory=dict)  # sizes of "batch", "height" and "width" that it takes
+    source: Mapping[str, str] = field(default_factory=dict)  # "name" and "sha256" of the checkpoint's weights
+    tools: Mapping[str, str] = field(default_factory=dict)  # versions of what made the file
+    parity: Optional[Mapping[str, Any]] = None  # how the file compared with its checkpoint; None = not compared
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        """The document as JSON text; `from_json` is its inverse."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Metadata:
+        """Reads the document.
+
+        Raises:
+            ArtifactError: it is not JSON, lacks a field, or has a newer format than this version reads.
+        """
+        try:
+            values = json.loads(text)
+            version = values["format_version"]
+            if version > FORMAT_VERSION:
+                raise ArtifactError(
+                    f"the file's metadata has format {version}; this detr-export reads {FORMAT_VERSION}, update it"
+                )
+            known = {item.name for item in fields(cls)}
+            values = {name: value for name, value in values.items() if name in known}
+            values["id2label"] = {int(index): name for index, name in values["id2label"].items()}
+            values["ranges"] = {name: (low, high) for name, (low, high) in values["ranges"].items()}
+            return cls(**values)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(f"the file's metadata is damaged: {error!r}; export it again") from error

@@ -1,0 +1,144 @@
+"""ONNX Runtime behind the session contract."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import metadata as distributions
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+
+from runtimes.errors import ArtifactError, BackendError, missing_extra
+from runtimes.metadata import METADATA_KEY, Metadata
+from runtimes.session import Session, TensorSpec
+
+try:
+    import onnxruntime
+except ImportError as error:
+    raise missing_extra("onnxruntime", "cpu") from error
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}
+_OPTIMIZATION = {
+    "disabled": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+_ERRORS_ONLY = 3  # onnxruntime's log severity
+
+
+class OrtSession(Session):
+    """An ONNX file in ONNX Runtime. `run` may be called from several threads at once.
+
+    Args:
+        path: the ONNX file.
+        device: `cpu`, `cuda` or `cuda:N`. A device that cannot be had is an error, never another one.
+        threads: of one run on the CPU; ONNX Runtime's default (the physical cores) when None.
+        graph_optimization: `disabled`, `basic`, `extended` or `all`.
+        denormals_as_zero: flush subnormal numbers, which some CPUs compute slowly.
+
+    Raises:
+        ArtifactError: the file is missing, damaged or no ONNX model.
+        BackendError: the device is unknown or not available, or two onnxruntime packages are installed over each other.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        device: str = "cpu",
+        threads: Optional[int] = None,
+        graph_optimization: str = "all",
+        denormals_as_zero: bool = False,
+    ) -> None:
+        file = Path(path)
+        if not file.is_file():
+            raise ArtifactError(f"{file} does not exist or is not a file")
+        _refuse_two_installations()
+        provider = _provider(device)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _ERRORS_ONLY
+        if threads is not None:
+            if threads < 1:
+                raise BackendError(f"threads is {threads}; expected at least 1")
+            options.intra_op_num_threads = threads
+        if graph_optimization not in _OPTIMIZATION:
+            raise BackendError(f"graph_optimization is {graph_optimization!r}; expected one of {', '.join(_OPTIMIZATION)}")
+        options.graph_optimization_level = _OPTIMIZATION[graph_optimization]
+        if denormals_as_zero:
+            options.add_session_config_entry("session.set_denormal_as_zero", "1")
+        try:
+            self._session = onnxruntime.InferenceSession(str(file), options, providers=[provider])
+        except Exception as error:  # onnxruntime's own exceptions share no base class but Exception
+            raise ArtifactError(f"{file} cannot be loaded by ONNX Runtime: {_first_line(error)}") from error
+        name = provider if isinstance(provider, str) else provider[0]
+        if name not in self._session.get_providers():
+            self._session = None
+            raise BackendError(f"ONNX Runtime did not start {name} for device {device!r}; is its CUDA and cuDNN installed?")
+        self.inputs = tuple(_spec(item) for item in self._session.get_inputs())
+        self.outputs = tuple(_spec(item) for item in self._session.get_outputs())
+        text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        self.metadata = Metadata.from_json(text) if text is not None else None
+
+    def _run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        session = self._session
+        if session is None:
+            raise BackendError("the session is closed")
+        names = [spec.name for spec in self.outputs]
+        try:
+            return dict(zip(names, session.run(names, dict(inputs))))
+        except Exception as error:
+            raise BackendError(f"ONNX Runtime failed: {_first_line(error)}") from error
+
+    def close(self) -> None:
+        self._session = None
+
+
+def _provider(device: str) -> Any:
+    kind, _, index = device.partition(":")
+    if kind == "cpu" and not index:
+        return "CPUExecutionProvider"
+    if kind != "cuda" or (index and not index.isdigit()):
+        raise BackendError(f"device is {device!r}; expected 'cpu', 'cuda' or 'cuda:N'")
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise BackendError(
+            "this onnxruntime has no CUDA provider; run: pip uninstall -y onnxruntime && pip install 'detr-export[gpu]'"
+        )
+    if hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()  # finds CUDA and cuDNN in their wheels
+    return ("CUDAExecutionProvider", {"device_id": index or "0"})
+
+
+def _refuse_two_installations() -> None:
+    """Both packages write the same files, so which one is in effect depends on the order they were installed in."""
+    found = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)]
+    if len(found) > 1:
+        raise BackendError(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; "
+            "run: pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'detr-export[gpu]' (or [cpu])"
+        )
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        distributions.version(distribution)
+    except distributions.PackageNotFoundError:
+        return False
+    return True
+
+
+def _spec(item: Any) -> TensorSpec:
+    shape = tuple(size if isinstance(size, (int, str)) else "?" for size in item.shape)
+    return TensorSpec(item.name, _DTYPES.get(item.type, item.type), shape)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

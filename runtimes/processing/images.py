@@ -1,0 +1,265 @@
+"""Open an image from anywhere: the result is always an upright, fully decoded, 8-bit RGB `PIL.Image.Image`.
+
+For ordinary photographs the pixels are those of transformers 4.57.6 `load_image` (EXIF orientation applied, then
+`convert("RGB")`). What differs, on purpose:
+
+- 16-bit greyscale is scaled to 8 bit; `convert("RGB")` alone clamps it, which turns most of the picture white.
+- Unreadable or damaged EXIF is ignored instead of failing an image whose pixels are fine.
+- Images above `PIL.Image.MAX_IMAGE_PIXELS` are refused before they are decoded, instead of being warned about.
+- `info` of the result is empty, so an orientation that was applied cannot be applied again.
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO, Optional, Union
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from runtimes.errors import ImageError
+
+ImageSource = Union[str, os.PathLike, bytes, Image.Image, np.ndarray]
+PathPattern = Union[str, os.PathLike]
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+_EXIF_ORIENTATION = 0x0112
+# EXIF orientation -> what turns the stored pixels upright; 1 is upright already (EXIF 2.3, tag 0x0112).
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def load_image(source: ImageSource) -> Image.Image:
+    """Read `source` into an upright RGB image that shares nothing with it.
+
+    `source` is a path, the bytes of an image file, a PIL image of any mode but F, or a uint8 array (H, W, 3) in RGB
+    order and any memory layout. Of an animation or a multi-page file the first frame is taken; an alpha channel is
+    dropped, not blended, so hidden colours of transparent pixels show. The size limit applies to files and bytes
+    only: a PIL image or an array is already in the caller's memory.
+
+    Raises ImageError, on one line, for anything that is not such an image.
+    """
+    if isinstance(source, Image.Image):
+        return _upright_rgb(source, f"PIL image of mode {source.mode} and size {source.width}x{source.height}")
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, bytes):
+        if not source:
+            raise ImageError("the image bytes are empty: expected the content of an image file; check where they come from")
+        return _decode(io.BytesIO(source), f"bytes object of length {len(source)}")
+    if isinstance(source, (str, os.PathLike)):
+        return _from_file(os.fsdecode(source))
+    raise ImageError(
+        f"cannot read an image from {type(source).__name__}: expected a path, bytes, a PIL image or a uint8 array "
+        "of shape (H, W, 3); convert it to one of these"
+    )
+
+
+def iter_image_paths(patterns: Union[PathPattern, Iterable[PathPattern]]) -> list[Path]:
+    """Expand files, folders and globs into paths, in the order given and each path once.
+
+    A folder stands for the files directly inside it that have one of `IMAGE_SUFFIXES` and are not hidden, a glob
+    (`**` descends) for every file it matches; both are sorted by name. An existing file is taken as it is, even when
+    its name contains `*` or `[`. Paths are compared after making them absolute; symbolic links are not resolved.
+
+    Raises ImageError for a path that does not exist, and for a folder or glob without images.
+    """
+    if isinstance(patterns, (str, os.PathLike)):
+        patterns = [patterns]
+    unique: dict[str, Path] = {}
+    for pattern in patterns:
+        for path in _expand(os.fsdecode(pattern)):
+            unique.setdefault(os.path.abspath(path), path)
+    if not unique:
+        raise ImageError("no images were named: expected at least one file, folder or glob; add one")
+    return list(unique.values())
+
+
+def decode_in_place(image: Image.Image, name: str) -> None:
+    """Decode the pixels of a lazily opened PIL image; ImageError when the file behind it is damaged or closed."""
+    try:
+        image.load()
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(name, str(error)) from error
+    except Exception as error:  # decoders raise whatever the damage leads them to
+        raise _damaged(name, error) from error
+
+
+def _expand(pattern: str) -> list[Path]:
+    if os.path.isfile(pattern):
+        return [Path(pattern)]
+    if os.path.isdir(pattern):
+        try:
+            names = sorted(os.listdir(pattern))
+        except OSError as error:
+            raise ImageError(f"cannot list folder {pattern}: {error.strerror}; check its permissions") from error
+        images = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")]
+        found = [Path(pattern, name) for name in images if os.path.isfile(os.path.join(pattern, name))]
+        if not found:
+            raise ImageError(
+                f"folder {pattern} contains no images: expected files ending in {', '.join(IMAGE_SUFFIXES)}; "
+                "name another folder, or use a glob to take files with other names"
+            )
+        return found
+    if glob.has_magic(pattern):
+        found = [Path(match) for match in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(match)]
+        if not found:
+            raise ImageError(f"glob {_short(pattern)} matches no file: expected at least one image; check the pattern")
+        return found
+    raise _missing(pattern)
+
+
+def _from_file(path: str) -> Image.Image:
+    if os.path.isdir(path):
+        raise ImageError(f"{path} is a directory: expected an image file; name a file inside it")
+    if not os.path.exists(path):
+        raise _missing(path)
+    if not os.path.isfile(path):
+        raise ImageError(f"{path} is not a regular file: expected an image file; save the image to a file first")
+    try:
+        with open(path, "rb") as stream:
+            if os.fstat(stream.fileno()).st_size == 0:
+                raise ImageError(f"{path} is empty (0 bytes): expected an image file; copy or download it again")
+            return _decode(stream, path)
+    except OSError as error:
+        raise ImageError(f"cannot open {path}: {error.strerror}; check its permissions") from error
+
+
+def _decode(stream: BinaryIO, name: str) -> Image.Image:
+    """Decode an image file. Pillow may have warned about a large image by the time it is refused here."""
+    try:
+        image = Image.open(stream)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(name, str(error)) from error
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"{name} is not an image that Pillow reads: expected JPEG, PNG, BMP, WebP, TIFF or GIF; convert it first"
+        ) from error
+    except Exception as error:  # decoders raise whatever the damage leads them to
+        raise _damaged(name, error) from error
+    with image:
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is not None and image.width * image.height > limit:
+            raise _too_large(name, f"{image.width}x{image.height} pixels exceed the limit of {limit}")
+        return _upright_rgb(image, name)
+
+
+def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
+    if 0 in image.size:
+        raise ImageError(f"{name} has no pixels: expected a width and height of at least 1; pass a real image")
+    decode_in_place(image, name)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        rgb = _grey16_to_rgb(image, name)
+    elif image.mode == "F":
+        raise ImageError(f"{name} has floating-point pixels (mode F): expected 8 or 16 bit; convert it to 8 bit first")
+    else:
+        plain = image if image.mode == "RGB" else image.copy()
+        if plain is not image:
+            plain.info.pop("transparency", None)  # RGB has no use for it, and Pillow warns when it is a table of bytes
+        try:
+            rgb = plain.convert("RGB")
+        except (OSError, ValueError) as error:
+            raise ImageError(
+                f"{name} has mode {image.mode}, which Pillow cannot convert to RGB; convert it to RGB first"
+            ) from error
+    method = _UPRIGHT.get(_orientation(image))
+    if method is not None:
+        rgb = rgb.transpose(method)
+    rgb.info.clear()
+    return rgb
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except Exception:  # damaged EXIF: the pixels are still good
+        return 1
+
+
+def _grey16_to_rgb(image: Image.Image, name: str) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise ImageError(
+            f"{name} has integer pixels from {low} to {high}: expected 16-bit greyscale, 0 to 65535; scale it to 8 bit first"
+        )
+    scaled = (values + 128) // 257  # rounds v / 257, which maps 65535 to 255
+    return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    remedies = [remedy for remedy in (_shape_remedy(array), _dtype_remedy(array)) if remedy is not None]
+    if remedies:
+        nan = " containing NaN" if array.dtype.kind == "f" and np.isnan(array).any() else ""
+        raise ImageError(
+            f"array of shape {array.shape} and dtype {array.dtype}{nan} is not an RGB image: "
+            f"expected uint8 of shape (H, W, 3); {', and '.join(remedies)}"
+        )
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _shape_remedy(array: np.ndarray) -> Optional[str]:
+    if array.size == 0:
+        return "pass an image with at least one pixel"
+    if array.ndim == 2:
+        return "repeat the grey channel: np.repeat(array[..., None], 3, axis=2)"
+    if array.ndim == 4:
+        return "pass the images of the batch one by one"
+    if array.ndim != 3:
+        return "reshape it to (H, W, 3)"
+    if array.shape[2] == 3:
+        return None
+    if array.shape[0] == 3:
+        return "transpose it from channels-first: array.transpose(1, 2, 0)"
+    if array.shape[2] == 4:
+        return "drop the alpha channel: array[..., :3]"
+    if array.shape[2] == 1:
+        return "repeat the grey channel: np.repeat(array, 3, axis=2)"
+    return "pass three channels, last"
+
+
+def _dtype_remedy(array: np.ndarray) -> Optional[str]:
+    if array.dtype == np.uint8:
+        return None
+    if array.dtype.kind == "f":
+        return "scale it to 0..255, round, and cast to uint8"
+    if array.dtype == np.uint16:
+        return "scale it to 8 bit: ((array.astype(np.int64) + 128) // 257).astype(np.uint8)"
+    if array.dtype.kind == "b":
+        return "scale it to 0..255: array.astype(np.uint8) * 255"
+    return "cast it to uint8"
+
+
+def _missing(path: str) -> ImageError:
+    if path.startswith(("http://", "https://")):
+        return ImageError(f"{_short(path)} is a URL: expected a local file; download it and pass the file or its bytes")
+    return ImageError(f"{_short(path)} does not exist: expected an image file; check the path")
+
+
+def _damaged(name: str, error: Exception) -> ImageError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ImageError(f"{name} is damaged or truncated ({reason}): expected a complete image; copy or download it again")
+
+
+def _too_large(name: str, reason: str) -> ImageError:
+    return ImageError(
+        f"{name} is too large ({reason}): expected at most PIL.Image.MAX_IMAGE_PIXELS; "
+        "shrink it, or raise that limit if you trust the file"
+    )
+
+
+def _short(text: str) -> str:
+    """A string that was meant as a path may be a whole base64 image."""
+    return text if len(text) <= 200 else f"{text[:197]}..."

@@ -1,0 +1,59 @@
+"""What a prediction is: typed, immutable, in pixels of the image that was given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Union
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from runtimes.processing.images import ImageSource
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """The objects found in one image, in the order of the model's queries."""
+
+    scores: np.ndarray  # (N,) float32 in (0, 1]
+    labels: np.ndarray  # (N,) int64, ids of the checkpoint's classes
+    boxes: np.ndarray  # (N, 4) float32, (x_min, y_min, x_max, y_max) in pixels of the original image
+    names: tuple[str, ...]  # N class names
+    image_size: tuple[int, int]  # (height, width) of the original image, pixels
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: `{"image_size": [height, width], "detections": [{"label", "name", "score", "box"}, ...]}`."""
+        return {
+            "image_size": list(self.image_size),
+            "detections": [
+                {"label": int(label), "name": name, "score": float(score), "box": [float(value) for value in box]}
+                for label, name, score, box in zip(self.labels, self.names, self.scores, self.boxes)
+            ],
+        }
+
+    def to_coco(self, image_id: Union[int, str]) -> list[dict[str, Any]]:
+        """Entries of a COCO results file: `bbox` is [x, y, width, height] in pixels, `category_id` the label."""
+        return [
+            {
+                "image_id": image_id,
+                "category_id": int(label),
+                "bbox": [float(box[0]), float(box[1]), float(box[2] - box[0]), float(box[3] - box[1])],
+                "score": float(score),
+            }
+            for label, score, box in zip(self.labels, self.scores, self.boxes)
+        ]
+
+    def draw(self, image: ImageSource) -> Image.Image:
+        """A copy of `image` with a box and a caption for each object.
+
+        Raises:
+            ImageError: the image cannot be read, or is not the size of the one these were found in.
+        """
+        from runtimes.drawing import draw_detections
+
+        return draw_detections(image, self)

@@ -1,0 +1,117 @@
+"""The contract that every backend keeps: open, describe, run, close.
+
+A session takes and returns numpy arrays by name. Its inputs are checked here, in one place, before the backend sees
+them; what it returns belongs to the caller.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Optional, Union
+
+import numpy as np
+
+from runtimes.errors import InputError
+from runtimes.metadata import Metadata
+
+DETR_INPUTS = ("pixel_values", "pixel_mask")
+DETR_OUTPUTS = ("logits", "pred_boxes")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, dtype and shape of an input or output."""
+
+    name: str
+    dtype: str  # numpy's name: "float32", "int64"
+    shape: tuple[Union[int, str], ...]  # a string is a dimension that varies; the same string is the same size
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype} ({', '.join(map(str, self.shape))})"
+
+
+class Session(ABC):
+    """A model that is loaded and ready to run; also a context manager that closes itself.
+
+    Attributes:
+        inputs: what `run` takes, all of it.
+        outputs: what `run` returns.
+        metadata: what the file says about itself, or None when it says nothing.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    metadata: Optional[Metadata] = None
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Runs the model once.
+
+        Args:
+            inputs: an array for each of `self.inputs`, of its dtype and shape.
+
+        Returns:
+            An array for each of `self.outputs`; the caller's to keep and to write to.
+
+        Raises:
+            InputError: a name, dtype, rank or size does not fit.
+            BackendError: the backend failed, or the session is closed.
+        """
+        check_inputs(self.inputs, inputs, self.metadata)
+        return self._run(inputs)
+
+    @abstractmethod
+    def _run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
+
+    @abstractmethod
+    def close(self) -> None:
+        """Frees what the session holds; closing twice does nothing."""
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        self.close()
+
+
+def check_inputs(
+    specs: tuple[TensorSpec, ...], arrays: Mapping[str, np.ndarray], metadata: Optional[Metadata] = None
+) -> None:
+    """Checks arrays against what a session declares.
+
+    Raises:
+        InputError: names the first input that does not fit and what was expected.
+    """
+    missing = [spec.name for spec in specs if spec.name not in arrays]
+    unexpected = sorted(set(arrays) - {spec.name for spec in specs})
+    if missing or unexpected:
+        raise InputError(
+            f"inputs are {', '.join(sorted(arrays)) or 'none'}; expected {', '.join(spec.name for spec in specs)}"
+        )
+    sizes: dict[str, int] = {}
+    for spec in specs:
+        array = arrays[spec.name]
+        if not isinstance(array, np.ndarray):
+            raise InputError(f"{spec.name} is a {type(array).__name__}; expected a numpy array")
+        if array.dtype.name != spec.dtype:
+            raise InputError(f"{spec.name} is {array.dtype.name}; expected {spec.dtype}")
+        if array.ndim != len(spec.shape):
+            raise InputError(f"{spec.name} has shape {array.shape}; expected ({', '.join(map(str, spec.shape))})")
+        for size, dimension in zip(array.shape, spec.shape):
+            expected = sizes.setdefault(dimension, size) if isinstance(dimension, str) else dimension
+            if size != expected:
+                raise InputError(
+                    f"{spec.name} has shape {array.shape}; expected ({', '.join(map(str, spec.shape))})"
+                    + (f" with {dimension}={expected}" if isinstance(dimension, str) else "")
+                )
+    for name, size in sizes.items():
+        low, high = metadata.ranges.get(name, (1, None)) if metadata else (1, None)
+        if size < low or (high is not None and size > high):
+            raise InputError(f"{name} is {size}; this model takes {low} to {high if high is not None else 'any'}")

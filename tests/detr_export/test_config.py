@@ -1,0 +1,132 @@
+"""`DetrConfig` against transformers' own reading and writing of config.json."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import transformers
+
+from detr_export.config import DetrConfig, ResNetConfig
+from runtimes.errors import CheckpointError
+from tests import models
+
+CASES = {
+    "default": {},
+    "dc5": {"dilation": True},
+    "learned": {"position_embedding_type": "learned", "num_queries": 7, "dropout": 0.2},
+    "no_timm": {"use_timm_backbone": False, "backbone_config": None},
+    "channels": {"num_channels": 1, "backbone": "resnet18", "auxiliary_loss": True},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_reads_what_transformers_writes_and_back(name: str, tmp_path: Path) -> None:
+    labels = {"id2label": {0: "a", 1: "N/A", 2: "b"}, "label2id": {"a": 0, "N/A": 1, "b": 2}}
+    theirs = transformers.DetrConfig(use_pretrained_backbone=False, **labels, **CASES[name])
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = DetrConfig.from_pretrained(tmp_path / "theirs")
+    for item in fields(DetrConfig):
+        if item.name not in ("extra", "backbone_config", "backbone_kwargs"):
+            assert getattr(ours, item.name) == getattr(theirs, item.name), item.name
+    ours.save_pretrained(tmp_path / "ours")
+    again = transformers.DetrConfig.from_pretrained(tmp_path / "ours")
+    assert again.to_dict() == {**theirs.to_dict(), "_name_or_path": again.to_dict()["_name_or_path"]}
+
+
+def test_has_every_field_of_transformers() -> None:
+    own = set(transformers.DetrConfig().to_dict()) - set(transformers.PretrainedConfig().to_dict())
+    assert own - {item.name for item in fields(DetrConfig)} == {"num_hidden_layers"}
+    assert DetrConfig().to_dict()["num_hidden_layers"] == 6
+
+
+def test_defaults_are_those_of_transformers() -> None:
+    theirs = transformers.DetrConfig().to_dict()
+    for name, value in DetrConfig().to_dict().items():
+        if name not in ("id2label", "label2id"):
+            assert theirs[name] == value, name
+
+
+def test_keeps_gaps_and_unknown_fields(tmp_path: Path) -> None:
+    values = {**models.TINY, "architectures": ["DetrForObjectDetection"], "my_field": {"a": [1, 2]}}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    config = DetrConfig.from_pretrained(tmp_path)
+    assert config.id2label == models.LABELS
+    assert config.num_labels == 5
+    assert config.label2id == {"N/A": 2, "person": 1, "car": 3, "cat": 4}
+    written = json.loads(config.save_pretrained(tmp_path / "again").read_text())
+    assert written["my_field"] == {"a": [1, 2]}
+    assert written["architectures"] == ["DetrForObjectDetection"]
+
+
+def test_aliases_and_num_labels() -> None:
+    config = DetrConfig.from_dict({"model_type": "detr", "hidden_size": 64, "num_attention_heads": 2, "num_labels": 3})
+    assert (config.d_model, config.encoder_attention_heads, config.num_labels) == (64, 2, 3)
+
+
+def test_no_timm_defaults_to_the_last_stage_of_resnet50() -> None:
+    config = DetrConfig(use_timm_backbone=False)
+    assert config.backbone is None
+    assert config.dilation is None
+    assert config.backbone_config == ResNetConfig()
+    assert config.backbone_config.outputs == ("stage4",)
+
+
+def test_out_indices_name_stages() -> None:
+    assert ResNetConfig.from_dict({"depths": [1, 1], "hidden_sizes": [8, 8], "out_indices": [-1, 0]}).outputs == (
+        "stem",
+        "stage2",
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "stride"),
+    [
+        (DetrConfig(), 32),
+        (DetrConfig(dilation=True), 16),
+        (DetrConfig(backbone_kwargs={"out_indices": [1, 2, 3]}), 16),
+        (DetrConfig(use_timm_backbone=False), 32),
+        (DetrConfig(use_timm_backbone=False, backbone_config=ResNetConfig(downsample_in_first_stage=True)), 64),
+    ],
+)
+def test_output_stride(config: DetrConfig, stride: int) -> None:
+    assert config.output_stride == stride
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "yolos"}, "model_type is 'yolos'; expected 'detr'"),
+        ({"model_type": None}, "model_type is None"),
+        ({"position_embedding_type": "rope"}, "expected 'sine' or 'learned'"),
+        ({"d_model": 30}, "not divisible by encoder_attention_heads"),
+        ({"d_model": 36, "encoder_attention_heads": 4, "decoder_attention_heads": 5}, "decoder_attention_heads 5"),
+        ({"backbone_config": {"model_type": "swin"}}, "model_type 'swin'; expected 'resnet'"),
+        ({"backbone_config": {**models.TINY_BACKBONE, "layer_type": "wide"}}, "layer_type is 'wide'"),
+        ({"backbone_config": {**models.TINY_BACKBONE, "depths": [1]}}, "must be equally long"),
+        ({"backbone_config": {**models.TINY_BACKBONE, "out_features": ["stage9"]}}, "out_features \\['stage9'\\]"),
+        ({"backbone": "microsoft/resnet-50"}, "without timm is not supported"),
+    ],
+)
+def test_refuses(changes: dict, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        DetrConfig.from_dict({**models.TINY, **changes})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "does not exist"),
+        ("{", "cannot be read as JSON"),
+        ("[1]", "expected an object"),
+        ("{}", "model_type is None"),
+    ],
+)
+def test_refuses_files(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        DetrConfig.from_pretrained(tmp_path)
+    assert "config.json" in str(caught.value)
