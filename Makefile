@@ -12,10 +12,10 @@ demo: $(DEMO_VENV)/installed
 	$(DEMO_VENV)/bin/detr-export onnx demo/checkpoint --output demo/model.onnx --overwrite
 	$(DEMO_VENV)/bin/python -c "import sklearn.datasets, shutil, pathlib; \
 	    shutil.copy(pathlib.Path(sklearn.datasets.__file__).parent / 'images' / 'china.jpg', 'demo')"
-	$(DEMO_VENV)/bin/detr-export predict demo/model.onnx demo/china.jpg --threshold 0.48 --output demo/pictures --overwrite
+	$(DEMO_VENV)/bin/detr-export predict demo/model.onnx demo/china.jpg --threshold 0.5 --output demo/pictures --overwrite
 
 test: $(VENV)/installed
-	$(VENV)/bin/python -m pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS)  # more threads than cores would fight
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

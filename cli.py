@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -51,8 +53,10 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except DetrError as error:
-            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        except BrokenPipeError:  # the reader of our output has left; typer knows what to do
+            raise
+        except (DetrError, OSError) as error:  # an OSError: a name too long, a disk that fails
+            _print_error(error)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             typer.echo("interrupted", err=True)
@@ -65,6 +69,10 @@ def _require_export_extra() -> None:
     for package in ("torch", "onnx", "onnxscript", "safetensors"):
         if importlib.util.find_spec(package) is None:
             raise missing_extra(package, "export")
+
+
+def _print_error(error: Exception) -> None:
+    typer.echo(f"error: {' '.join(str(error).split())}", err=True)
 
 
 def _progress(line: str) -> None:
@@ -110,7 +118,7 @@ def onnx_command(
     _require_export_extra()
     from runtimes.files import require_writable
 
-    require_writable(output, overwrite)
+    require_writable(output, overwrite, ".onnx")
     _progress(f"reading {checkpoint}")
     from detr_export.checkpoint import load_checkpoint
     from detr_export.onnx_export import DEFAULT_OPSET, ExportOptions, export_onnx
@@ -188,7 +196,7 @@ def predict(
         for outcome in predict_files(predictor, paths, threshold, output, overwrite):
             outcomes.append(outcome.to_dict())
             if outcome.error is not None:
-                typer.echo(f"error: {outcome.error}", err=True)
+                _print_error(outcome.error)
             elif not as_json:
                 typer.echo(outcome.summary())
     if as_json:
@@ -199,6 +207,9 @@ def predict(
 
 def main() -> None:
     """Entry point of `detr-export`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name need not be text in the terminal's encoding
     app()
 
 

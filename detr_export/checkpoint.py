@@ -7,7 +7,9 @@ tensors is `argparse.Namespace`, which the original training script stores.
 from __future__ import annotations
 
 import json
-import pickle
+import os
+import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +24,12 @@ from detr_export.config import CONFIG_NAME, DetrConfig
 from detr_export.hub import PROCESSOR_NAME, WEIGHT_FILES, download
 from detr_export.modeling.detr import DetrForObjectDetection
 from runtimes.errors import CheckpointError, DetrError
-from runtimes.files import sha256_of_files
+from runtimes.files import sha256_of_files, user_path
 from runtimes.processing.image_processor import DetrImageProcessor
 
 _LFS_HEADER = b"version https://git-lfs"
+# How torch names what it will not unpickle: an object of another class, or a program.
+_FOREIGN = re.compile("GLOBAL|Unsupported class|TorchScript")
 _LISTED = 8  # names in an error message before "and N more"
 
 
@@ -57,12 +61,12 @@ def load_checkpoint(source: str | Path, dilation: bool | None = None, revision: 
     Raises:
         CheckpointError: it is missing, damaged, or not a DETR; the message says which file and why.
     """
-    path = Path(source).expanduser()
-    if path.is_file():
+    path = user_path(source)
+    if os.path.isfile(path):  # false, not an error, for a name that is too long
         _refuse(revision is not None, f"{path} is a file; --revision goes with a hub id")
         return _load_original(path, str(source), dilation)
     _refuse(dilation is not None, f"--dilation goes with an original .pth file; {source}'s {CONFIG_NAME} says it")
-    if path.is_dir():
+    if os.path.isdir(path):
         _refuse(revision is not None, f"{path} is a directory; --revision goes with a hub id")
         return _load_directory(path, str(source))
     return _load_directory(download(str(source), revision), str(source))
@@ -77,6 +81,11 @@ def load_model(checkpoint: Checkpoint) -> DetrForObjectDetection:
     _refuse(
         checkpoint.task == "segmentation",
         f"{checkpoint.source} is a segmentation checkpoint; expected a detection one",
+    )
+    _refuse(
+        not any(name.startswith("class_labels_classifier.") for name in checkpoint.state_dict),
+        f"{checkpoint.source} has no detection head (class_labels_classifier, bbox_predictor); "
+        "expected a checkpoint of DetrForObjectDetection",
     )
     model = DetrForObjectDetection(checkpoint.config)
     load_strictly(model, checkpoint.state_dict, checkpoint.source)
@@ -101,6 +110,10 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], source: st
                 for name, value in expected.items()
                 if name in given and given[name].shape != value.shape
             ),
+        ),
+        _list(
+            "not floating point",
+            (f"{name} {given[name].dtype}" for name in expected if name in given and not given[name].is_floating_point()),
         ),
     ]
     if any(problems):
@@ -141,7 +154,10 @@ def _load_original(file: Path, source: str, dilation: bool | None) -> Checkpoint
     try:
         raw, args = original_checkpoint.split_file(content)
         if not original_checkpoint.is_original(raw):
-            raise CheckpointError("the parameter names are not those of facebookresearch/detr")
+            raise CheckpointError(
+                "the parameter names are not those of facebookresearch/detr; "
+                f"give a checkpoint in the hub's format as the directory that holds it and its {CONFIG_NAME}"
+            )
         config, state_dict = original_checkpoint.convert(raw, args, dilation)
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from None
@@ -159,7 +175,7 @@ def _weight_files(directory: Path) -> list[Path]:
 def _shards(index: Path) -> list[Path]:
     _refuse_lfs_pointer(index)
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{index} is not an index of weight files: {error!r}") from error
     for name in names:
@@ -175,16 +191,18 @@ def _read_file(file: Path) -> object:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        with torch.serialization.safe_globals([*original_checkpoint.SAFE_GLOBALS]):
+        with torch.serialization.safe_globals([*original_checkpoint.SAFE_GLOBALS]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its notes on other pickle protocols
             return torch.load(file, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise CheckpointError(f"{file} is truncated or not a safetensors file: {error}") from error
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for
         # torch's text offers to load the file unsafely; that offer stays here.
-        reason = str(error).splitlines()[0] if "Unsupported" not in str(error) else "it holds objects other than tensors"
-        raise CheckpointError(f"{file} is not a plain file of tensors and was not loaded: {reason}") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{file} is truncated or not a PyTorch file: {str(error).splitlines()[0]}") from error
+        if _FOREIGN.search(str(error)):
+            raise CheckpointError(
+                f"{file} holds objects other than tensors and was not loaded; expected a state dict saved with torch.save"
+            ) from error
+        raise CheckpointError(f"{file} is truncated or not a PyTorch file; copy or download it again") from error
 
 
 def _refuse_lfs_pointer(file: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 import onnx
@@ -27,7 +28,10 @@ def check_graph(model: onnx.ModelProto, layer_norms: int, opset: int, inputs: di
     Raises:
         ArtifactError: says which rule is broken.
     """
-    onnx.checker.check_model(model)
+    try:
+        onnx.checker.check_model(model)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise ArtifactError(f"the graph is not valid ONNX: {str(error).strip().splitlines()[0]}") from error
     given = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), None)
     if given != opset:
         raise ArtifactError(f"the exporter produced opset {given} instead of {opset}; choose an opset from 17 to 25")
@@ -42,18 +46,27 @@ def check_graph(model: onnx.ModelProto, layer_norms: int, opset: int, inputs: di
         raise ArtifactError(
             f"the graph holds {operators['LayerNormalization']} LayerNormalization nodes instead of {layer_norms}"
         )
+    absent = sorted(set(inputs) - {value.name for value in model.graph.input})
+    if absent:
+        raise ArtifactError(f"the graph has no input {', '.join(absent)}")
     for value in model.graph.input:
         dims = tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
         if dims != inputs.get(value.name):
             raise ArtifactError(f"input {value.name} has dimensions {dims} instead of {inputs.get(value.name)}")
-    constants = [
-        *model.graph.initializer,
-        *(a.t for n in model.graph.node for a in n.attribute if n.op_type == "Constant"),
-    ]
-    for constant in constants:
-        array = numpy_helper.to_array(constant)
+    for name, array in _constants(model.graph):
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-            raise ArtifactError(f"the constant {constant.name!r} holds values that are not finite")
+            raise ArtifactError(f"the constant {name!r} holds values that are not finite")
+
+
+def _constants(graph: onnx.GraphProto) -> Iterator[tuple[str, np.ndarray]]:
+    for tensor in graph.initializer:
+        yield tensor.name, numpy_helper.to_array(tensor)
+    for node in graph.node:
+        for attribute in node.attribute if node.op_type == "Constant" else ():
+            if attribute.HasField("t"):
+                yield node.output[0], numpy_helper.to_array(attribute.t)
+            elif attribute.HasField("f") or attribute.floats:
+                yield node.output[0], np.array([attribute.f, *attribute.floats])
 
 
 def operator_counts(model: onnx.ModelProto) -> dict[str, int]:

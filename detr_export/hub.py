@@ -16,6 +16,8 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+# Names that end so were meant as files; asking the hub for them takes long, and answers something else.
+_FILE_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".onnx", ".json")
 
 
 def download(repository: str, revision: str | None = None) -> Path:
@@ -26,6 +28,8 @@ def download(repository: str, revision: str | None = None) -> Path:
     Raises:
         CheckpointError: it is no valid id, does not exist, needs a login, lacks a file, or cannot be reached.
     """
+    if Path(repository).suffix in _FILE_SUFFIXES:
+        raise CheckpointError(f"{repository} does not exist; expected a directory, a .pth file or a hub id")
     try:
         from huggingface_hub import hf_hub_download, snapshot_download
         from huggingface_hub.errors import (

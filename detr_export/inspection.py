@@ -54,7 +54,7 @@ class Inspection:
         ranges = ", ".join(
             f"{name} {low} to {high if high is not None else 'any'}" for name, (low, high) in about.ranges.items()
         )
-        parity = about.parity["max_abs_diff"] if about.parity else None
+        parity = (about.parity or {}).get("max_abs_diff")
         return "\n".join(
             [
                 *lines,
@@ -78,7 +78,7 @@ def inspect_onnx(path: str | Path) -> Inspection:
     if not file.is_file():
         raise ArtifactError(f"{file} does not exist or is not a file")
     try:
-        model = onnx.load(str(file), load_external_data=False)
+        model = onnx.load(str(file), format="protobuf", load_external_data=False)
     except (DecodeError, ValueError, OSError, MemoryError) as error:
         raise ArtifactError(f"{file} is not an ONNX model, or is damaged: {error}") from error
     if not model.graph.node:
@@ -100,8 +100,15 @@ def inspect_onnx(path: str | Path) -> Inspection:
                 {entry.value for item in model.graph.initializer for entry in item.external_data if entry.key == "location"}
             )
         ),
-        metadata=Metadata.from_json(text) if text is not None else None,
+        metadata=_metadata(file, text) if text is not None else None,
     )
+
+
+def _metadata(file: Path, text: str) -> Metadata:
+    try:
+        return Metadata.from_json(text)
+    except ArtifactError as error:
+        raise ArtifactError(f"{file}: {error}") from error
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:

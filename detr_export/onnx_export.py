@@ -7,6 +7,7 @@ their names for them.
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -23,8 +24,8 @@ from detr_export.description import describe
 from detr_export.graph_checks import check_graph
 from detr_export.simplification import simplify
 from detr_export.verification import Parity, compare, require
-from runtimes.errors import ArtifactError
-from runtimes.files import replacing, require_writable
+from runtimes.errors import ArtifactError, missing_extra
+from runtimes.files import replacing, require_writable, writing
 from runtimes.metadata import METADATA_KEY, Metadata
 from runtimes.torch_session import TorchSession
 
@@ -33,6 +34,7 @@ DEFAULT_OPSET = 18  # what the exporter writes without converting
 # The traced example. Nothing of it may survive in the file: the grid holds none of these sizes.
 _TRACED_BATCH, _TRACED_HEIGHT, _TRACED_WIDTH = 2, 256, 320
 _PRODUCER = "detr-export"
+SUFFIX = ".onnx"
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,11 @@ def export_onnx(
         VerificationError: the file disagrees with the checkpoint; nothing was written.
     """
     options = options or ExportOptions()
-    require_writable(output, options.overwrite)
+    require_writable(output, options.overwrite, SUFFIX)
+    if options.simplify and importlib.util.find_spec("onnxsim") is None:
+        raise missing_extra("onnxsim", "export")
+    if options.verify:
+        import runtimes.ort_session  # noqa: F401  # where it is missing, better said now than after the tracing
     if options.opset not in OPSETS:
         raise ArtifactError(f"opset is {options.opset}; expected {OPSETS.start} to {OPSETS.stop - 1}")
     if not options.pixel_mask and checkpoint.processor.pad_size is not None:
@@ -123,7 +129,7 @@ def verify_file(
     from runtimes.ort_session import OrtSession
     from runtimes.predictor import require_detr
 
-    with OrtSession(file) as candidate:
+    with OrtSession(file, spinning=False) as candidate:
         require_detr(candidate)
         progress(f"reading {checkpoint}")
         loaded = load_checkpoint(checkpoint, dilation, revision)
@@ -160,16 +166,20 @@ def _trace(model: nn.Module, config: DetrConfig, options: ExportOptions) -> onnx
         dynamic += ({0: batch, 1: height, 2: width},)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's notes about itself
-        program = torch.onnx.export(
-            wrapper,
-            arguments,
-            dynamo=True,
-            opset_version=options.opset,
-            input_names=list(_inputs(config, options.pixel_mask)),
-            output_names=["logits", "pred_boxes"],
-            dynamic_shapes=dynamic,
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                wrapper,
+                arguments,
+                dynamo=True,
+                opset_version=options.opset,
+                input_names=list(_inputs(config, options.pixel_mask)),
+                output_names=["logits", "pred_boxes"],
+                dynamic_shapes=dynamic,
+                verbose=False,
+            )
+        except Exception as error:  # a backbone of timm's may do what cannot be traced, and torch's errors share no base
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise ArtifactError(f"PyTorch cannot export this model: {reason}") from error
     assert program is not None  # None only when the exporter is given a file
     return program.model_proto
 
@@ -193,7 +203,7 @@ def _verify(
     from runtimes.ort_session import OrtSession  # a box that exports with --no-verify needs no runtime
 
     reference = TorchSession(model, metadata, checkpoint.config.num_channels)
-    with OrtSession(file) as candidate:
+    with OrtSession(file, spinning=False) as candidate:
         parity = compare(candidate, reference, progress=lambda line: progress(f"verifying {line}"))
     require(parity, "the exported file")
     return parity
@@ -203,4 +213,5 @@ def _save(proto: onnx.ModelProto, metadata: Metadata, file: Path) -> None:
     proto.producer_name = _PRODUCER
     proto.producer_version = metadata.tools.get(_PRODUCER, "")
     onnx.helper.set_model_props(proto, {METADATA_KEY: metadata.to_json()})
-    onnx.save_model(proto, str(file), save_as_external_data=False)
+    with writing(file):
+        onnx.save_model(proto, str(file), format="protobuf", save_as_external_data=False)

@@ -78,6 +78,8 @@ def convert(
             target = _PANOPTIC_PREFIX + target
         if "in_proj_" in target:
             kind = target.rpartition("_")[2]
+            if not value.dim() or value.shape[0] % 3:
+                raise CheckpointError(f"{name} has shape {list(value.shape)}; expected rows of query, key and value")
             for part, rows in zip("qkv", value.chunk(3), strict=True):
                 converted[target.replace(f"in_proj_{kind}", f"{part}_proj.{kind}")] = rows.clone()
         else:
@@ -92,7 +94,7 @@ def _rename(name: str) -> str:
 
 
 def _infer_config(body: Mapping[str, Tensor], args: argparse.Namespace | None, dilation: bool | None) -> DetrConfig:
-    if getattr(args, "pre_norm", False):
+    if getattr(args, "pre_norm", False) or "transformer.encoder.norm.weight" in body:
         raise CheckpointError("the checkpoint was trained with --pre_norm; only the post-norm DETR is supported")
     trained_dilation = getattr(args, "dilation", None)
     if dilation is not None and trained_dilation is not None and bool(trained_dilation) != dilation:
@@ -104,7 +106,11 @@ def _infer_config(body: Mapping[str, Tensor], args: argparse.Namespace | None, d
         decoder_ffn = body["transformer.decoder.layers.0.linear1.weight"].shape[0]
     except KeyError as error:
         raise CheckpointError(f"the file has no parameter {error.args[0]!r}, which every original DETR has") from None
+    except (IndexError, ValueError):
+        raise CheckpointError("class_embed, query_embed or linear1 is no matrix, as in every original DETR") from None
     heads = getattr(args, "nheads", _HEADS)
+    if not isinstance(heads, int):
+        raise CheckpointError(f"the checkpoint's own arguments say nheads={heads!r}; expected a whole number")
     return DetrConfig(
         backbone=_infer_backbone(body),
         dilation=bool(trained_dilation) if dilation is None else dilation,
@@ -147,9 +153,11 @@ def split_file(content: object) -> tuple[Mapping[str, Tensor], argparse.Namespac
     state_dict = content.get("model", content) if isinstance(content, Mapping) else None
     if not isinstance(state_dict, Mapping) or not state_dict:
         raise CheckpointError("the file holds no state dict; expected {'model': {name: tensor}} or {name: tensor}")
-    strangers = [name for name, value in state_dict.items() if not isinstance(value, torch.Tensor)]
+    strangers = [
+        name for name, value in state_dict.items() if not isinstance(value, torch.Tensor) or not isinstance(name, str)
+    ]
     if strangers:
         raise CheckpointError(
-            f"the file's state dict holds entries that are no tensors: {', '.join(map(str, strangers[:5]))}"
+            f"the file's state dict holds entries that are no named tensors: {', '.join(map(str, strangers[:5]))}"
         )
     return state_dict, args if isinstance(args, argparse.Namespace) else None

@@ -19,8 +19,11 @@ _IMAGES = 8
 # A residual branch that adds as much as the shortcut carries makes fifty layers amplify rounding by a thousand.
 _BRANCH_GAIN = 0.3
 # Cross-attention that is nearly uniform shows every query the same average, so all queries would answer alike.
-_SHARPNESS = 3.0  # of its query and key projections, times Xavier's gain
-_HEAD_GAIN = 2.0  # of the last layers, so that scores and boxes spread
+_SHARPNESS = 5.0  # of its query and key projections, times Xavier's gain
+_CONTENT_GAIN = 4.0  # of its value and output projections
+# Attention maps sum to one over thousands of positions; unscaled, the mask head would hardly see them.
+_ATTENTION_MAP_GAIN = 100.0
+_HEAD_GAIN = 3.0  # of the last layers, so that scores and boxes spread
 
 
 def random_images(shape: tuple[int, int, int, int], seed: int = 0) -> np.ndarray:
@@ -68,6 +71,10 @@ def seed_weights(model: nn.Module, seed: int = 0) -> None:
             nn.init.kaiming_normal_(parameter, generator=generator)
         else:
             nn.init.xavier_uniform_(parameter, _gain(name), generator=generator)
+        if name == "mask_head.lay1.weight":
+            heads = model.get_submodule("bbox_attention").num_heads
+            assert isinstance(heads, int)
+            parameter[:, -heads:] *= _ATTENTION_MAP_GAIN
 
     def adopt_statistics(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(norm, DetrFrozenBatchNorm2d)
@@ -89,8 +96,9 @@ def seed_weights(model: nn.Module, seed: int = 0) -> None:
 
 
 def _gain(name: str) -> float:
-    if "encoder_attn" in name and ("q_proj" in name or "k_proj" in name):
-        return _SHARPNESS
+    parent, _, layer = name.removesuffix(".weight").rpartition(".")
+    if parent.endswith(("encoder_attn", "bbox_attention")):
+        return _SHARPNESS if layer in ("q_proj", "k_proj", "q_linear", "k_linear") else _CONTENT_GAIN
     return _HEAD_GAIN if name.endswith(("class_labels_classifier.weight", "bbox_predictor.layers.2.weight")) else 1.0
 
 

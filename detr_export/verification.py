@@ -153,15 +153,20 @@ def compare(
         for name in names:
             if given[name].shape != expected[name].shape:
                 raise ArtifactError(f"{name} has shape {given[name].shape} at {case}; expected {expected[name].shape}")
-            difference = float(np.abs(given[name].astype(np.float64) - expected[name]).max())
+            difference = _distance(given[name], expected[name])
             largest[name] = max(largest[name], difference) if difference == difference else float("nan")
             anchor = first.setdefault(name, expected[name][:1])
             if anchor.shape[1:] == expected[name].shape[1:]:
-                spread[name] = max(spread[name], float(np.abs(expected[name] - anchor).max()))
-            ratio = difference / tolerance[name]
-            if not ratio <= worst_ratio:
+                spread[name] = max(spread[name], _distance(expected[name], anchor))
+            ratio = difference / tolerance[name] if difference == difference else float("inf")
+            if ratio > worst_ratio:
                 worst, worst_ratio = str(case), ratio
     return Parity(largest, {name: tolerance[name] for name in names}, spread, len(cases), worst)
+
+
+def _distance(one: np.ndarray, other: np.ndarray) -> float:
+    with np.errstate(invalid="ignore"):  # infinity less infinity is NaN, which passes no test
+        return float(np.abs(one.astype(np.float64) - other).max())
 
 
 def require(parity: Parity, name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from runtimes.errors import ImageError
@@ -12,10 +13,13 @@ from runtimes.processing.images import ImageSource, load_image
 
 if TYPE_CHECKING:
     from runtimes.results import Detections
+    from runtimes.segments import Segmentation
 
 _GOLDEN_RATIO = 0.618034  # steps of the hue: any run of neighbouring labels gets well separated colours
 _LINE_SHARE = 1 / 300  # of the image's longer side
 _TEXT_SHARE = 1 / 45
+_TINT = 0.5  # of a segment's colour over its pixels
+_CAPTION_AREA = 1 / 400  # of the image; smaller segments are drawn without their name
 _MIN_TEXT, _MAX_TEXT = 10, 40  # pixels
 
 
@@ -75,3 +79,76 @@ def caption(
     draw.rectangle((x, y, x + width, y + height), fill=color)
     luminance = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
     draw.text((x + 2 - left, y + 2 - top), text, font=font, fill="black" if luminance > 140 else "white")
+
+
+def draw_segmentation(source: ImageSource, segmentation: Segmentation) -> Image.Image:
+    """A copy of the image under translucent colours, one a segment, with outlines and the names of all but tiny ones."""
+    image = matching_image(source, segmentation.image_size)
+    pixels = np.asarray(image).astype(np.float32)
+    for segment in segmentation.segments:
+        mask = segmentation.mask(segment)
+        pixels[mask] = pixels[mask] * (1 - _TINT) + np.array(color_of(segment.id), dtype=np.float32) * _TINT
+    pixels[_borders(segmentation.map)] = 255
+    image = Image.fromarray(pixels.round().astype(np.uint8))
+    draw, font = ImageDraw.Draw(image), font_for(image)
+    for segment in segmentation.segments:
+        if segment.area >= _CAPTION_AREA * segmentation.map.size:
+            score = "" if segment.score is None else f" {segment.score:.2f}"
+            caption(draw, font, _inside(segmentation.mask(segment)), segment.name + score, color_of(segment.id))
+    return image
+
+
+def draw_attention(
+    source: ImageSource, detections: Detections, attention: np.ndarray, columns: int = 3, cell_width: int = 480
+) -> Image.Image:
+    """A sheet with one copy of the image for each detection, best first: where the query looked, and what it said.
+
+    Args:
+        source: the image.
+        detections: N of them.
+        attention: (N, h, w) float32, weights over the feature map.
+        columns: cells in a row.
+        cell_width: pixels.
+    """
+    image = matching_image(source, detections.image_size)
+    height = max(1, round(cell_width * image.height / image.width))
+    count = max(1, len(detections))
+    sheet = Image.new("RGB", (cell_width * min(columns, count), height * -(-count // columns)), "black")
+    small = image.resize((cell_width, height))
+    if not len(detections):
+        sheet.paste(small)
+    for cell, index in enumerate((-detections.scores).argsort(kind="stable")):
+        picture = _heat(small, attention[index])
+        draw, color = ImageDraw.Draw(picture), color_of(int(detections.labels[index]))
+        x_min, y_min, x_max, y_max = (float(value) * cell_width / image.width for value in detections.boxes[index])
+        draw.rectangle((x_min, y_min, max(x_max, x_min), max(y_max, y_min)), outline=color, width=2)
+        text = f"{detections.names[index]} {detections.scores[index]:.2f}"
+        caption(draw, font_for(picture), (x_min, y_min), text, color)
+        sheet.paste(picture, (cell % columns * cell_width, cell // columns * height))
+    return sheet
+
+
+def _heat(image: Image.Image, weights: np.ndarray) -> Image.Image:
+    """The image in grey under its attention: dark where there is none, through red to yellow at the largest."""
+    share = weights / max(float(weights.max()), 1e-12)
+    mask = Image.fromarray((share * 255).round().astype(np.uint8)).resize(image.size, Image.Resampling.BILINEAR)
+    strength = np.asarray(mask, dtype=np.float32)[..., None] / 255
+    grey = np.asarray(image.convert("L").convert("RGB"), dtype=np.float32)
+    heat = np.concatenate([np.full_like(strength, 255), 255 * strength, np.zeros_like(strength)], axis=-1)
+    tint = 0.75 * np.sqrt(strength)
+    return Image.fromarray((0.6 * grey * (1 - tint) + heat * tint).round().astype(np.uint8))
+
+
+def _borders(ids: np.ndarray) -> np.ndarray:
+    """Pixels whose right or lower neighbour has another id."""
+    borders = np.zeros(ids.shape, dtype=bool)
+    borders[:, :-1] = ids[:, 1:] != ids[:, :-1]
+    borders[:-1] |= ids[1:] != ids[:-1]
+    return borders
+
+
+def _inside(mask: np.ndarray) -> tuple[float, float]:
+    """A pixel (x, y) of the mask near its middle."""
+    rows, columns = np.nonzero(mask)
+    middle = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
+    return float(columns[middle]), float(rows[middle])

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from runtimes.errors import DetrError, ImageError, InputError
-from runtimes.files import replacing, require_writable, write_atomically
+from runtimes.errors import DetrError, ImageError, InputError, OutputError
+from runtimes.files import replacing, require_writable, write_atomically, writing
 from runtimes.predictor import Predictor
 from runtimes.processing.images import load_image
 from runtimes.results import Detections
@@ -68,9 +68,14 @@ def predict_files(
         BackendError: the backend failed; a file that only is no usable image does not raise.
     """
     images = list(images)
+    if not 0 <= threshold <= 1:
+        raise InputError(f"threshold is {threshold}; expected a number from 0 to 1")
     pictures = _picture_paths(images, output) if output is not None else {}
+    originals = {image.resolve() for image in images}
     for path in pictures.values():
         require_writable(path, overwrite)
+        if path.resolve() in originals:
+            raise OutputError(f"{path} is one of the images, and would be drawn over; give another folder")
     if output is not None:
         require_writable(output / RESULTS_NAME, overwrite)
     outcomes = []
@@ -87,10 +92,14 @@ def predict_files(
 
 def _predict(predictor: Predictor, image: Path, threshold: float, picture: Optional[Path]) -> FilePrediction:
     loaded = load_image(image)
-    detections = predictor.detect(loaded, threshold)
+    try:
+        detections = predictor.detect(loaded, threshold)
+    except (ImageError, InputError) as error:  # knows a picture, not a file
+        raise type(error)(f"{image}: {error}") from error
     if picture is not None:
-        with replacing(picture) as temporary:
-            detections.draw(loaded).save(temporary)
+        drawn = detections.draw(loaded)
+        with replacing(picture) as temporary, writing(picture):
+            drawn.save(temporary)
     return FilePrediction(image, detections, picture)
 
 

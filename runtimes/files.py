@@ -32,10 +32,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise OutputError(f"cannot write to {target.parent}: {error.strerror or error}") from error
     try:
         yield temporary
-        try:
+        with writing(target):
             os.replace(temporary, target)
-        except OSError as error:
-            raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
@@ -47,25 +45,44 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> Path:
     Raises:
         OutputError: the file cannot be written.
     """
-    with replacing(path) as temporary:
-        try:
-            temporary.write_bytes(data)
-        except OSError as error:
-            raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    with replacing(path) as temporary, writing(path):
+        temporary.write_bytes(data)
     return Path(path)
 
 
-def require_writable(path: str | os.PathLike[str], overwrite: bool) -> None:
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns an `OSError` of the block, a full disk for one, into an `OutputError` that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """`path` with a leading `~` or `~user` replaced by the home directory, and as it is where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def require_writable(path: str | os.PathLike[str], overwrite: bool, suffix: str = "") -> None:
     """Refuses, before any work is done, an output that exists or whose folder cannot be written.
 
     Raises:
-        OutputError: `path` is a folder, exists while `overwrite` is false, or its folder is not writable.
+        OutputError: `path` is a folder or a device, does not end in `suffix`, exists while `overwrite` is false, or its
+            folder is not writable.
     """
     target = Path(path)
+    if not target.name.endswith(suffix):
+        raise OutputError(f"{target} does not end in {suffix}, by which the file is known later; name it {target}{suffix}")
     if target.is_dir():
         raise OutputError(f"{target} is a folder; give the name of a file")
     if target.exists() and not overwrite:
         raise OutputError(f"{target} exists; add --overwrite to replace it")
+    if target.exists() and not target.is_file():
+        raise OutputError(f"{target} is not a regular file; give another name")
     folder = target.parent
     while not folder.exists():
         folder = folder.parent

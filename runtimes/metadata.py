@@ -51,8 +51,16 @@ class Metadata:
                 )
             known = {item.name for item in fields(cls)}
             values = {name: value for name, value in values.items() if name in known}
-            values["id2label"] = {int(index): name for index, name in values["id2label"].items()}
-            values["ranges"] = {name: (low, high) for name, (low, high) in values["ranges"].items()}
+            values["id2label"] = {int(index): str(name) for index, name in values["id2label"].items()}
+            values["ranges"] = {name: _as_range(limits) for name, limits in values.get("ranges", {}).items()}
+            for name in ("processor", "source", "tools", "parity"):
+                if not isinstance(values.get(name) or {}, dict):
+                    raise TypeError(f"{name} is no object")
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"the file's metadata is damaged: {error!r}; export it again") from error
+
+
+def _as_range(limits: Any) -> Range:
+    low, high = limits
+    return int(low), None if high is None else int(high)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Optional, Union, overload
@@ -9,6 +10,7 @@ from typing import Any, Optional, Union, overload
 import numpy as np
 
 from runtimes.errors import ArtifactError, BackendError, InputError
+from runtimes.files import user_path
 from runtimes.processing.image_processor import DetrImageProcessor
 from runtimes.processing.images import ImageSource, load_image
 from runtimes.results import Detections
@@ -33,14 +35,14 @@ def open_session(path: str | Path, device: str = "cpu", threads: Optional[int] =
         CheckpointError: the checkpoint is missing, damaged or not a DETR.
         BackendError: the device or an extra is missing.
     """
-    file = Path(path).expanduser()
+    file = user_path(path)
     if file.suffix == ".onnx":
         from runtimes.ort_session import OrtSession
 
         return OrtSession(file, device, threads)
     if file.suffix in _ENGINE_SUFFIXES:
         raise BackendError(f"{file}: this version runs no TensorRT engines; give the ONNX file or the checkpoint")
-    if file.is_file() and file.suffix not in _CHECKPOINT_SUFFIXES:
+    if os.path.isfile(file) and file.suffix not in _CHECKPOINT_SUFFIXES:
         raise ArtifactError(f"{file} is neither an .onnx file nor a checkpoint (a directory, a .pth file, a hub id)")
     from runtimes.torch_session import TorchSession
 
@@ -85,7 +87,10 @@ class Predictor:
             )
         self.session = session
         self.metadata = session.metadata
-        self.processor = DetrImageProcessor.from_dict(session.metadata.processor)
+        try:
+            self.processor = DetrImageProcessor.from_dict(session.metadata.processor)
+        except (ValueError, TypeError) as error:
+            raise ArtifactError(f"the file's image settings are not usable: {error}; export it again") from error
         self.id2label: Mapping[int, str] = session.metadata.id2label
         self._takes_mask = any(spec.name == "pixel_mask" for spec in session.inputs)
 
@@ -148,7 +153,12 @@ class Predictor:
             yield indices, self.session.run(self._inputs([pictures[index] for index in indices]))
 
     def _inputs(self, pictures: list[Any]) -> dict[str, np.ndarray]:
-        batch = self.processor.preprocess(pictures, return_tensors="np")
+        try:
+            batch = self.processor.preprocess(pictures, return_tensors="np")
+        except ValueError as error:  # of the settings; images raise ImageError
+            raise ArtifactError(
+                f"the model's image settings are not usable: {error}; correct the checkpoint's preprocessor_config.json"
+            ) from error
         names = [spec.name for spec in self.session.inputs]
         if "pixel_mask" in names and "pixel_mask" not in batch:  # the settings say do_pad=False
             pixels = batch["pixel_values"]

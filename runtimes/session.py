@@ -19,6 +19,7 @@ from runtimes.metadata import Metadata
 
 DETR_INPUTS = ("pixel_values", "pixel_mask")
 DETR_OUTPUTS = ("logits", "pred_boxes")
+UNKNOWN = "?"  # a dimension without a name
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class TensorSpec:
 
     name: str
     dtype: str  # numpy's name: "float32", "int64"
-    shape: tuple[Union[int, str], ...]  # a string is a dimension that varies; the same string is the same size
+    # A string is a dimension that varies; the same string is the same size, but for UNKNOWN, which may be any.
+    shape: tuple[Union[int, str], ...]
 
     def __str__(self) -> str:
         return f"{self.name} {self.dtype} ({', '.join(map(str, self.shape))})"
@@ -102,9 +104,13 @@ def check_inputs(
             raise InputError(f"{spec.name} is a {type(array).__name__}; expected a numpy array")
         if array.dtype.name != spec.dtype:
             raise InputError(f"{spec.name} is {array.dtype.name}; expected {spec.dtype}")
+        if not array.dtype.isnative:
+            raise InputError(f"{spec.name} is in the other byte order; convert it: array.astype({spec.dtype!r})")
         if array.ndim != len(spec.shape):
             raise InputError(f"{spec.name} has shape {array.shape}; expected ({', '.join(map(str, spec.shape))})")
         for size, dimension in zip(array.shape, spec.shape):
+            if dimension == UNKNOWN:
+                continue
             expected = sizes.setdefault(dimension, size) if isinstance(dimension, str) else dimension
             if size != expected:
                 raise InputError(

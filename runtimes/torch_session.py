@@ -68,8 +68,11 @@ class TorchSession(Session):
         Raises:
             CheckpointError: it is missing, damaged or not a DETR.
         """
-        from detr_export.checkpoint import load_checkpoint, load_model  # the one place that looks up the rooms
-        from detr_export.description import describe
+        try:  # the one place that looks up the rooms
+            from detr_export.checkpoint import load_checkpoint, load_model
+            from detr_export.description import describe
+        except ImportError as error:
+            raise missing_extra(str(error.name), "export") from error
 
         _checked_device(device)
         loaded = load_checkpoint(checkpoint, dilation)
@@ -80,10 +83,16 @@ class TorchSession(Session):
             raise BackendError("the session is closed")
         with torch.inference_mode():
             tensors = {
-                name: torch.from_numpy(np.ascontiguousarray(value)).to(self._device) for name, value in inputs.items()
+                # torch wants writable memory; what cannot be written to is copied
+                name: torch.from_numpy(np.require(value, requirements=["C", "W"])).to(self._device)
+                for name, value in inputs.items()
             }
-            outputs = self._model(**tensors)
-        return {spec.name: outputs[spec.name].cpu().numpy() for spec in self.outputs}
+            try:
+                outputs = self._model(**tensors)
+                return {spec.name: outputs[spec.name].cpu().numpy() for spec in self.outputs}
+            except RuntimeError as error:
+                reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+                raise BackendError(f"PyTorch failed: {reason}") from error
 
     def close(self) -> None:
         self._model = None
@@ -91,7 +100,7 @@ class TorchSession(Session):
 
 def _checked_device(device: str) -> torch.device:
     kind, _, index = device.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
+    if device not in ("cpu", "cuda") and not (kind == "cuda" and index.isdecimal()):
         raise BackendError(f"device is {device!r}; expected 'cpu', 'cuda' or 'cuda:N'")
     if kind == "cuda" and not torch.cuda.is_available():
         raise BackendError("device is 'cuda', but this PyTorch sees no CUDA device; use device 'cpu'")

@@ -6,9 +6,11 @@ beside a CPU torch fails because its C++ operators were never registered. None o
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.oracle import make_torchvision_importable
 
@@ -17,6 +19,9 @@ make_torchvision_importable()
 from detr_export.checkpoint import load_checkpoint  # noqa: E402
 from detr_export.onnx_export import export_onnx  # noqa: E402
 from tests import models  # noqa: E402
+
+# Workers side by side share the cores; a full set of threads in each makes all of them many times slower.
+torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
 
 @pytest.fixture(scope="session")

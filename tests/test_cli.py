@@ -1,0 +1,431 @@
+"""The command line as a user meets it: in a process of its own, by its output and exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detr_export.verification import GRID
+from runtimes.processing.images import load_image
+
+ROOT = Path(__file__).parent.parent
+# A shell that starts tests in the background makes them deaf to Ctrl-C; the command is to hear it all the same.
+START = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); import cli; cli.main()"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "NO_COLOR": "1"}
+
+
+def run(*arguments: str | Path, before: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command; `before` is Python that runs first. No traceback may ever show."""
+    done = subprocess.run(
+        [sys.executable, "-c", before + "\n" + START, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**ENVIRONMENT, **environment},
+        check=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def fails(*arguments: str | Path, before: str = "") -> str:
+    """Runs a command that must fail with exit code 1 and one line about it, and returns the line."""
+    done = run(*arguments, before=before)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == ""
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("  ")]  # progress is indented
+    assert len(errors) == 1, done.stderr
+    assert errors[0].startswith("error: ")
+    return errors[0]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# ---- help and usage -----------------------------------------------------------------------------------------------------
+
+
+def test_version() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, "detr-export 0.1.0\n")
+
+
+@pytest.mark.parametrize("command", [(), ("onnx",), ("verify",), ("inspect",), ("predict",)])
+def test_help(command: tuple[str, ...]) -> None:
+    done = run(*command, "--help")
+    assert done.returncode == 0
+    assert "Usage:" in done.stdout
+    assert done.stderr == ""
+
+
+def test_the_console_script_and_the_module() -> None:
+    module = subprocess.run(
+        [sys.executable, "-m", "cli", "--version"], capture_output=True, text=True, env=ENVIRONMENT, check=True
+    )
+    assert module.stdout == "detr-export 0.1.0\n"
+    script = Path(sys.executable).with_name("detr-export")
+    if script.exists():
+        done = subprocess.run([script, "--version"], capture_output=True, text=True, env=ENVIRONMENT, check=True)
+        assert done.stdout == module.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nope",), "No such command 'nope'"),
+        (("onnx",), "Missing argument"),
+        (("onnx", "a", "--opset", "16"), "Invalid value for '--opset'"),
+        (("onnx", "a", "--opset", "x"), "Invalid value for '--opset'"),
+        (("onnx", "a", "--nope"), "No such option: --nope"),
+        (("onnx", "a", "b"), "unexpected extra argument"),
+        (("verify", "a"), "Missing option '--checkpoint'"),
+        (("predict", "a"), "Missing argument"),
+        (("predict", "a", "b", "--threshold", "1.5"), "Invalid value for '--threshold'"),
+        (("predict", "a", "b", "--threshold", "nan"), "Invalid value for '--threshold'"),
+        (("predict", "a", "b", "--threads", "0"), "Invalid value for '--threads'"),
+    ],
+)
+def test_wrong_usage(arguments: tuple[str, ...], message: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert message in done.stderr
+
+
+# ---- onnx, verify, inspect ----------------------------------------------------------------------------------------------
+
+
+def test_onnx(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a.onnx"
+    done = run("onnx", tiny_checkpoint, "-o", file, "--no-simplify")
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first.startswith(f"{file}  ")
+    assert first.endswith("MB, detection, opset 18")
+    assert second.startswith(f"verified over {len(GRID)} batches, largest differences: logits ")
+    assert done.stderr.splitlines()[:2] == [f"  reading {tiny_checkpoint}", "  tracing"]
+    assert names(tmp_path) == ["a.onnx"]
+
+
+def test_onnx_json(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    done = run("onnx", tiny_checkpoint, "-o", tmp_path / "a.onnx", "--json", "--no-verify", "--no-simplify", "--no-mask")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["path"] == str(tmp_path / "a.onnx")
+    assert document["metadata"]["opset"] == 18
+    assert document["metadata"]["pixel_mask"] is False
+    assert document["metadata"]["parity"] is None
+
+
+def test_verify(tiny_onnx: Path, tiny_checkpoint: Path) -> None:
+    done = run("verify", tiny_onnx, "--checkpoint", tiny_checkpoint, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["passed"] is True
+
+
+def test_inspect(tiny_onnx: Path) -> None:
+    done = run("inspect", tiny_onnx)
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"{tiny_onnx}  ")
+    assert done.stderr == ""
+    assert json.loads(run("inspect", tiny_onnx, "--json").stdout)["opset"] == 18
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("onnx", "{tmp}/nothing"), "neither an existing path nor a hub id"),
+        (("onnx", "{tmp}/empty"), "config.json does not exist"),
+        (("onnx", "{tmp}/text.pth"), "is truncated or not a PyTorch file"),
+        (("onnx", "someone/nothing"), "is not an existing path, nor in the hub's cache"),
+        (("onnx", "{tmp}/a.onnx"), "is an exported file"),
+        (("onnx", "{tiny}", "--dilation"), "--dilation goes with an original .pth file"),
+        (("onnx", "{tiny}", "--revision", "main"), "--revision goes with a hub id"),
+        (("onnx", "{tiny}", "-o", "{tmp}/text.pth/below/a.onnx"), "is not a folder that this user may write to"),
+        (("onnx", "{tiny}", "-o", "{tmp}/a.onnx"), "a.onnx exists; add --overwrite to replace it"),
+        (("onnx", "{tiny}", "-o", "{tmp}/a.bin"), "does not end in .onnx"),
+        (("onnx", "{tiny}", "-o", "{tmp}/" + "a" * 300 + ".onnx"), "File name too long"),
+        (("verify", "{tmp}/nothing.onnx", "--checkpoint", "{tiny}"), "nothing.onnx does not exist"),
+        (("verify", "{tmp}/a.onnx", "--checkpoint", "{tiny}"), "a.onnx cannot be loaded by ONNX Runtime"),
+        (("verify", "{onnx}", "--checkpoint", "{tmp}/empty"), "config.json does not exist"),
+        (("inspect", "{tmp}/nothing.onnx"), "does not exist or is not a file"),
+        (("inspect", "{tmp}/a.onnx"), "is not an ONNX model"),
+        (("inspect", "{tiny}"), "does not exist or is not a file"),
+        (("predict", "{tmp}/a.onnx", "{photo}"), "a.onnx cannot be loaded by ONNX Runtime"),
+        (("predict", "{tmp}/text.pth", "{photo}"), "is truncated or not a PyTorch file"),
+        (("predict", "{tmp}/text.txt", "{photo}"), "is neither an .onnx file nor a checkpoint"),
+        (("predict", "~nobody-of-this-name/x", "{photo}"), "neither an existing path nor a hub id"),
+        (("predict", "a" * 5000, "{photo}"), "neither an existing path nor a hub id"),
+        (("predict", "{onnx}", "{photo}", "--device", "tpu"), "device is 'tpu'; expected 'cpu', 'cuda' or 'cuda:N'"),
+        (("predict", "{tiny}", "{photo}", "--device", "cpu:"), "device is 'cpu:'; expected"),
+        (("predict", "{onnx}", "{tmp}/nothing.jpg"), "nothing.jpg does not exist: expected an image file"),
+        (("predict", "{onnx}", "{tmp}/empty"), "contains no images"),
+        (("predict", "{onnx}", "{tmp}/*.jpg"), "matches no file"),
+        (("predict", "{onnx}", "{photo}", "-o", "{tmp}/text.txt"), "is not a folder that this user may write to"),
+    ],
+)
+def test_errors(
+    command: tuple[str, ...], message: str, tiny_checkpoint: Path, tiny_onnx: Path, photo: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("text.pth", "text.txt", "a.onnx"):
+        (tmp_path / name).write_text("hello")
+    before = names(tmp_path)
+    places = {"tmp": tmp_path, "tiny": tiny_checkpoint, "onnx": tiny_onnx, "photo": photo}
+    assert message in fails(*(part.format(**places) for part in command))
+    assert names(tmp_path) == before
+    assert (tmp_path / "a.onnx").read_text() == "hello"
+
+
+# ---- predict ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def images(photo: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    shutil.copy(photo, folder / "a.jpg")
+    Image.open(photo).crop((0, 0, 200, 300)).save(folder / "c.png")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def test_predict_files_folders_and_globs(tiny_onnx: Path, images: Path, photo: Path) -> None:
+    done = run("predict", tiny_onnx, photo, images, f"{images}/*.png", "--threshold", "0")
+    assert done.returncode == 0, done.stderr
+    assert [line.partition(": ")[0] for line in done.stdout.splitlines()] == [
+        str(photo),
+        f"{images}/a.jpg",
+        f"{images}/c.png",
+    ]
+    for line in done.stdout.splitlines():
+        assert sum(int(part.split()[0]) for part in line.partition(": ")[2].split(", ")) == 9
+    assert done.stderr == ""
+
+
+def test_predict_json_and_pictures(tiny_onnx: Path, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = run("predict", tiny_onnx, images, "--threshold", "0", "--json", "-o", out, "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert [len(entry["detections"]) for entry in document] == [9, 9]
+    assert json.loads((out / "predictions.json").read_text()) == document
+    assert names(out) == ["a.png", "c.png", "predictions.json"]
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert "exists; add --overwrite to replace it" in fails("predict", tiny_onnx, images, "-o", out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert run("predict", tiny_onnx, images, "-o", out, "--overwrite", "--threshold", "1").returncode == 0
+    assert {path.name: path.read_bytes() for path in out.iterdir()} != before
+
+
+def test_predict_with_a_checkpoint(tiny_checkpoint: Path, tiny_onnx: Path, photo: Path) -> None:
+    arguments = (photo, "--threshold", "0", "--json")
+    by_torch, by_onnx = (json.loads(run("predict", model, *arguments).stdout) for model in (tiny_checkpoint, tiny_onnx))
+    for given, wanted in zip(by_torch[0]["detections"], by_onnx[0]["detections"], strict=True):
+        assert given["label"] == wanted["label"]
+        assert given["box"] == pytest.approx(wanted["box"], abs=0.1)
+
+
+def test_predict_goes_on_after_a_bad_image(tiny_onnx: Path, images: Path, tmp_path: Path) -> None:
+    (images / "b.jpg").write_bytes(b"hello")
+    done = run("predict", tiny_onnx, images, "-o", tmp_path / "out")
+    assert done.returncode == 1
+    assert [Path(line.partition(": ")[0]).name for line in done.stdout.splitlines()] == ["a.jpg", "c.png"]
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {images / 'b.jpg'} is not an image that Pillow reads")
+    assert names(tmp_path / "out") == ["a.png", "c.png", "predictions.json"]
+    document = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert ["error" in entry for entry in document] == [False, True, False]
+    as_json = run("predict", tiny_onnx, images, "--json")
+    assert as_json.returncode == 1
+    assert ["error" in entry for entry in json.loads(as_json.stdout)] == [False, True, False]
+
+
+def test_predict_on_images_of_every_kind(tiny_onnx: Path, photo: Path, tmp_path: Path) -> None:
+    image, folder = Image.open(photo), tmp_path / "images"
+    folder.mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(folder / "turned.jpg", exif=exif)
+    image.convert("CMYK").save(folder / "cmyk.jpg")
+    image.convert("P").save(folder / "palette.png")
+    image.convert("RGBA").save(folder / "alpha.png")
+    image.convert("1").save(folder / "bits.png")
+    Image.fromarray(np.arange(60 * 80, dtype=np.uint16).reshape(60, 80)).save(folder / "deep.png")
+    image.resize((1, 1)).save(folder / "dot.png")
+    image.resize((1, 100)).save(folder / "line.png")
+    done = run("predict", tiny_onnx, folder, "--threshold", "0", "--json", "-o", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    sizes = {Path(entry["image"]).stem: entry["image_size"] for entry in json.loads(done.stdout)}
+    assert sizes == {
+        "turned": [640, 427],
+        "cmyk": [427, 640],
+        "palette": [427, 640],
+        "alpha": [427, 640],
+        "bits": [427, 640],
+        "deep": [60, 80],
+        "dot": [1, 1],
+        "line": [100, 1],
+    }
+    for name, size in sizes.items():
+        assert load_image(tmp_path / "out" / f"{name}.png").size == tuple(size[::-1])
+
+
+def test_predict_on_bad_images(tiny_onnx: Path, photo: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "1-empty.jpg").write_bytes(b"")
+    (folder / "2-truncated.jpg").write_bytes(photo.read_bytes()[:5000])
+    (folder / "3-text.jpg").write_text("hello")
+    Image.new("1", (10_000, 9_500)).save(folder / "4-bomb.png")
+    Image.new("F", (5, 5)).save(folder / "5-floats.tiff")
+    Image.new("RGB", (1, 5000)).save(folder / "6-line.png")
+    Image.new("RGB", (5000, 1)).save(folder / "7-flat.png")
+    done = run("predict", tiny_onnx, folder)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    for line, name, message in zip(
+        errors,
+        names(folder),
+        (
+            "is empty",
+            "is damaged or truncated",
+            "is not an image",
+            "is too large",
+            "has floating-point pixels",
+            "image of 1x5000 pixels is too thin",
+            "image of 5000x1 pixels is too thin",
+        ),
+        strict=True,
+    ):
+        assert name in line
+        assert message in line
+
+
+def test_names_that_are_no_text(tiny_onnx: Path, images: Path) -> None:
+    os.rename(os.fsencode(images / "a.jpg"), os.fsencode(images) + b"/b\xff\xfc.jpg")
+    (images / "c.png").rename(images / "Käse.png")
+    done = run("predict", tiny_onnx, images, PYTHONIOENCODING="ascii", PYTHONUTF8="1")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 2
+    (images / "two\nlines.jpg").write_bytes(b"")
+    done = run("predict", tiny_onnx, images)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+
+
+# ---- extras and interruption --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments", "extra"),
+    [
+        ("torch", ("onnx", "{tiny}"), "export"),
+        ("torch", ("predict", "{tiny}", "{photo}"), "export"),
+        ("safetensors", ("predict", "{tiny}", "{photo}"), "export"),
+        ("onnx", ("inspect", "{onnx}"), "export"),
+        ("onnxscript", ("onnx", "{tiny}"), "export"),
+        ("onnxsim", ("onnx", "{tiny}"), "export"),
+        ("onnxruntime", ("predict", "{onnx}", "{photo}"), "cpu"),
+        ("onnxruntime", ("onnx", "{tiny}"), "cpu"),
+        ("huggingface_hub", ("onnx", "someone/something"), "export"),
+    ],
+)
+def test_a_missing_extra_names_its_install(
+    package: str,
+    arguments: tuple[str, ...],
+    extra: str,
+    tiny_checkpoint: Path,
+    tiny_onnx: Path,
+    photo: Path,
+    tmp_path: Path,
+) -> None:
+    places = {"tiny": tiny_checkpoint, "onnx": tiny_onnx, "photo": photo}
+    command = [part.format(**places) for part in arguments]
+    if command[0] == "onnx":
+        command += ["-o", str(tmp_path / "a.onnx")]
+    line = fails(*command, before=f"import sys; sys.modules['{package}'] = None")
+    assert f"{package} is not installed; run: pip install 'detr-export[{extra}]'" in line
+    assert names(tmp_path) == []
+
+
+def test_predicting_with_onnx_needs_no_torch(tiny_onnx: Path, photo: Path) -> None:
+    blocked = ("torch", "onnx", "safetensors", "huggingface_hub", "transformers", "scipy", "onnxsim")
+    done = run("predict", tiny_onnx, photo, before=f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("moment", ["reading", "tracing", "verifying 2/"])
+def test_interrupting_an_export(moment: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a.onnx"
+    file.write_bytes(b"old")
+    process = subprocess.Popen(
+        [sys.executable, "-c", START, "onnx", str(tiny_checkpoint), "-o", str(file), "--overwrite", "--no-simplify"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if moment in line:
+            break
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() == 130, rest
+    assert rest.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in rest
+    assert names(tmp_path) == ["a.onnx"]
+    assert file.read_bytes() == b"old"
+
+
+def test_interrupting_a_prediction(tiny_onnx: Path, photo: Path, tmp_path: Path) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    for index in range(400):
+        os.link(photo, images / f"{index:03}.jpg") if photo.stat().st_dev == images.stat().st_dev else shutil.copy(
+            photo, images / f"{index:03}.jpg"
+        )
+    process = subprocess.Popen(
+        [sys.executable, "-c", START, "predict", str(tiny_onnx), str(images), "-o", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**ENVIRONMENT, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert errors == "interrupted\n"
+    for path in out.iterdir():  # whole pictures alone: no temporary file, and no document
+        assert path.suffix == ".png"
+        assert not path.name.startswith(".")
+        load_image(path)
+
+
+def test_a_reader_that_leaves(tiny_onnx: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"import time; time.sleep(0.3)\n{START}", "inspect", str(tiny_onnx)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read()
+    process.stderr.close()
+    process.wait()
