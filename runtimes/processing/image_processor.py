@@ -1,25 +1,30 @@
 """The DETR image processor: images in, `pixel_values` and `pixel_mask` out, with numpy and Pillow only.
 
-Source: the PIL-based `DetrImageProcessor` of transformers 4.57.6. Both outputs equal its outputs bit for bit, and each
-reads the other's `preprocessor_config.json`. (The torchvision-based `DetrImageProcessorFast` resizes differently.)
+Source: the PIL-based `DetrImageProcessor` of transformers 4.57.6. Images, masks and labels equal its outputs bit for bit,
+and each reads the other's `preprocessor_config.json`. (`image_processor_fast` follows the torchvision-based class.)
 What differs, on purpose:
 
 - A PIL image is known to be channels-last. Upstream infers that from the shape and misreads images 1 or 3 pixels high.
 - Images of a batch must share one channel layout, and must be finite; upstream computes on.
+- Malformed annotations are refused (`annotations`, `panoptic`). An image without annotations may have masks, none of them,
+  that are resized; upstream fails there. No step changes the annotations it was given.
 - `return_tensors` is None or "np".
 """
 
 from __future__ import annotations
 
-import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any, Optional, Union
 
 import numpy as np
 
-from runtimes.errors import AnnotationError, CheckpointError, OutputError
+from runtimes.errors import AnnotationError
+from runtimes.processing import annotation_checks as checks
+from runtimes.processing.annotation_transforms import normalize_target, pad_target, resize_mask_with_pillow, resize_target
+from runtimes.processing.annotations import Target, prepare_detection
 from runtimes.processing.image_batch import Picture, collect, scale_and_pad, size_of, stack
 from runtimes.processing.image_sizes import SizeDict, as_pad_size, as_size, output_size, padded_size
 from runtimes.processing.image_transforms import (
@@ -29,41 +34,16 @@ from runtimes.processing.image_transforms import (
     as_layout,
     as_resample,
     height_width,
-    normalize,
     pad,
     pixel_masks,
-    rescale,
     resize,
     to_layout,
 )
-from runtimes.processing.post_processing import TargetSizes, post_process_object_detection
+from runtimes.processing.panoptic import prepare_panoptic
+from runtimes.processing.post_processor import PostProcessor
+from runtimes.processing.processor_options import CONFIG_NAME, DEFAULT_SIZE, FORMATS, ProcessorOptions, as_format
 
-CONFIG_NAME = "preprocessor_config.json"
-
-# Mean and standard deviation of the ImageNet training set, RGB in [0, 1]: what DETR's backbones were trained with.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-# The evaluation size in the published DETR code (datasets/coco.py, the "val" transform).
-DEFAULT_SIZE = {"shortest_edge": 800, "longest_edge": 1333}
-_DEFAULT_LONGEST_EDGE = 1333  # beside a `size` that is only an int, as in old configurations
-
-FORMATS = ("coco_detection", "coco_panoptic")
-_TYPES = ("DetrImageProcessor", "DetrImageProcessorFast", "DetrFeatureExtractor")
-_OPTIONS = (
-    "format",
-    "do_resize",
-    "size",
-    "resample",
-    "do_rescale",
-    "rescale_factor",
-    "do_normalize",
-    "image_mean",
-    "image_std",
-    "do_convert_annotations",
-    "do_pad",
-    "pad_size",
-)
+__all__ = ["CONFIG_NAME", "DEFAULT_SIZE", "FORMATS", "BatchFeature", "DetrFeatureExtractor", "DetrImageProcessor"]
 
 
 class BatchFeature(dict):
@@ -76,117 +56,14 @@ class BatchFeature(dict):
             raise AttributeError(f"no {name!r}: this batch has {', '.join(self) or 'nothing'}") from None
 
 
-class DetrImageProcessor:
-    """Resize, rescale, normalise and pad images for DETR. Options are attributes; `preprocess` can override each.
+class DetrImageProcessor(ProcessorOptions, PostProcessor):
+    """Resize, rescale, normalise and pad images and their annotations for DETR, as transformers' class of that name does.
 
-    - `size`: {shortest_edge, longest_edge}, {height, width} or {max_height, max_width}; an int is the shortest edge,
-      with 1333 for the longest.
-    - `resample`: Pillow's filter, 2 is bilinear.
-    - `image_mean`, `image_std`: one number for each channel or one for all, in rescaled units.
-    - `do_convert_annotations`: defaults to `do_normalize`.
-    - `pad_size`: {height, width} to pad to; None pads to the largest image of the batch.
-
-    Raises ValueError for an option that is not one of these.
+    It reproduces the backend of that class, Pillow: resizing rounds to 8 bit after each axis with 22-bit weights,
+    rescaling is in float64, normalisation in float32. The options are attributes, and `preprocess` can override each.
     """
 
-    def __init__(
-        self,
-        format: str = "coco_detection",
-        do_resize: bool = True,
-        size: Union[SizeDict, int, None] = None,
-        resample: int = 2,
-        do_rescale: bool = True,
-        rescale_factor: float = 1 / 255,
-        do_normalize: bool = True,
-        image_mean: Optional[Channels] = None,
-        image_std: Optional[Channels] = None,
-        do_convert_annotations: Optional[bool] = None,
-        do_pad: bool = True,
-        pad_size: Optional[SizeDict] = None,
-    ) -> None:
-        self.format = _as_format(format)
-        self.do_resize = do_resize
-        self.size = as_size(DEFAULT_SIZE if size is None else size, max_size=_DEFAULT_LONGEST_EDGE)
-        self.resample = as_resample(resample)
-        self.do_rescale = do_rescale
-        self.rescale_factor = rescale_factor
-        self.do_normalize = do_normalize
-        self.image_mean = list(IMAGENET_MEAN) if image_mean is None else image_mean
-        self.image_std = list(IMAGENET_STD) if image_std is None else image_std
-        self.do_convert_annotations = do_normalize if do_convert_annotations is None else do_convert_annotations
-        self.do_pad = do_pad
-        self.pad_size = as_pad_size(pad_size)
-        self._other_keys: dict[str, Any] = {"image_processor_type": "DetrImageProcessor"}
-
-    # ---- configuration ----------------------------------------------------------------------------------------------
-
-    @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> DetrImageProcessor:
-        """Build from the content of a `preprocessor_config.json`.
-
-        The old names `max_size` and `pad_and_return_pixel_mask` are understood; keys that are no option are kept for
-        `to_dict`. Raises ValueError for an option with a bad value and for the configuration of another processor.
-        """
-        config = dict(config)
-        kind = config.get("image_processor_type", config.get("feature_extractor_type", _TYPES[0]))
-        if kind not in _TYPES:
-            raise ValueError(f"the configuration is of a {kind}: expected one of {', '.join(_TYPES)}")
-        if "pad_and_return_pixel_mask" in config:
-            config["do_pad"] = config.pop("pad_and_return_pixel_mask")
-        if "max_size" in config:
-            max_size = config.pop("max_size")
-            if config.get("size") is not None:
-                config["size"] = as_size(config["size"], max_size)
-        processor = cls(**{key: config.pop(key) for key in _OPTIONS if key in config})
-        processor._other_keys.update(config)
-        return processor
-
-    @classmethod
-    def from_pretrained(cls, path: Union[str, os.PathLike]) -> DetrImageProcessor:
-        """Read `preprocessor_config.json`, named itself or by its folder.
-
-        Raises CheckpointError when it is missing, is not a JSON object, or holds a bad option.
-        """
-        file = Path(path)
-        if file.is_dir():
-            file = file / CONFIG_NAME
-        try:
-            config = json.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot read {file}: {error.strerror}; expected the image processor's settings, "
-                "copy that file from the checkpoint"
-            ) from error
-        except ValueError as error:
-            raise CheckpointError(f"{file} is not JSON ({error}); copy that file from the checkpoint again") from error
-        if not isinstance(config, dict):
-            raise CheckpointError(f"{file} holds a {type(config).__name__}: expected a JSON object; copy it again")
-        try:
-            return cls.from_dict(config)
-        except ValueError as error:
-            raise CheckpointError(f"{file}: {error}; correct that file") from error
-
-    def to_dict(self) -> dict[str, Any]:
-        """Every option and every key that `from_dict` was given, as plain JSON types."""
-        return {**self._other_keys, **{name: _plain(getattr(self, name)) for name in _OPTIONS}}
-
-    def save_pretrained(self, directory: Union[str, os.PathLike]) -> Path:
-        """Write `directory/preprocessor_config.json`, making the folder. Returns the file; OutputError on failure."""
-        file = Path(directory) / CONFIG_NAME
-        text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                temporary.write_text(text, encoding="utf-8")
-                os.replace(temporary, file)
-            finally:
-                temporary.unlink(missing_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot write {file}: {error.strerror}; name a folder that can be written") from error
-        return file
-
-    # ---- processing -------------------------------------------------------------------------------------------------
+    _scaling = PixelScaling
 
     def preprocess(
         self,
@@ -216,34 +93,54 @@ class DetrImageProcessor:
         not turned by EXIF: `load_image` does both. An array's channels are at the end that has 1 or 3 entries (the
         first end if both do) unless `input_data_format` says. Values are 0..255, or, with `do_rescale=False`, [0, 1].
 
+        `annotations` is one record for each image (for a single image the record itself), of the COCO format `format`:
+        ``{"image_id", "annotations"}`` or ``{"image_id", "file_name", "segments_info"}``, see `annotations` and
+        `panoptic`. `masks_path` is the folder of the panoptic PNGs. `return_segmentation_masks` defaults to False for
+        coco_detection and True for coco_panoptic.
+
         Returns, as lists of arrays, or stacked with `return_tensors="np"`:
 
         - `pixel_values`: (B, C, H, W), or (B, H, W, C) with `data_format="channels_last"`; float32 when rescaled or
           normalised. Each image is in the top left, zeros elsewhere.
         - `pixel_mask`: int64 (B, H, W), 1 = real pixel. Not there with `do_pad=False`.
+        - `labels`: a list of one dict for each image, with the arrays that `prepare_annotation` made, transformed like
+          the image. `boxes` are (center_x, center_y, width, height) relative to the padded image, or with
+          `do_convert_annotations=False` (x_min, y_min, x_max, y_max) in its pixels. `size` is (height, width) of what
+          the model gets, an array with `return_tensors="np"`; not there for coco_detection if nothing resizes or pads.
+          Only with `annotations`.
 
-        Raises ImageError for images that cannot be processed, AnnotationError for annotations, ValueError for options.
+        Raises ImageError for images that cannot be processed, AnnotationError for annotations, ValueError for options,
+        BackendError when polygons are to become masks and pycocotools is not installed.
         """
         as_numpy = _wants_numpy(return_tensors)
         data_format = as_layout(data_format, "data_format")
         resample = as_resample(self._pick("resample", resample))
         size = as_size(self._pick("size", size))
         pad_size = as_pad_size(self._pick("pad_size", pad_size))
+        format_ = as_format(self._pick("format", format))
         normalizing = self._pick("do_normalize", do_normalize)
-        scaling = PixelScaling(
+        converting = self._pick("do_convert_annotations", do_convert_annotations)
+        scaling = self._scaling(
             factor=self._required("rescale_factor", rescale_factor) if self._pick("do_rescale", do_rescale) else None,
             mean=self._required("image_mean", image_mean) if normalizing else None,
             std=self._required("image_std", image_std) if normalizing else None,
         )
-        _refuse(annotations)
 
         pictures, layout = collect(images, input_data_format)
+        sizes = [size_of(picture, layout) for picture in pictures]
+        targets = [
+            self._prepare(record, image_size, format_, return_segmentation_masks, masks_path, f"annotation {index}")
+            for index, (record, image_size) in enumerate(zip(_one_each(annotations, len(pictures)), sizes))
+        ]
         if self._pick("do_resize", do_resize):
-            targets = [output_size(*size_of(picture, layout), size) for picture in pictures]
-            arrays = [resize(p, target, resample, layout) for p, target in zip(pictures, targets)]
+            wanted = [output_size(*image_size, size) for image_size in sizes]
+            arrays = [self._resize(p, target, resample, layout) for p, target in zip(pictures, wanted)]
+            targets = [self.resize_annotation(t, old, new) for t, old, new in zip(targets, sizes, wanted)]
         else:
             arrays = [np.array(picture) for picture in pictures]  # copies: the caller owns the result
         sizes = [height_width(array, layout) for array in arrays]
+        if converting:
+            targets = [self.normalize_annotation(target, image_size) for target, image_size in zip(targets, sizes)]
 
         padded = padded_size(sizes, pad_size) if self._pick("do_pad", do_pad) else None
         values = scale_and_pad(arrays, layout, data_format or layout, scaling, padded)
@@ -251,6 +148,9 @@ class DetrImageProcessor:
         if padded is not None:
             masks = pixel_masks(sizes, padded)
             batch["pixel_mask"] = masks if as_numpy else list(masks)
+            targets = [self._pad_target(t, image_size, padded, converting) for t, image_size in zip(targets, sizes)]
+        if annotations is not None:
+            batch["labels"] = [_label(target, as_numpy) for target in targets]
         return batch
 
     __call__ = preprocess
@@ -263,10 +163,10 @@ class DetrImageProcessor:
         data_format: Optional[str] = None,
         input_data_format: Optional[str] = None,
     ) -> np.ndarray:
-        """One image resized by Pillow: uint8, or float32 in [0, 1] for a fractional input. Layout kept by default."""
+        """One image resized: uint8, or float32 in [0, 1] for a fractional input. Layout kept by default."""
         (picture,), layout = collect([image], input_data_format)
         target = output_size(*size_of(picture, layout), as_size(size))
-        resized = resize(picture, target, as_resample(resample), layout)
+        resized = self._resize(picture, target, as_resample(resample), layout)
         return to_layout(resized, layout, as_layout(data_format, "data_format"))
 
     def rescale(
@@ -278,7 +178,8 @@ class DetrImageProcessor:
     ) -> np.ndarray:
         """One image multiplied by `rescale_factor`: float32. Layout kept by default."""
         (picture,), layout = collect([image], input_data_format)
-        return to_layout(rescale(np.asarray(picture), rescale_factor), layout, as_layout(data_format, "data_format"))
+        rescaled = self._scaling(rescale_factor, None, None).apply(np.asarray(picture), layout)
+        return to_layout(rescaled, layout, as_layout(data_format, "data_format"))
 
     def normalize(
         self,
@@ -290,7 +191,7 @@ class DetrImageProcessor:
     ) -> np.ndarray:
         """`(image - mean) / std` for each channel: float32, or the float type of the image. Layout kept by default."""
         (picture,), layout = collect([image], input_data_format)
-        result = normalize(np.asarray(picture), mean, std, layout)
+        result = self._scaling(None, mean, std).apply(np.asarray(picture), layout)
         return to_layout(result, layout, as_layout(data_format, "data_format"))
 
     def pad(
@@ -302,46 +203,103 @@ class DetrImageProcessor:
         return_tensors: Optional[str] = None,
         data_format: Optional[str] = None,
         input_data_format: Optional[str] = None,
+        update_bboxes: bool = True,
         pad_size: Optional[SizeDict] = None,
     ) -> BatchFeature:
         """Pad images at the bottom and right to `pad_size`, or to the largest. Returns what `preprocess` does.
 
         `constant_values` is a number, or as for `np.pad` pairs for height and width. Layout and dtype are kept by
-        default.
+        default. `annotations` are prepared ones, one for each image; their `boxes` are taken to be relative to the image
+        and become relative to the padded image, unless `update_bboxes` is False.
         """
-        _refuse(annotations)
         as_numpy = _wants_numpy(return_tensors)
-        target = as_layout(data_format, "data_format")
+        layout_wanted = as_layout(data_format, "data_format")
         pictures, layout = collect(images, input_data_format)
         sizes = [size_of(picture, layout) for picture in pictures]
-        padded = padded_size(sizes, as_pad_size(self.pad_size if pad_size is None else pad_size))
-        values = [to_layout(pad(np.asarray(p), padded, layout, constant_values), layout, target) for p in pictures]
+        targets = [
+            dict(checks.record(target, f"annotation {index}"))
+            for index, target in enumerate(_one_each(annotations, len(pictures)))
+        ]
+        padded = padded_size(sizes, as_pad_size(self._pick("pad_size", pad_size)))
+        values = [to_layout(pad(np.asarray(p), padded, layout, constant_values), layout, layout_wanted) for p in pictures]
         batch = BatchFeature(pixel_values=stack(values) if as_numpy else values)
         if return_pixel_mask:
             masks = pixel_masks(sizes, padded)
             batch["pixel_mask"] = masks if as_numpy else list(masks)
+        if annotations is not None:
+            batch["labels"] = [
+                _label(self._pad_target(target, image_size, padded, update_bboxes), as_numpy)
+                for target, image_size in zip(targets, sizes)
+            ]
         return batch
 
-    def post_process_object_detection(
-        self, outputs: Any, threshold: float = 0.5, target_sizes: Optional[TargetSizes] = None
-    ) -> list[dict[str, np.ndarray]]:
-        """See `runtimes.processing.post_processing.post_process_object_detection`."""
-        return post_process_object_detection(outputs, threshold, target_sizes)
+    # ---- annotations ------------------------------------------------------------------------------------------------
 
-    def _pick(self, name: str, override: Any) -> Any:
-        return getattr(self, name) if override is None else override
+    def prepare_annotation(
+        self,
+        image: Picture,
+        target: Mapping[str, Any],
+        format: Optional[str] = None,
+        return_segmentation_masks: Optional[bool] = None,
+        masks_path: Union[str, os.PathLike, None] = None,
+        input_data_format: Optional[str] = None,
+    ) -> Target:
+        """The first step for one record: arrays, boxes as corners in pixels. See `prepare_detection`, `prepare_panoptic`."""
+        (picture,), layout = collect([image], input_data_format)
+        format_ = as_format(self._pick("format", format))
+        size = size_of(picture, layout)
+        return self._prepare(target, size, format_, return_segmentation_masks, masks_path, "the annotation")
 
-    def _required(self, name: str, override: Any) -> Any:
-        value = self._pick(name, override)
-        if value is None:
-            raise ValueError(f"{name} is None, but the step that needs it is on: set it, or turn the step off")
-        return value
+    def resize_annotation(
+        self, annotation: Target, orig_size: Sequence[int], size: Sequence[int], resample: int = 0
+    ) -> Target:
+        """A prepared annotation of an image that goes from `orig_size` to `size`, both (height, width).
+
+        `boxes` and `area` are scaled; `masks` are resized with Pillow's filter `resample`, by default to the nearest
+        pixel, and become bool; `size` is set.
+        """
+        return resize_target(annotation, orig_size, size, partial(self._resize_mask, resample=as_resample(resample)))
+
+    def normalize_annotation(self, annotation: Target, image_size: Sequence[int]) -> Target:
+        """`boxes` from (x_min, y_min, x_max, y_max) in pixels to (center_x, center_y, width, height) relative to
+        `image_size`, (height, width)."""
+        return normalize_target(annotation, image_size)
+
+    # ---- what depends on the backend --------------------------------------------------------------------------------
+
+    def _resize(self, picture: Picture, size: tuple[int, int], resample: int, layout: str) -> np.ndarray:
+        return resize(picture, size, resample, layout)
+
+    def _resize_mask(self, mask: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:
+        return resize_mask_with_pillow(mask, size, resample)
+
+    def _prepare(
+        self,
+        record: Any,
+        size: tuple[int, int],
+        format_: str,
+        return_segmentation_masks: Optional[bool],
+        masks_path: Union[str, os.PathLike, None],
+        name: str,
+    ) -> Target:
+        if format_ == "coco_detection":
+            return prepare_detection(record, size, bool(return_segmentation_masks), name)
+        return prepare_panoptic(record, size, return_segmentation_masks is not False, masks_path, name)
+
+    def _pad_target(
+        self, target: Target, image_size: tuple[int, int], padded: tuple[int, int], update_bboxes: bool
+    ) -> Target:
+        return pad_target(target, image_size, padded, update_bboxes)
 
 
-def _as_format(value: str) -> str:
-    if value not in FORMATS:
-        raise ValueError(f"format={value!r}: expected {' or '.join(FORMATS)}")
-    return FORMATS[FORMATS.index(value)]  # a plain string, also for a string enumeration
+class DetrFeatureExtractor(DetrImageProcessor):
+    """The old name of `DetrImageProcessor`: the same class with a FutureWarning, as in transformers."""
+
+    _type_name = "DetrFeatureExtractor"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        warnings.warn("DetrFeatureExtractor is deprecated; use DetrImageProcessor", FutureWarning, stacklevel=2)
+        super().__init__(*args, **kwargs)
 
 
 def _wants_numpy(return_tensors: Optional[str]) -> bool:
@@ -352,15 +310,23 @@ def _wants_numpy(return_tensors: Optional[str]) -> bool:
     return return_tensors is not None
 
 
-def _refuse(annotations: Any) -> None:
-    if annotations is not None:
-        raise AnnotationError("annotations cannot be processed yet: expected images only; leave annotations out")
+def _one_each(annotations: Any, images: int) -> Sequence[Any]:
+    """The annotations as a list with one for each image; an empty list for None."""
+    if annotations is None:
+        return []
+    if isinstance(annotations, Mapping):
+        annotations = [annotations]
+    if not isinstance(annotations, (list, tuple)):
+        raise AnnotationError(
+            f"annotations is a {type(annotations).__name__}: expected a list with one dict for each image, or one dict"
+        )
+    if len(annotations) != images:
+        raise AnnotationError(f"{len(annotations)} annotations for {images} images: expected one dict for each image")
+    return annotations
 
 
-def _plain(value: Any) -> Any:
-    """As JSON has it: numpy arrays and tuples become lists, numpy numbers Python's."""
-    if isinstance(value, (np.ndarray, np.generic)):
-        return value.tolist()
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+def _label(target: Mapping[str, Any], as_numpy: bool) -> BatchFeature:
+    label = BatchFeature(target)
+    if as_numpy and "size" in label:
+        label["size"] = np.asarray(label["size"], dtype=np.int64)
+    return label

@@ -116,12 +116,18 @@ def normalize(array: np.ndarray, mean: Channels, std: Channels, layout: str) -> 
     """
     if array.dtype.kind != "f":
         array = array.astype(np.float32)
+    mean_, std_ = mean_and_std(mean, std, array, layout)
+    return (array - mean_) / std_
+
+
+def mean_and_std(mean: Channels, std: Channels, array: np.ndarray, layout: str) -> tuple[np.ndarray, np.ndarray]:
+    """Both in the dtype of `array`, (C, 1, 1) or (1, 1, C) as the layout asks; errors as in `normalize`."""
     channels = array.shape[0] if layout == FIRST else array.shape[2]
     axes = (slice(None), None, None) if layout == FIRST else (None, None, slice(None))
     mean_, std_ = (_for_channels(v, channels, n).astype(array.dtype)[axes] for v, n in ((mean, "mean"), (std, "std")))
     if not std_.all():
         raise ValueError(f"image_std={std!r} divides by zero: expected positive numbers")
-    return (array - mean_) / std_
+    return mean_, std_
 
 
 def _for_channels(value: Channels, channels: int, name: str) -> np.ndarray:

@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor
 from transformers import DetrImageProcessor as Oracle
 from transformers.utils import logging as oracle_logging
 
-from runtimes.errors import AnnotationError, CheckpointError, DetrError, ImageError, OutputError
+from runtimes.errors import CheckpointError, DetrError, ImageError, OutputError
 from runtimes.processing.image_processor import CONFIG_NAME, BatchFeature, DetrImageProcessor
 
 oracle_logging.set_verbosity_error()
@@ -446,13 +446,11 @@ def test_a_step_without_its_value_is_refused_and_not_left_out() -> None:
     assert out.pixel_values[0].dtype == np.float32
 
 
-def test_annotations_are_refused_and_unknown_formats_too() -> None:
-    with pytest.raises(AnnotationError, match="annotations"):
-        DetrImageProcessor()(IMAGE, annotations={"image_id": 1, "annotations": []})
-    with pytest.raises(AnnotationError, match="annotations"):
-        DetrImageProcessor().pad([IMAGE], [{"image_id": 1, "annotations": []}])
+def test_an_unknown_format_is_refused() -> None:
     with pytest.raises(ValueError, match="coco_panoptic"):
         DetrImageProcessor(format="voc")
+    with pytest.raises(ValueError, match="coco_panoptic"):
+        DetrImageProcessor()(IMAGE, format="voc")
 
 
 def test_the_batch_is_a_dict_with_attributes() -> None:

@@ -1,0 +1,88 @@
+"""The image processor with the numbers of torchvision in place of Pillow's, still with numpy and Pillow only.
+
+Source: the torchvision-based `DetrImageProcessorFast` of transformers 4.57.6, on the CPU of an x86 machine.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, Optional, Union
+
+import numpy as np
+
+from runtimes.processing.annotation_transforms import pad_target
+from runtimes.processing.annotations import Target
+from runtimes.processing.image_batch import Picture
+from runtimes.processing.image_processor import DetrImageProcessor
+from runtimes.processing.image_transforms import FIRST, PixelScaling, mean_and_std, to_layout
+from runtimes.processing.tensor_resize import resize_tensor
+
+
+@dataclass(frozen=True)
+class FusedScaling(PixelScaling):
+    """Rescaling and normalisation in one step: mean and deviation are divided by the factor, not the image multiplied."""
+
+    def apply(self, array: np.ndarray, layout: str) -> np.ndarray:
+        """Scaled values: float32; when only rescaled, the float type of the array."""
+        if self.mean is not None and self.std is not None:
+            array = array.astype(np.float32)
+            mean, std = mean_and_std(self.mean, self.std, array, layout)
+            if self.factor is not None:
+                if self.factor == 0:
+                    raise ValueError("rescale_factor is 0: the mean and deviation are divided by it; expected 1 / 255 or so")
+                inverse = np.float32(1.0 / self.factor)
+                mean, std = mean * inverse, std * inverse
+            return (array - mean) / std
+        if self.factor is not None:
+            wanted = array.dtype if array.dtype.kind == "f" else np.dtype(np.float32)
+            precision = np.promote_types(wanted, np.float32).type
+            return (array.astype(precision) * precision(self.factor)).astype(wanted)
+        return array
+
+
+class DetrImageProcessorFast(DetrImageProcessor):
+    """`DetrImageProcessor` with the arithmetic of torchvision and PyTorch, as transformers' class of that name has it.
+
+    Same options, arguments and results as `DetrImageProcessor`, whose class reproduces Pillow. In place of that:
+
+    - uint8 images, as PIL images are, are resized with 16-bit weights, to the same pixels as torchvision's; float images
+      in float32 or float64, without going through 8 bit (`tensor_resize`). NEAREST, BILINEAR and BICUBIC only.
+    - Rescaling and normalisation are one step in float32, bit for bit; of float64 images too.
+    - Masks are resized by PyTorch's "nearest-exact" rule, and padded boxes computed in float32. Masks that are not
+      resized are uint8 for coco_detection and bool for coco_panoptic.
+
+    Where transformers' fast class falls short of its slow one, this follows the slow one: masks beside crowd annotations,
+    labels that always say their `size` after padding, channels_last output, and lists in place of a stacked batch.
+    """
+
+    _type_name = "DetrImageProcessorFast"
+    _scaling = FusedScaling
+
+    def _resize(self, picture: Picture, size: tuple[int, int], resample: int, layout: str) -> np.ndarray:
+        image = np.asarray(picture)
+        resized = to_layout(resize_tensor(to_layout(image, layout, FIRST), size, resample), FIRST, layout)
+        return resized.copy() if np.may_share_memory(resized, image) else resized  # the caller owns the result
+
+    def _resize_mask(self, mask: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:
+        return resize_tensor(mask[None], size, resample)[0]
+
+    def _prepare(
+        self,
+        record: Any,
+        size: tuple[int, int],
+        format_: str,
+        return_segmentation_masks: Optional[bool],
+        masks_path: Union[str, os.PathLike, None],
+        name: str,
+    ) -> Target:
+        target = super()._prepare(record, size, format_, return_segmentation_masks, masks_path, name)
+        target["boxes"] = target["boxes"].astype(np.float32, copy=False)
+        if "masks" in target:
+            target["masks"] = target["masks"].astype(np.uint8 if format_ == "coco_detection" else bool)
+        return target
+
+    def _pad_target(
+        self, target: Target, image_size: tuple[int, int], padded: tuple[int, int], update_bboxes: bool
+    ) -> Target:
+        return pad_target(target, image_size, padded, update_bboxes, ratio_type=np.float32)

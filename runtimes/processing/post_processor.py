@@ -1,0 +1,60 @@
+"""The post-processing functions as methods, under the names that transformers' image processors give them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any, Optional
+
+import numpy as np
+
+from runtimes.processing import segmentation
+from runtimes.processing.post_processing import TargetSizes, post_process_object_detection
+from runtimes.processing.segmentation import Size
+
+
+class PostProcessor:
+    """Raw outputs of a model to results. Each method is a function; shapes, dtypes and errors are described there."""
+
+    def post_process_object_detection(
+        self, outputs: Any, threshold: float = 0.5, target_sizes: Optional[TargetSizes] = None
+    ) -> list[dict[str, np.ndarray]]:
+        """See `runtimes.processing.post_processing.post_process_object_detection`."""
+        return post_process_object_detection(outputs, threshold, target_sizes)
+
+    def post_process(self, outputs: Any, target_sizes: TargetSizes) -> list[dict[str, np.ndarray]]:
+        """Every query of every image, whatever its score. The older name, deprecated in transformers."""
+        return post_process_object_detection(outputs, -1.0, target_sizes)
+
+    def post_process_semantic_segmentation(
+        self, outputs: Any, target_sizes: Optional[Sequence[Size]] = None
+    ) -> list[np.ndarray]:
+        """See `runtimes.processing.segmentation.post_process_semantic_segmentation`."""
+        return segmentation.post_process_semantic_segmentation(outputs, target_sizes)
+
+    def post_process_instance_segmentation(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.8,
+        target_sizes: Optional[Sequence[Size]] = None,
+        return_coco_annotation: bool = False,
+    ) -> list[dict[str, Any]]:
+        """See `runtimes.processing.segmentation.post_process_instance_segmentation`."""
+        return segmentation.post_process_instance_segmentation(
+            outputs, threshold, mask_threshold, overlap_mask_area_threshold, target_sizes, return_coco_annotation
+        )
+
+    def post_process_panoptic_segmentation(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.8,
+        label_ids_to_fuse: Optional[Collection[int]] = None,
+        target_sizes: Optional[Sequence[Size]] = None,
+    ) -> list[dict[str, Any]]:
+        """See `runtimes.processing.segmentation.post_process_panoptic_segmentation`."""
+        return segmentation.post_process_panoptic_segmentation(
+            outputs, threshold, mask_threshold, overlap_mask_area_threshold, label_ids_to_fuse, target_sizes
+        )

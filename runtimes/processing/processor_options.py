@@ -1,0 +1,187 @@
+"""What a DETR image processor can be told, and the `preprocessor_config.json` that keeps it.
+
+Source: the constructor, `from_dict` and `to_dict` of `DetrImageProcessor` in transformers 4.57.6; either reads the other's
+file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Optional, TypeVar, Union
+
+import numpy as np
+
+from runtimes.errors import CheckpointError, OutputError
+from runtimes.processing.image_sizes import SizeDict, as_pad_size, as_size
+from runtimes.processing.image_transforms import Channels, as_resample
+
+CONFIG_NAME = "preprocessor_config.json"
+
+# Mean and standard deviation of the ImageNet training set, RGB in [0, 1]: what DETR's backbones were trained with.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# The evaluation size in the published DETR code (datasets/coco.py, the "val" transform).
+DEFAULT_SIZE = {"shortest_edge": 800, "longest_edge": 1333}
+_DEFAULT_LONGEST_EDGE = 1333  # beside a `size` that is only an int, as in old configurations
+
+FORMATS = ("coco_detection", "coco_panoptic")
+_TYPES = ("DetrImageProcessor", "DetrImageProcessorFast", "DetrFeatureExtractor")
+_OPTIONS = (
+    "format",
+    "do_resize",
+    "size",
+    "resample",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+    "do_convert_annotations",
+    "do_pad",
+    "pad_size",
+)
+
+
+_Self = TypeVar("_Self", bound="ProcessorOptions")
+
+
+class ProcessorOptions:
+    """The options of an image processor, as attributes, and the JSON file that holds them.
+
+    - `size`: {shortest_edge, longest_edge}, {height, width} or {max_height, max_width}; an int is the shortest edge,
+      with 1333 for the longest.
+    - `resample`: Pillow's filter, 2 is bilinear.
+    - `image_mean`, `image_std`: one number for each channel or one for all, in rescaled units.
+    - `do_convert_annotations`: defaults to `do_normalize`.
+    - `pad_size`: {height, width} to pad to; None pads to the largest image of the batch.
+
+    Raises ValueError for an option that is not one of these.
+    """
+
+    _type_name = _TYPES[0]  # what configurations call this class
+
+    def __init__(
+        self,
+        format: str = "coco_detection",
+        do_resize: bool = True,
+        size: Union[SizeDict, int, None] = None,
+        resample: int = 2,
+        do_rescale: bool = True,
+        rescale_factor: float = 1 / 255,
+        do_normalize: bool = True,
+        image_mean: Optional[Channels] = None,
+        image_std: Optional[Channels] = None,
+        do_convert_annotations: Optional[bool] = None,
+        do_pad: bool = True,
+        pad_size: Optional[SizeDict] = None,
+    ) -> None:
+        self.format = as_format(format)
+        self.do_resize = do_resize
+        self.size = as_size(DEFAULT_SIZE if size is None else size, max_size=_DEFAULT_LONGEST_EDGE)
+        self.resample = as_resample(resample)
+        self.do_rescale = do_rescale
+        self.rescale_factor = rescale_factor
+        self.do_normalize = do_normalize
+        self.image_mean = list(IMAGENET_MEAN) if image_mean is None else image_mean
+        self.image_std = list(IMAGENET_STD) if image_std is None else image_std
+        self.do_convert_annotations = do_normalize if do_convert_annotations is None else do_convert_annotations
+        self.do_pad = do_pad
+        self.pad_size = as_pad_size(pad_size)
+        self._other_keys: dict[str, Any] = {"image_processor_type": self._type_name}
+
+    @classmethod
+    def from_dict(cls: type[_Self], config: Mapping[str, Any]) -> _Self:
+        """Build from the content of a `preprocessor_config.json`.
+
+        The old names `max_size` and `pad_and_return_pixel_mask` are understood; keys that are no option are kept for
+        `to_dict`. Raises ValueError for an option with a bad value and for the configuration of another processor.
+        """
+        config = dict(config)
+        kind = config.get("image_processor_type", config.get("feature_extractor_type", _TYPES[0]))
+        if kind not in _TYPES:
+            raise ValueError(f"the configuration is of a {kind}: expected one of {', '.join(_TYPES)}")
+        if "pad_and_return_pixel_mask" in config:
+            config["do_pad"] = config.pop("pad_and_return_pixel_mask")
+        if "max_size" in config:
+            max_size = config.pop("max_size")
+            if config.get("size") is not None:
+                config["size"] = as_size(config["size"], max_size)
+        processor = cls(**{key: config.pop(key) for key in _OPTIONS if key in config})
+        processor._other_keys.update(config)
+        if cls._type_name != _TYPES[0]:  # the plain class reads all of them, and leaves the name for whoever is next
+            processor._other_keys["image_processor_type"] = cls._type_name
+        return processor
+
+    @classmethod
+    def from_pretrained(cls: type[_Self], path: Union[str, os.PathLike]) -> _Self:
+        """Read `preprocessor_config.json`, named itself or by its folder.
+
+        Raises CheckpointError when it is missing, is not a JSON object, or holds a bad option.
+        """
+        file = Path(path)
+        if file.is_dir():
+            file = file / CONFIG_NAME
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot read {file}: {error.strerror}; expected the image processor's settings, "
+                "copy that file from the checkpoint"
+            ) from error
+        except ValueError as error:
+            raise CheckpointError(f"{file} is not JSON ({error}); copy that file from the checkpoint again") from error
+        if not isinstance(config, dict):
+            raise CheckpointError(f"{file} holds a {type(config).__name__}: expected a JSON object; copy it again")
+        try:
+            return cls.from_dict(config)
+        except ValueError as error:
+            raise CheckpointError(f"{file}: {error}; correct that file") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every option and every key that `from_dict` was given, as plain JSON types."""
+        return {**self._other_keys, **{name: _plain(getattr(self, name)) for name in _OPTIONS}}
+
+    def save_pretrained(self, directory: Union[str, os.PathLike]) -> Path:
+        """Write `directory/preprocessor_config.json`, making the folder. Returns the file; OutputError on failure."""
+        file = Path(directory) / CONFIG_NAME
+        text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                temporary.write_text(text, encoding="utf-8")
+                os.replace(temporary, file)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot write {file}: {error.strerror}; name a folder that can be written") from error
+        return file
+
+    def _pick(self, name: str, override: Any) -> Any:
+        return getattr(self, name) if override is None else override
+
+    def _required(self, name: str, override: Any) -> Any:
+        value = self._pick(name, override)
+        if value is None:
+            raise ValueError(f"{name} is None, but the step that needs it is on: set it, or turn the step off")
+        return value
+
+
+def as_format(value: str) -> str:
+    """`value` as one of `FORMATS`; ValueError otherwise."""
+    if value not in FORMATS:
+        raise ValueError(f"format={value!r}: expected {' or '.join(FORMATS)}")
+    return FORMATS[FORMATS.index(value)]  # a plain string, also for a string enumeration
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: numpy arrays and tuples become lists, numpy numbers Python's."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

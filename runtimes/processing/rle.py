@@ -1,0 +1,161 @@
+"""Run-length encoding of binary masks in COCO's two forms, as pycocotools reads and writes them.
+
+Uncompressed: ``{"size": [height, width], "counts": [n0, n1, ...]}``. The mask is read column by column (top to bottom,
+then left to right) and the counts are the lengths of its runs, zeros first; ``n0`` is 0 when the first pixel is set.
+
+Compressed: the counts become ASCII text (`rleToString` in COCO's `maskApi.c`). From the fourth on, a count is
+stored as its difference to the count two before it. Each number is cut into groups of 5 bits, lowest first, in
+two's complement; a group is one character, ``48 + bits``, plus 32 when more groups of the same number follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Union
+
+import numpy as np
+
+from runtimes.errors import AnnotationError, InputError
+
+GROUP_BITS = 5
+MORE_GROUPS = 1 << GROUP_BITS
+SIGN_BIT = 1 << (GROUP_BITS - 1)
+FIRST_CHARACTER = 48  # "0"
+MAX_GROUPS = 12  # 60 bits of an int64
+
+Counts = Union[Sequence[int], np.ndarray]
+
+
+def encode_rle(mask: np.ndarray) -> dict[str, Any]:
+    """The uncompressed run-length encoding of a mask.
+
+    Args:
+        mask: (height, width), bool or any number; non-zero is set.
+
+    Returns:
+        ``{"size": [height, width], "counts": list of int}``, ready for JSON and for `pycocotools.mask.frPyObjects`.
+
+    Raises:
+        InputError: `mask` does not have two axes.
+    """
+    mask = np.asarray(mask)
+    if mask.ndim != 2:
+        raise InputError(f"mask has shape {mask.shape}, expected (height, width); encode one mask at a time")
+    pixels = (mask != 0).ravel(order="F")
+    edges = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
+    bounds = np.concatenate([[0], edges, [pixels.size]])
+    if pixels.size and pixels[0]:
+        bounds = np.concatenate([[0], bounds])
+    return {"size": [int(side) for side in mask.shape], "counts": np.diff(bounds).tolist()}
+
+
+def decode_rle(rle: Mapping[str, Any]) -> np.ndarray:
+    """The mask of a run-length encoding, compressed or not.
+
+    Args:
+        rle: ``size`` [height, width], and ``counts``: a list of int, or the text or bytes of `compress_counts`.
+
+    Returns:
+        uint8 (height, width), 1 where set; Fortran-ordered, as pycocotools' masks are.
+
+    Raises:
+        AnnotationError: a key is missing or not made of integers, a count is negative, or the counts do not add up
+            to the size.
+    """
+    if "size" not in rle or "counts" not in rle:
+        raise AnnotationError(f"run-length encoding has keys {sorted(rle)}, expected size and counts")
+    counts = rle["counts"]
+    runs = _integers("counts", decompress_counts(counts) if isinstance(counts, (str, bytes)) else counts)
+    size = _integers("size", rle["size"])
+    if len(size) != 2 or size.min() < 0:
+        raise AnnotationError(f"run-length encoding has size {size.tolist()}, expected [height, width] in pixels")
+    height, width = size.tolist()
+    if runs.size and runs.min() < 0:
+        raise AnnotationError(f"run-length encoding has a count of {runs.min()}, expected counts of 0 or more")
+    if runs.sum() != height * width:
+        raise AnnotationError(
+            f"counts of the run-length encoding add up to {runs.sum()}, expected {height}x{width} = {height * width} "
+            "pixels; check that size is [height, width] of the same image"
+        )
+    values = np.zeros(len(runs), dtype=np.uint8)
+    values[1::2] = 1
+    return np.repeat(values, runs).reshape((height, width), order="F")
+
+
+def compress_counts(counts: Counts) -> str:
+    """COCO's text for a list of counts.
+
+    Args:
+        counts: int (N,), lengths of runs in pixels, zeros first.
+
+    Returns:
+        ASCII text; ``.encode()`` gives the bytes that pycocotools has under ``counts``.
+    """
+    runs = np.asarray(counts, dtype=np.int64).reshape(-1)
+    values = runs.copy()
+    values[3:] -= runs[1:-2]
+
+    shifts = GROUP_BITS * np.arange(MAX_GROUPS, dtype=np.int64)
+    shifted = values[:, None] >> shifts  # (N, MAX_GROUPS); what is left before each group is taken
+    rest = shifted >> GROUP_BITS
+    groups = shifted & (MORE_GROUPS - 1)
+    # The last group is the one whose sign bit already says all that is left: zeros for plus, ones for minus.
+    more = rest != np.where(groups & SIGN_BIT, -1, 0)
+    wanted = np.ones_like(more)
+    wanted[:, 1:] = np.logical_and.accumulate(more, axis=1)[:, :-1]
+    characters = FIRST_CHARACTER + groups + MORE_GROUPS * more
+    return characters[wanted].astype(np.uint8).tobytes().decode("ascii")
+
+
+def decompress_counts(text: str | bytes) -> list[int]:
+    """The counts behind COCO's text, the inverse of `compress_counts`.
+
+    Args:
+        text: what `compress_counts` or pycocotools made.
+
+    Returns:
+        Lengths of runs in pixels, zeros first.
+
+    Raises:
+        AnnotationError: a character is outside COCO's alphabet, or the text stops in the middle of a number.
+    """
+    data = text.encode("utf-8") if isinstance(text, str) else bytes(text)
+    codes = np.frombuffer(data, dtype=np.uint8).astype(np.int64) - FIRST_CHARACTER
+    if codes.size == 0:
+        return []
+    outside = np.flatnonzero((codes < 0) | (codes >= 2 * MORE_GROUPS))
+    if outside.size:
+        at = int(outside[0])
+        raise AnnotationError(
+            f"compressed run-length counts have byte {data[at]} at position {at}, expected "
+            f"{FIRST_CHARACTER}..{FIRST_CHARACTER + 2 * MORE_GROUPS - 1}; the counts are damaged or of another format"
+        )
+    ends = np.flatnonzero(codes < MORE_GROUPS)  # the last character of each number
+    if ends.size == 0 or ends[-1] != codes.size - 1:
+        raise AnnotationError("compressed run-length counts stop inside a number; the text is cut short")
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > MAX_GROUPS:
+        raise AnnotationError(
+            f"compressed run-length counts have a number of {lengths.max()} characters, expected {MAX_GROUPS} at "
+            "most; the text is damaged"
+        )
+    place = np.arange(codes.size) - np.repeat(starts, lengths)
+    values = np.add.reduceat((codes & (MORE_GROUPS - 1)) << (GROUP_BITS * place), starts)
+    negative = (codes[ends] & SIGN_BIT) != 0
+    values[negative] -= np.int64(1) << (GROUP_BITS * lengths[negative])
+
+    # Undo the differences: odd positions build on position 1, even ones on position 2; position 0 stands alone.
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return values.tolist()
+
+
+def _integers(field: str, values: Counts) -> np.ndarray:
+    """`values` as int64 (N,), or an AnnotationError naming `field`."""
+    array = np.asarray(values)
+    if array.size == 0:
+        return np.zeros(0, dtype=np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise AnnotationError(f"{field} of a run-length encoding is {values!r:.80}, expected a list of integers")
+    return array.astype(np.int64)
