@@ -109,7 +109,10 @@ def _timm_backbone(config: DetrConfig) -> tuple[nn.Module, list[int]]:
 
 
 def _freeze_stem(config: DetrConfig, model: nn.Module) -> None:
-    """Stops gradients of a ResNet's stem and first stage, which DETR's recipe does not train."""
+    """Stops gradients of a ResNet's stem and first stage, which DETR's recipe does not train.
+
+    transformers means to do the same to a `no_timm` backbone, but looks for names that it does not have and freezes all.
+    """
     if config.use_timm_backbone and "resnet" not in (config.backbone or ""):
         return
     trained = ("layer2", "layer3", "layer4") if config.use_timm_backbone else ("stages.1", "stages.2", "stages.3")

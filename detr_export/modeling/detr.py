@@ -6,6 +6,9 @@ The numbers are those of transformers 4.57's classes of the same names.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +16,30 @@ from torch.nn import functional
 
 from detr_export.config import DetrConfig
 from detr_export.modeling.backbone import DetrConvModel
-from detr_export.modeling.outputs import DetrModelOutput, DetrObjectDetectionOutput
+from detr_export.modeling.loss import Prediction, detr_loss
+from detr_export.modeling.matcher import Target
+from detr_export.modeling.outputs import (
+    DetrDecoderOutput,
+    DetrModelOutput,
+    DetrObjectDetectionOutput,
+    DetrSegmentationOutput,
+    EncoderOutput,
+)
 from detr_export.modeling.position_encoding import DetrLearnedPositionEmbedding
 from detr_export.modeling.transformer import DetrDecoder, DetrEncoder
+
+HeadOutput = TypeVar("HeadOutput", DetrObjectDetectionOutput, DetrSegmentationOutput)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass through backbone, encoder and decoder, with what the heads need of it."""
+
+    features: list[Tensor]  # of the backbone, finest first
+    mask: Tensor | None  # (B, h, w) bool, True = real; None when all is
+    projected: Tensor  # (B, d_model, h, w), the encoder's input
+    encoded: EncoderOutput
+    decoded: DetrDecoderOutput
 
 
 class DetrPreTrainedModel(nn.Module):
@@ -36,6 +60,10 @@ class DetrPreTrainedModel(nn.Module):
                 nn.init.uniform_(module.column_embeddings.weight)
             elif isinstance(module, nn.Conv2d) and "conv_encoder" in name:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif name.endswith(("bbox_attention.q_linear", "bbox_attention.k_linear")):
+                assert isinstance(module, nn.Linear)
+                nn.init.xavier_uniform_(module.weight, gain=self.config.init_xavier_std)
+                nn.init.zeros_(module.bias)
             elif isinstance(module, (nn.Linear, nn.Conv2d)):
                 nn.init.normal_(module.weight, std=self.config.init_std)
                 if module.bias is not None:
@@ -56,31 +84,98 @@ class DetrModel(DetrPreTrainedModel):
         self.decoder = DetrDecoder(config)
         self.init_weights()
 
-    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> DetrModelOutput:
+    def get_encoder(self) -> DetrEncoder:
+        """The transformer's encoder."""
+        return self.encoder
+
+    def freeze_backbone(self) -> None:
+        """Stops the gradients of every parameter of the backbone."""
+        self.backbone.conv_encoder.model.requires_grad_(False)
+
+    def unfreeze_backbone(self) -> None:
+        """Lets gradients reach every parameter of the backbone, the stem included."""
+        self.backbone.conv_encoder.model.requires_grad_(True)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: EncoderOutput | tuple[Any, ...] | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> DetrModelOutput | tuple[Any, ...]:
         """Runs the model.
 
         Args:
             pixel_values: (B, num_channels, H, W) float, normalised.
             pixel_mask: (B, H, W), 1 = real pixel, 0 = padding; all real when None.
+            decoder_attention_mask: (B, Q), 0 for queries that no query may attend to.
+            encoder_outputs: an encoder's output, or a tuple that starts with its last hidden state (B, L, d_model); the
+                encoder is then not run.
+            inputs_embeds: (B, L, d_model), in place of the flattened and projected feature map.
+            decoder_inputs_embeds: (B, Q, d_model), the queries' content in place of zeros.
+            output_attentions, output_hidden_states, return_dict: as in transformers; the configuration's when None.
+
+        (transformers 4.57 takes the mask and both embeddings and does nothing with them.)
 
         Returns:
-            `last_hidden_state` is (B, Q, d_model).
+            `last_hidden_state` is (B, Q, d_model); a tuple of what is set when `return_dict` is False.
         """
-        batch = pixel_values.shape[0]
+        run = self.run(
+            pixel_values,
+            pixel_mask,
+            decoder_attention_mask,
+            encoder_outputs,
+            inputs_embeds,
+            decoder_inputs_embeds,
+            output_attentions,
+            output_hidden_states,
+        )
+        if not _or(return_dict, self.config.return_dict):
+            return run.decoded.to_tuple() + run.encoded.to_tuple()
+        return DetrModelOutput(**hidden_fields(run), intermediate_hidden_states=run.decoded.intermediate_hidden_states)
+
+    def run(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: EncoderOutput | tuple[Any, ...] | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> Pass:
+        """`forward` with everything that a head may need; arguments as there."""
+        attentions = _or(output_attentions, self.config.output_attentions)
+        hidden_states = _or(output_hidden_states, self.config.output_hidden_states)
         features, mask, position = self.backbone(pixel_values, pixel_mask)
         projected = self.input_projection(features[-1])
         flat_position = _flatten(position)
         flat_mask = None if pixel_mask is None else mask.flatten(1)
-        encoded = self.encoder(_flatten(projected), flat_mask, flat_position)
-        query_position = self.query_position_embeddings.weight[None].expand(batch, -1, -1)
+        if encoder_outputs is None:
+            embeddings = _flatten(projected) if inputs_embeds is None else inputs_embeds
+            encoded = self.encoder(embeddings, flat_mask, flat_position, attentions, hidden_states)
+        elif isinstance(encoder_outputs, EncoderOutput):
+            encoded = encoder_outputs
+        else:
+            encoded = EncoderOutput(*encoder_outputs[:3])
+        query_position = self.query_position_embeddings.weight[None].expand(pixel_values.shape[0], -1, -1)
         decoded = self.decoder(
-            torch.zeros_like(query_position), None, encoded.last_hidden_state, flat_mask, flat_position, query_position
+            torch.zeros_like(query_position) if decoder_inputs_embeds is None else decoder_inputs_embeds,
+            decoder_attention_mask,
+            encoded.last_hidden_state,
+            flat_mask,
+            flat_position,
+            query_position,
+            attentions,
+            hidden_states,
         )
-        return DetrModelOutput(
-            last_hidden_state=decoded.last_hidden_state,
-            encoder_last_hidden_state=encoded.last_hidden_state,
-            intermediate_hidden_states=decoded.intermediate_hidden_states,
-        )
+        return Pass(features, None if pixel_mask is None else mask, projected, encoded, decoded)
 
 
 class DetrMLPPredictionHead(nn.Module):
@@ -107,22 +202,113 @@ class DetrForObjectDetection(DetrPreTrainedModel):
         self.bbox_predictor = DetrMLPPredictionHead(config.d_model, config.d_model, 4, 3)
         self.init_weights()
 
-    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> DetrObjectDetectionOutput:
-        """Runs the model; arguments as in `DetrModel.forward`.
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: EncoderOutput | tuple[Any, ...] | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        labels: Sequence[Target] | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> DetrObjectDetectionOutput | tuple[Any, ...]:
+        """Runs the model; arguments as in `DetrModel.forward`, and:
+
+        Args:
+            labels: for each image `class_labels` (N,) int64 and `boxes` (N, 4), (center_x, center_y, width, height) in
+                [0, 1]; with them the output holds the loss and its terms.
 
         Returns:
             `logits` (B, Q, num_labels + 1) and `pred_boxes` (B, Q, 4), (center_x, center_y, width, height) in [0, 1] of
             the image without its padding.
         """
-        outputs = self.model(pixel_values, pixel_mask)
-        return DetrObjectDetectionOutput(
-            logits=self.class_labels_classifier(outputs.last_hidden_state),
-            pred_boxes=self.bbox_predictor(outputs.last_hidden_state).sigmoid(),
-            last_hidden_state=outputs.last_hidden_state,
-            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
+        run = self.model.run(
+            pixel_values,
+            pixel_mask,
+            decoder_attention_mask,
+            encoder_outputs,
+            inputs_embeds,
+            decoder_inputs_embeds,
+            output_attentions,
+            output_hidden_states,
         )
+        prediction = self.predict(run)
+        loss = terms = None
+        auxiliary: list[Prediction] = []
+        if labels is not None:
+            auxiliary = self.auxiliary_predictions(run.decoded)
+            loss, terms = detr_loss(self.config, prediction, auxiliary, labels)
+        return self.output(DetrObjectDetectionOutput, run, prediction, loss, terms, auxiliary, return_dict)
+
+    def predict(self, run: Pass) -> Prediction:
+        """What the heads make of a pass."""
+        assert run.decoded.last_hidden_state is not None
+        return Prediction(*self.heads(run.decoded.last_hidden_state))
+
+    @property
+    def base(self) -> DetrModel:
+        """The model below the heads."""
+        return self.model
+
+    def heads(self, hidden_state: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps (..., Q, d_model) to logits (..., Q, num_labels + 1) and boxes (..., Q, 4)."""
+        return self.class_labels_classifier(hidden_state), self.bbox_predictor(hidden_state).sigmoid()
+
+    def auxiliary_predictions(self, decoded: DetrDecoderOutput) -> list[Prediction]:
+        """What the decoder layers before the last one say; empty without auxiliary loss."""
+        if decoded.intermediate_hidden_states is None:
+            return []
+        logits, boxes = self.heads(decoded.intermediate_hidden_states)
+        return [Prediction(*layer) for layer in zip(logits[:-1], boxes[:-1], strict=True)]
+
+    def output(
+        self,
+        kind: type[HeadOutput],
+        run: Pass,
+        prediction: Prediction,
+        loss: Tensor | None,
+        terms: dict[str, Tensor] | None,
+        auxiliary: Sequence[Prediction],
+        return_dict: bool | None,
+    ) -> HeadOutput | tuple[Any, ...]:
+        """Puts an output together, as a tuple in transformers' order when `return_dict` is False."""
+        layers: list[Any] = [{"logits": layer.logits, "pred_boxes": layer.pred_boxes} for layer in auxiliary]
+        masks: dict[str, Any] = {} if prediction.pred_masks is None else {"pred_masks": prediction.pred_masks}
+        if _or(return_dict, self.config.return_dict):
+            return kind(
+                loss=loss,
+                loss_dict=terms,
+                logits=prediction.logits,
+                pred_boxes=prediction.pred_boxes,
+                **masks,
+                auxiliary_outputs=layers or None,
+                **hidden_fields(run),
+            )
+        heads = (prediction.logits, prediction.pred_boxes, *masks.values(), *layers)
+        losses = () if loss is None else (loss, terms)
+        return losses + heads + run.decoded.to_tuple() + run.encoded.to_tuple()
+
+
+def hidden_fields(run: Pass) -> dict[str, Any]:
+    """The fields that all outputs share."""
+    return {
+        "last_hidden_state": run.decoded.last_hidden_state,
+        "decoder_hidden_states": run.decoded.hidden_states,
+        "decoder_attentions": run.decoded.attentions,
+        "cross_attentions": run.decoded.cross_attentions,
+        "encoder_last_hidden_state": run.encoded.last_hidden_state,
+        "encoder_hidden_states": run.encoded.hidden_states,
+        "encoder_attentions": run.encoded.attentions,
+    }
 
 
 def _flatten(feature_map: Tensor) -> Tensor:
     """(B, C, h, w) to (B, h * w, C)."""
     return feature_map.flatten(2).permute(0, 2, 1)
+
+
+def _or(value: bool | None, default: bool) -> bool:
+    return default if value is None else value

@@ -84,8 +84,30 @@ class DetrModelOutput(ModelOutput):
 class DetrObjectDetectionOutput(ModelOutput):
     """Output of `DetrForObjectDetection`; shapes of the rest as in `DetrModelOutput`."""
 
+    loss: Tensor | None = None  # scalar, when labels were given
+    loss_dict: dict[str, Tensor] | None = None  # the terms behind it, unweighted
     logits: Tensor | None = None  # (B, Q, num_labels + 1), the last class is "no object"
     pred_boxes: Tensor | None = None  # (B, Q, 4), (center_x, center_y, width, height) in [0, 1] of the image without padding
+    auxiliary_outputs: list[dict[str, Tensor]] | None = None  # logits and pred_boxes of the earlier decoder layers
+    last_hidden_state: Tensor | None = None
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_attentions: tuple[Tensor | None, ...] | None = None
+
+
+@dataclass
+class DetrSegmentationOutput(ModelOutput):
+    """Output of `DetrForSegmentation`: that of `DetrForObjectDetection` and the masks."""
+
+    loss: Tensor | None = None
+    loss_dict: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+    pred_boxes: Tensor | None = None
+    pred_masks: Tensor | None = None  # (B, Q, H/4, W/4) logits
+    auxiliary_outputs: list[dict[str, Tensor]] | None = None
     last_hidden_state: Tensor | None = None
     decoder_hidden_states: tuple[Tensor, ...] | None = None
     decoder_attentions: tuple[Tensor, ...] | None = None
