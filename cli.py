@@ -105,6 +105,13 @@ def _options(
 def onnx_command(
     checkpoint: CheckpointArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("model.onnx"),
+    task: Annotated[
+        str,
+        typer.Option(help="auto (the checkpoint's own), detection or segmentation."),
+    ] = "auto",
+    with_attentions: Annotated[
+        bool, typer.Option("--with-attentions", help="Add the decoder's last cross-attention as an output.")
+    ] = False,
     no_mask: Annotated[bool, typer.Option("--no-mask", help="Leave pixel_mask out: one image size per batch.")] = False,
     opset: Annotated[Optional[int], typer.Option(min=17, max=25, help="ONNX operator set; 18 if left out.")] = None,
     no_simplify: Annotated[bool, typer.Option("--no-simplify", help="Write the graph as it was traced.")] = False,
@@ -123,7 +130,15 @@ def onnx_command(
     from detr_export.checkpoint import load_checkpoint
     from detr_export.onnx_export import DEFAULT_OPSET, ExportOptions, export_onnx
 
-    options = ExportOptions(not no_mask, opset or DEFAULT_OPSET, not no_simplify, not no_verify, overwrite)
+    options = ExportOptions(
+        task=None if task == "auto" else task,
+        attentions=with_attentions,
+        pixel_mask=not no_mask,
+        opset=opset or DEFAULT_OPSET,
+        simplify=not no_simplify,
+        verify=not no_verify,
+        overwrite=overwrite,
+    )
     result = export_onnx(load_checkpoint(checkpoint, dilation, revision), output, options, _progress)
     if as_json:
         _print_json(result.to_dict())
@@ -176,6 +191,8 @@ def inspect(
 def predict(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="An ONNX file or a checkpoint.")],
     images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Files, folders and globs.")],
+    task: Annotated[str, typer.Option(help="detection, panoptic, instances or semantic.")] = "detection",
+    explain: Annotated[bool, typer.Option("--explain", help="Draw where the decoder looked for each detection.")] = False,
     threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Lowest score that is shown.")] = 0.5,
     output: Annotated[
         Optional[Path], typer.Option("--output", "-o", help="A folder for annotated pictures and predictions.json.")
@@ -185,15 +202,17 @@ def predict(
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find objects in images; an unreadable image is reported and the rest go on."""
+    """Find or segment objects in images; an unreadable image is reported and the rest go on."""
+    if explain and task != "detection":
+        raise typer.BadParameter("--explain draws detections; leave --task out")
     from runtimes.file_prediction import predict_files
     from runtimes.predictor import Predictor
     from runtimes.processing.images import iter_image_paths
 
     paths = iter_image_paths(images)
     outcomes = []
-    with Predictor.load(model, device, threads) as predictor:
-        for outcome in predict_files(predictor, paths, threshold, output, overwrite):
+    with Predictor.load(model, device, threads, attentions=explain) as predictor:
+        for outcome in predict_files(predictor, paths, threshold, output, overwrite, "attention" if explain else task):
             outcomes.append(outcome.to_dict())
             if outcome.error is not None:
                 _print_error(outcome.error)

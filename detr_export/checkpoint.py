@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from detr_export import original_checkpoint
 from detr_export.config import CONFIG_NAME, DetrConfig
 from detr_export.hub import PROCESSOR_NAME, WEIGHT_FILES, download
-from detr_export.modeling.detr import DetrForObjectDetection
 from runtimes.errors import CheckpointError, DetrError
 from runtimes.files import sha256_of_files, user_path
 from runtimes.processing.image_processor import DetrImageProcessor
@@ -70,26 +69,6 @@ def load_checkpoint(source: str | Path, dilation: bool | None = None, revision: 
         _refuse(revision is not None, f"{path} is a directory; --revision goes with a hub id")
         return _load_directory(path, str(source))
     return _load_directory(download(str(source), revision), str(source))
-
-
-def load_model(checkpoint: Checkpoint) -> DetrForObjectDetection:
-    """Builds the model of a checkpoint, in eval mode, on the CPU.
-
-    Raises:
-        CheckpointError: names or shapes of the parameters do not fit the configuration.
-    """
-    _refuse(
-        checkpoint.task == "segmentation",
-        f"{checkpoint.source} is a segmentation checkpoint; expected a detection one",
-    )
-    _refuse(
-        not any(name.startswith("class_labels_classifier.") for name in checkpoint.state_dict),
-        f"{checkpoint.source} has no detection head (class_labels_classifier, bbox_predictor); "
-        "expected a checkpoint of DetrForObjectDetection",
-    )
-    model = DetrForObjectDetection(checkpoint.config)
-    load_strictly(model, checkpoint.state_dict, checkpoint.source)
-    return model.eval()
 
 
 def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from importlib import metadata as distributions
 
+from detr_export import coco
 from detr_export.checkpoint import Checkpoint
 from detr_export.config import DetrConfig
 from detr_export.modeling.position_encoding import LEARNED_POSITIONS
@@ -13,16 +14,23 @@ from runtimes.metadata import Metadata, Range
 _TOOLS = ("detr-export", "torch", "onnx", "onnxscript", "onnxsim", "onnxruntime")
 
 
-def describe(checkpoint: Checkpoint, pixel_mask: bool = True, precision: str = "fp32", opset: int | None = None) -> Metadata:
+def describe(
+    checkpoint: Checkpoint,
+    pixel_mask: bool = True,
+    precision: str = "fp32",
+    opset: int | None = None,
+    task: str | None = None,
+) -> Metadata:
     """What can be said of a checkpoint, or of a file exported from it, before anything was compared."""
     return Metadata(
-        task=checkpoint.task,
+        task=task or checkpoint.task,
         id2label=dict(checkpoint.config.id2label),
         processor=checkpoint.processor.to_dict(),
         pixel_mask=pixel_mask,
         precision=precision,
         opset=opset,
         ranges=input_ranges(checkpoint.config),
+        label_ids_to_fuse=label_ids_to_fuse(checkpoint.config),
         source={"name": checkpoint.source, "sha256": checkpoint.sha256},
         tools={name: version for name in _TOOLS if (version := _version(name))} | {"python": platform.python_version()},
     )
@@ -36,6 +44,14 @@ def input_ranges(config: DetrConfig) -> dict[str, Range]:
         stride = config.output_stride
         side = (1, LEARNED_POSITIONS * stride)
     return {"batch": (1, None), "height": side, "width": side}
+
+
+def label_ids_to_fuse(config: DetrConfig) -> tuple[int, ...]:
+    """Classes of stuff, whose regions a panoptic map joins: named in the configuration, or COCO's in a COCO model."""
+    named = config.extra.get("label_ids_to_fuse")
+    if named is not None:
+        return tuple(int(label) for label in named)
+    return tuple(coco.STUFF) if config.num_labels == coco.PANOPTIC_LABELS else ()
 
 
 def _version(distribution: str) -> str | None:

@@ -8,6 +8,7 @@ their names for them.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -18,10 +19,12 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from detr_export.checkpoint import Checkpoint, load_checkpoint, load_model
+from detr_export.checkpoint import Checkpoint, load_checkpoint
 from detr_export.config import DetrConfig
 from detr_export.description import describe
 from detr_export.graph_checks import check_graph
+from detr_export.loading import load_model
+from detr_export.modeling.deployed import DeployedModel
 from detr_export.simplification import simplify
 from detr_export.verification import Parity, compare, require
 from runtimes.errors import ArtifactError, missing_extra
@@ -41,6 +44,8 @@ SUFFIX = ".onnx"
 class ExportOptions:
     """How to export."""
 
+    task: str | None = None  # "detection" or "segmentation"; the checkpoint's own when None
+    attentions: bool = False  # also give the decoder's last cross-attention
     pixel_mask: bool = True  # False: a file that takes images of one size per batch and no mask
     opset: int = DEFAULT_OPSET
     simplify: bool = True
@@ -92,8 +97,8 @@ def export_onnx(
     if not options.pixel_mask and checkpoint.processor.pad_size is not None:
         raise ArtifactError("the checkpoint's processor pads every image to pad_size; such a model needs its pixel_mask")
     config = checkpoint.config
-    model = load_model(checkpoint)
-    metadata = describe(checkpoint, options.pixel_mask, opset=options.opset)
+    model = DeployedModel(load_model(checkpoint, options.task), options.attentions)
+    metadata = describe(checkpoint, options.pixel_mask, opset=options.opset, task=options.task)
 
     progress("tracing")
     proto = _trace(model, config, options)
@@ -134,29 +139,26 @@ def verify_file(
         progress(f"reading {checkpoint}")
         loaded = load_checkpoint(checkpoint, dilation, revision)
         mask = any(spec.name == "pixel_mask" for spec in candidate.inputs)
-        reference = TorchSession(load_model(loaded), describe(loaded, mask), loaded.config.num_channels)
+        outputs = {spec.name for spec in candidate.outputs}
+        task = "segmentation" if "pred_masks" in outputs else "detection"
+        model = DeployedModel(load_model(loaded, task), attentions="cross_attention" in outputs)
+        reference = TorchSession(model, describe(loaded, mask, task=task), loaded.config.num_channels)
         return compare(candidate, reference, progress=lambda line: progress(f"verifying {line}"))
 
 
-class _WithMask(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
+class _Positional(nn.Module):
+    """The exporter names outputs by position."""
+
+    def __init__(self, model: DeployedModel) -> None:
         super().__init__()
         self.model = model
+        self.eval()
 
-    def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[Tensor, ...]:
-        outputs = self.model(pixel_values, pixel_mask)
-        return outputs.logits, outputs.pred_boxes
-
-
-class _WithoutMask(_WithMask):
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        outputs = self.model(pixel_values)
-        return outputs.logits, outputs.pred_boxes
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        return tuple(self.model(pixel_values, pixel_mask).values())
 
 
-def _trace(model: nn.Module, config: DetrConfig, options: ExportOptions) -> onnx.ModelProto:
-    # eval() on the wrapper too: the exporter restores the mode it finds there, for everything below.
-    wrapper = (_WithMask if options.pixel_mask else _WithoutMask)(model).eval()
+def _trace(model: DeployedModel, config: DetrConfig, options: ExportOptions) -> onnx.ModelProto:
     shape = (_TRACED_HEIGHT, _TRACED_WIDTH)
     arguments: tuple[Tensor, ...] = (torch.zeros((_TRACED_BATCH, config.num_channels, *shape)),)
     batch, height, width = (torch.export.Dim(name) for name in ("batch", "height", "width"))
@@ -164,16 +166,17 @@ def _trace(model: nn.Module, config: DetrConfig, options: ExportOptions) -> onnx
     if options.pixel_mask:
         arguments += (torch.ones((_TRACED_BATCH, *shape), dtype=torch.int64),)
         dynamic += ({0: batch, 1: height, 2: width},)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of operators of packages that are not installed
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's notes about itself
         try:
             program = torch.onnx.export(
-                wrapper,
+                _Positional(model),
                 arguments,
                 dynamo=True,
                 opset_version=options.opset,
                 input_names=list(_inputs(config, options.pixel_mask)),
-                output_names=["logits", "pred_boxes"],
+                output_names=list(model.output_names),
                 dynamic_shapes=dynamic,
                 verbose=False,
             )
@@ -198,7 +201,7 @@ def _layer_norms(config: DetrConfig) -> int:
 
 
 def _verify(
-    file: Path, model: nn.Module, checkpoint: Checkpoint, metadata: Metadata, progress: Callable[[str], None]
+    file: Path, model: DeployedModel, checkpoint: Checkpoint, metadata: Metadata, progress: Callable[[str], None]
 ) -> Parity:
     from runtimes.ort_session import OrtSession  # a box that exports with --no-verify needs no runtime
 

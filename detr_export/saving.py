@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors.torch import save
 
-from detr_export.modeling.detr import DetrPreTrainedModel
 from runtimes.files import write_atomically
 from runtimes.processing.image_processor import DetrImageProcessor
+
+if TYPE_CHECKING:
+    from detr_export.modeling.detr import DetrPreTrainedModel
 
 SAFETENSORS_NAME = "model.safetensors"
 

@@ -19,8 +19,8 @@ from runtimes.metadata import Metadata
 from runtimes.session import Session
 
 # Largest absolute differences that fp32 rounding in another order of operations explains. Seen on R50 and R101 with
-# seeded weights: 4e-5 on logits, 4e-6 on boxes; 1e-4 of a 1333 pixel image is a tenth of a pixel.
-TOLERANCE: Mapping[str, float] = {"logits": 1e-3, "pred_boxes": 1e-4}
+# seeded weights: 4e-5 on logits, 4e-6 on boxes, 4e-5 on masks; 1e-4 of a 1333 pixel image is a tenth of a pixel.
+TOLERANCE: Mapping[str, float] = {"logits": 1e-3, "pred_boxes": 1e-4, "pred_masks": 1e-2, "cross_attention": 1e-3}
 _WEAK_SPREAD = 10  # times the tolerance
 
 
@@ -155,9 +155,10 @@ def compare(
                 raise ArtifactError(f"{name} has shape {given[name].shape} at {case}; expected {expected[name].shape}")
             difference = _distance(given[name], expected[name])
             largest[name] = max(largest[name], difference) if difference == difference else float("nan")
-            anchor = first.setdefault(name, expected[name][:1])
-            if anchor.shape[1:] == expected[name].shape[1:]:
-                spread[name] = max(spread[name], _distance(expected[name], anchor))
+            # Maps have the size of their batch, so they are compared inside it; the rest across all batches.
+            for anchor in (first.setdefault(name, expected[name][:1]), expected[name][:1]):
+                if anchor.shape[1:] == expected[name].shape[1:]:
+                    spread[name] = max(spread[name], _distance(expected[name], anchor))
             ratio = difference / tolerance[name] if difference == difference else float("inf")
             if ratio > worst_ratio:
                 worst, worst_ratio = str(case), ratio

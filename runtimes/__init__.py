@@ -13,9 +13,11 @@ from runtimes.errors import (
 )
 from runtimes.metadata import Metadata
 from runtimes.predictor import Predictor, open_session
-from runtimes.processing.image_processor import DetrImageProcessor
+from runtimes.processing.image_processor import DetrFeatureExtractor, DetrImageProcessor
+from runtimes.processing.image_processor_fast import DetrImageProcessorFast
 from runtimes.processing.images import load_image
 from runtimes.results import Detections
+from runtimes.segments import Segment, Segmentation
 from runtimes.session import Session, TensorSpec
 
 __all__ = [
@@ -25,12 +27,16 @@ __all__ = [
     "CheckpointError",
     "Detections",
     "DetrError",
+    "DetrFeatureExtractor",
     "DetrImageProcessor",
+    "DetrImageProcessorFast",
     "ImageError",
     "InputError",
     "Metadata",
     "OutputError",
     "Predictor",
+    "Segment",
+    "Segmentation",
     "Session",
     "TensorSpec",
     "VerificationError",

@@ -7,31 +7,35 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
+from runtimes.drawing import draw_attention
 from runtimes.errors import DetrError, ImageError, InputError, OutputError
 from runtimes.files import replacing, require_writable, write_atomically, writing
 from runtimes.predictor import Predictor
 from runtimes.processing.images import load_image
 from runtimes.results import Detections
+from runtimes.segments import Segmentation
 
 RESULTS_NAME = "predictions.json"
+TASKS = ("detection", "panoptic", "instances", "semantic", "attention")
 
 
 @dataclass(frozen=True)
 class FilePrediction:
-    """One file's outcome: either `detections` or `error` is set."""
+    """One file's outcome: either `result` or `error` is set."""
 
     image: Path
-    detections: Optional[Detections] = None
+    result: Union[Detections, Segmentation, None] = None
     picture: Optional[Path] = None  # the annotated copy, when there is an output folder
     error: Optional[DetrError] = None
 
     def summary(self) -> str:
         """One line for people: the file and what was found, most frequent class first."""
-        if self.detections is None:
+        if self.result is None:
             return f"{self.image}: {self.error}"
-        counts = Counter(self.detections.names).most_common()
+        found = self.result.names if isinstance(self.result, Detections) else [item.name for item in self.result.segments]
+        counts = Counter(found).most_common()
         return f"{self.image}: {', '.join(f'{count} {name}' for name, count in counts) or 'nothing found'}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -41,8 +45,8 @@ class FilePrediction:
             result["picture"] = str(self.picture)
         if self.error is not None:
             result["error"] = str(self.error)
-        if self.detections is not None:
-            result.update(self.detections.to_dict())
+        if self.result is not None:
+            result.update(self.result.to_dict())
         return result
 
 
@@ -52,6 +56,7 @@ def predict_files(
     threshold: float = 0.5,
     output: Optional[Path] = None,
     overwrite: bool = False,
+    task: str = "detection",
 ) -> Iterator[FilePrediction]:
     """Predicts file by file, and yields each outcome as it is there.
 
@@ -62,12 +67,16 @@ def predict_files(
         output: a folder for annotated pictures (PNG, named after the image) and `predictions.json`; none is written when
             None. The document is written at the end, over all files, also when some failed.
         overwrite: replace what is there.
+        task: one of `TASKS`; `attention` detects, and draws where the decoder looked for each detection.
 
     Raises:
+        InputError: the task or threshold is none.
         OutputError: a picture or the document exists and `overwrite` is false, or cannot be written.
         BackendError: the backend failed; a file that only is no usable image does not raise.
     """
     images = list(images)
+    if task not in TASKS:
+        raise InputError(f"task is {task!r}; expected one of {', '.join(TASKS)}")
     if not 0 <= threshold <= 1:
         raise InputError(f"threshold is {threshold}; expected a number from 0 to 1")
     pictures = _picture_paths(images, output) if output is not None else {}
@@ -81,7 +90,7 @@ def predict_files(
     outcomes = []
     for image in images:
         try:
-            outcome = _predict(predictor, image, threshold, pictures.get(image))
+            outcome = _predict(predictor, image, threshold, pictures.get(image), task)
         except (ImageError, InputError) as error:
             outcome = FilePrediction(image, error=error)
         outcomes.append(outcome.to_dict())
@@ -90,17 +99,31 @@ def predict_files(
         write_atomically(output / RESULTS_NAME, (json.dumps(outcomes, indent=2) + "\n").encode())
 
 
-def _predict(predictor: Predictor, image: Path, threshold: float, picture: Optional[Path]) -> FilePrediction:
+def _predict(predictor: Predictor, image: Path, threshold: float, picture: Optional[Path], task: str) -> FilePrediction:
     loaded = load_image(image)
+    result: Union[Detections, Segmentation]
+    attention = None
     try:
-        detections = predictor.detect(loaded, threshold)
+        if task == "panoptic":
+            result = predictor.segment_panoptic(loaded, threshold)
+        elif task == "instances":
+            result = predictor.segment_instances(loaded, threshold)
+        elif task == "semantic":
+            result = predictor.segment_semantic(loaded)
+        elif task == "attention":
+            result, attention = predictor.explain(loaded, threshold)
+        else:
+            result = predictor.detect(loaded, threshold)
     except (ImageError, InputError) as error:  # knows a picture, not a file
         raise type(error)(f"{image}: {error}") from error
     if picture is not None:
-        drawn = detections.draw(loaded)
+        if attention is not None and isinstance(result, Detections):
+            drawn = draw_attention(loaded, result, attention)
+        else:
+            drawn = result.draw(loaded)
         with replacing(picture) as temporary, writing(picture):
             drawn.save(temporary)
-    return FilePrediction(image, detections, picture)
+    return FilePrediction(image, result, picture)
 
 
 def _picture_paths(images: list[Path], output: Path) -> dict[Path, Path]:

@@ -26,6 +26,7 @@ class Metadata:
     precision: str = "fp32"
     opset: Optional[int] = None
     ranges: Mapping[str, Range] = field(default_factory=dict)  # sizes of "batch", "height" and "width" that it takes
+    label_ids_to_fuse: tuple[int, ...] = ()  # classes of stuff, whose regions a panoptic map joins
     source: Mapping[str, str] = field(default_factory=dict)  # "name" and "sha256" of the checkpoint's weights
     tools: Mapping[str, str] = field(default_factory=dict)  # versions of what made the file
     parity: Optional[Mapping[str, Any]] = None  # how the file compared with its checkpoint; None = not compared
@@ -56,6 +57,7 @@ class Metadata:
             for name in ("processor", "source", "tools", "parity"):
                 if not isinstance(values.get(name) or {}, dict):
                     raise TypeError(f"{name} is no object")
+            values["label_ids_to_fuse"] = tuple(values.get("label_ids_to_fuse", ()))
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"the file's metadata is damaged: {error!r}; export it again") from error

@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Optional, Union, overload
 
 import numpy as np
+from PIL import Image
 
 from runtimes.errors import ArtifactError, BackendError, InputError
 from runtimes.files import user_path
 from runtimes.processing.image_processor import DetrImageProcessor
 from runtimes.processing.images import ImageSource, load_image
+from runtimes.processing.post_processing import softmax
+from runtimes.processing.segmentation import (
+    post_process_instance_segmentation,
+    post_process_panoptic_segmentation,
+    post_process_semantic_segmentation,
+)
 from runtimes.results import Detections
+from runtimes.segments import Segmentation, make_segmentation
 from runtimes.session import DETR_INPUTS, DETR_OUTPUTS, Session
 
 ImageList = Union["list[ImageSource]", "tuple[ImageSource, ...]"]
+
+Outputs = dict[str, np.ndarray]
 
 _ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 _CHECKPOINT_SUFFIXES = (".pth", ".pt")
 
 
-def open_session(path: str | Path, device: str = "cpu", threads: Optional[int] = None) -> Session:
+def open_session(path: str | Path, device: str = "cpu", threads: Optional[int] = None, attentions: bool = False) -> Session:
     """Opens a file or checkpoint with the backend that it is for.
 
     Args:
         path: an `.onnx` file, or a checkpoint: a directory, a `.pth` file, a hub id.
         device: `cpu`, `cuda` or `cuda:N`.
         threads: of one run on the CPU; the backend's default when None.
+        attentions: of a checkpoint, also return the cross-attention that `Predictor.explain` needs; a file has it or not.
 
     Raises:
         ArtifactError: the file is missing, damaged or of an unknown kind.
@@ -46,7 +57,7 @@ def open_session(path: str | Path, device: str = "cpu", threads: Optional[int] =
         raise ArtifactError(f"{file} is neither an .onnx file nor a checkpoint (a directory, a .pth file, a hub id)")
     from runtimes.torch_session import TorchSession
 
-    return TorchSession.open(path, device, threads)
+    return TorchSession.open(path, device, threads, attentions=attentions)
 
 
 def require_detr(session: Session) -> None:
@@ -95,9 +106,11 @@ class Predictor:
         self._takes_mask = any(spec.name == "pixel_mask" for spec in session.inputs)
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "cpu", threads: Optional[int] = None) -> Predictor:
+    def load(
+        cls, path: str | Path, device: str = "cpu", threads: Optional[int] = None, attentions: bool = False
+    ) -> Predictor:
         """Opens a file or checkpoint; arguments and errors as in `open_session`."""
-        session = open_session(path, device, threads)
+        session = open_session(path, device, threads, attentions)
         try:
             return cls(session)
         except BaseException:
@@ -125,32 +138,145 @@ class Predictor:
             InputError: an image is outside the sizes that the model takes.
             BackendError: the backend failed.
         """
-        if not 0 <= threshold <= 1:
-            raise InputError(f"threshold is {threshold}; expected a number from 0 to 1")
-        single = not isinstance(images, (list, tuple))
-        pictures = [load_image(source) for source in (images if isinstance(images, (list, tuple)) else [images])]
-        sizes = [(picture.height, picture.width) for picture in pictures]
-        results: list[Optional[Detections]] = [None] * len(pictures)
-        for indices, outputs in self._run(pictures):
-            found = self.processor.post_process_object_detection(outputs, threshold, [sizes[index] for index in indices])
-            for index, item in zip(indices, found):
-                names = tuple(self.id2label.get(int(label), str(label)) for label in item["labels"])
-                results[index] = Detections(item["scores"], item["labels"], item["boxes"], names, sizes[index])
-        done = [result for result in results if result is not None]
-        return done[0] if single else done
+        _check_share("threshold", threshold)
+        return self._each(images, lambda outputs, sizes: self._detections(outputs, threshold, sizes))
 
-    def _run(self, pictures: list[Any]) -> Iterable[tuple[list[int], dict[str, np.ndarray]]]:
-        """Yields the indices of each batch with its raw outputs."""
-        if not pictures:
-            return
-        if self._takes_mask:
-            yield list(range(len(pictures))), self.session.run(self._inputs(pictures))
-            return
-        by_size: dict[tuple[int, int], list[int]] = {}
-        for index, picture in enumerate(pictures):
-            by_size.setdefault(picture.size, []).append(index)
-        for indices in by_size.values():
-            yield indices, self.session.run(self._inputs([pictures[index] for index in indices]))
+    @overload
+    def segment_panoptic(self, images: ImageSource, threshold: float = ...) -> Segmentation: ...
+    @overload
+    def segment_panoptic(self, images: ImageList, threshold: float = ...) -> list[Segmentation]: ...
+    def segment_panoptic(
+        self,
+        images: Union[ImageSource, ImageList],
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.8,
+        label_ids_to_fuse: Optional[Collection[int]] = None,
+    ) -> Union[Segmentation, list[Segmentation]]:
+        """Divides images into objects and stuff.
+
+        Args:
+            images: as in `detect`. Images of one size run as one batch: a padded one's masks would cover its padding.
+            threshold, mask_threshold, overlap_mask_area_threshold: as in
+                `DetrImageProcessor.post_process_panoptic_segmentation`.
+            label_ids_to_fuse: classes whose regions share one segment; the model's own stuff classes when None.
+
+        Returns:
+            One `Segmentation` for one image, a list for a list. The numbers are those of the method named above, except
+            that an id never names two classes.
+
+        Raises:
+            ArtifactError: the model draws no masks.
+            ImageError, InputError, BackendError: as in `detect`.
+        """
+        fuse = self.metadata.label_ids_to_fuse if label_ids_to_fuse is None else label_ids_to_fuse
+
+        def segment(outputs: Outputs, sizes: list[tuple[int, int]]) -> list[Segmentation]:
+            found = post_process_panoptic_segmentation(
+                outputs, threshold, mask_threshold, overlap_mask_area_threshold, fuse, sizes, distinct_ids=True
+            )
+            return [self._segmentation("panoptic", item["segmentation"], item["segments_info"]) for item in found]
+
+        _check_share("threshold", threshold)
+        self._require_output("pred_masks", "draws no masks; export a segmentation checkpoint with: detr-export onnx --task")
+        return self._each(images, segment, padded=False)
+
+    @overload
+    def segment_instances(self, images: ImageSource, threshold: float = ...) -> Segmentation: ...
+    @overload
+    def segment_instances(self, images: ImageList, threshold: float = ...) -> list[Segmentation]: ...
+    def segment_instances(
+        self,
+        images: Union[ImageSource, ImageList],
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.8,
+    ) -> Union[Segmentation, list[Segmentation]]:
+        """Finds objects with their masks; arguments, result and errors as in `segment_panoptic`, nothing is fused."""
+
+        def segment(outputs: Outputs, sizes: list[tuple[int, int]]) -> list[Segmentation]:
+            found = post_process_instance_segmentation(
+                outputs, threshold, mask_threshold, overlap_mask_area_threshold, sizes
+            )
+            return [self._segmentation("instances", item["segmentation"], item["segments_info"]) for item in found]
+
+        _check_share("threshold", threshold)
+        self._require_output("pred_masks", "draws no masks; export a segmentation checkpoint with: detr-export onnx --task")
+        return self._each(images, segment, padded=False)
+
+    @overload
+    def segment_semantic(self, images: ImageSource) -> Segmentation: ...
+    @overload
+    def segment_semantic(self, images: ImageList) -> list[Segmentation]: ...
+    def segment_semantic(self, images: Union[ImageSource, ImageList]) -> Union[Segmentation, list[Segmentation]]:
+        """Gives every pixel a class; images, result and errors as in `segment_panoptic`, ids in the map are class ids."""
+
+        def segment(outputs: Outputs, sizes: list[tuple[int, int]]) -> list[Segmentation]:
+            return [self._segmentation("semantic", item, []) for item in post_process_semantic_segmentation(outputs, sizes)]
+
+        self._require_output("pred_masks", "draws no masks; export a segmentation checkpoint with: detr-export onnx --task")
+        return self._each(images, segment, padded=False)
+
+    def explain(self, image: ImageSource, threshold: float = 0.5) -> tuple[Detections, np.ndarray]:
+        """Finds objects in one image, and where the decoder looked for each.
+
+        Returns:
+            N detections, as `detect` gives them, and (N, h, w) float32: the last decoder layer's cross-attention of each,
+            averaged over the heads, over the feature map of the image. `runtimes.drawing.draw_attention` draws both.
+
+        Raises:
+            ArtifactError: the model does not return its attention.
+            ImageError, InputError, BackendError: as in `detect`.
+        """
+        _check_share("threshold", threshold)
+        self._require_output(
+            "cross_attention", "does not return its attention; export it with: detr-export onnx --with-attentions"
+        )
+
+        def explained(outputs: Outputs, sizes: list[tuple[int, int]]) -> list[tuple[Detections, np.ndarray]]:
+            found = self._detections(outputs, threshold, sizes)
+            sure = softmax(outputs["logits"][0])[:, :-1].max(axis=-1) > threshold
+            return [(found[0], outputs["cross_attention"][0].mean(axis=0)[sure])]
+
+        return self._each(image, explained, padded=False)
+
+    def _detections(self, outputs: Outputs, threshold: float, sizes: list[tuple[int, int]]) -> list[Detections]:
+        found = self.processor.post_process_object_detection(outputs, threshold, sizes)
+        results = []
+        for item, size in zip(found, sizes):
+            names = tuple(self.id2label.get(int(label), str(label)) for label in item["labels"])
+            results.append(Detections(item["scores"], item["labels"], item["boxes"], names, size))
+        return results
+
+    def _segmentation(self, kind: str, ids: np.ndarray, segments_info: list[dict[str, Any]]) -> Segmentation:
+        return make_segmentation(kind, ids, segments_info, self.id2label)
+
+    def _require_output(self, name: str, otherwise: str) -> None:
+        if all(spec.name != name for spec in self.session.outputs):
+            raise ArtifactError(f"the model {otherwise}")
+
+    def _each(
+        self,
+        images: Union[ImageSource, ImageList],
+        finish: Callable[[Outputs, list[tuple[int, int]]], list[Any]],
+        padded: bool = True,
+    ) -> Any:
+        """Runs images in batches and gives each its result: a list for a list, one for one.
+
+        Args:
+            images: one or several.
+            finish: turns raw outputs and the (height, width) of their images into one result each.
+            padded: whether images of different sizes may share a batch.
+        """
+        several = isinstance(images, (list, tuple))
+        pictures = [load_image(source) for source in (images if isinstance(images, (list, tuple)) else [images])]
+        results: list[Any] = [None] * len(pictures)
+        for indices in _batches(pictures, padded and self._takes_mask):
+            chosen = [pictures[index] for index in indices]
+            outputs = self.session.run(self._inputs(chosen))
+            for index, result in zip(indices, finish(outputs, [(picture.height, picture.width) for picture in chosen])):
+                results[index] = result
+        return results if several else results[0]
 
     def _inputs(self, pictures: list[Any]) -> dict[str, np.ndarray]:
         try:
@@ -174,3 +300,16 @@ class Predictor:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _batches(pictures: list[Image.Image], together: bool) -> list[list[int]]:
+    """Indices of the images of each batch: all of them, or one batch for each size."""
+    by_size: dict[Any, list[int]] = {}
+    for index, picture in enumerate(pictures):
+        by_size.setdefault(None if together else picture.size, []).append(index)
+    return list(by_size.values())
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise InputError(f"{name} is {value}; expected a number from 0 to 1")

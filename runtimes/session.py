@@ -18,7 +18,7 @@ from runtimes.errors import InputError
 from runtimes.metadata import Metadata
 
 DETR_INPUTS = ("pixel_values", "pixel_mask")
-DETR_OUTPUTS = ("logits", "pred_boxes")
+DETR_OUTPUTS = ("logits", "pred_boxes")  # every DETR's; pred_masks and cross_attention may join them
 UNKNOWN = "?"  # a dimension without a name
 
 

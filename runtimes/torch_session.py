@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Union
 
 import numpy as np
 
@@ -22,7 +22,7 @@ class TorchSession(Session):
     """A DETR in PyTorch, in eval mode and float32. `run` may be called from several threads at once.
 
     Args:
-        model: a module that maps `pixel_values` and `pixel_mask` to an output with `logits` and `pred_boxes`.
+        model: a module that maps `pixel_values` and `pixel_mask` to tensors by name, `detr_export`'s `DeployedModel`.
         metadata: labels, processor settings and ranges of the checkpoint.
         num_channels: channels of the images.
         device: `cpu`, `cuda` or `cuda:N`.
@@ -50,10 +50,14 @@ class TorchSession(Session):
         self.inputs = (TensorSpec("pixel_values", "float32", ("batch", num_channels, "height", "width")),)
         if metadata.pixel_mask:
             self.inputs += (TensorSpec("pixel_mask", "int64", ("batch", "height", "width")),)
-        self.outputs = (
-            TensorSpec("logits", "float32", ("batch", "queries", len(metadata.id2label) + 1)),
-            TensorSpec("pred_boxes", "float32", ("batch", "queries", 4)),
-        )
+        shapes: dict[str, tuple[Union[int, str], ...]] = {
+            "logits": ("batch", "queries", len(metadata.id2label) + 1),
+            "pred_boxes": ("batch", "queries", 4),
+            "pred_masks": ("batch", "queries", "mask_height", "mask_width"),
+            "cross_attention": ("batch", "heads", "queries", "feature_height", "feature_width"),
+        }
+        names = getattr(model, "output_names", ("logits", "pred_boxes"))
+        self.outputs = tuple(TensorSpec(name, "float32", shapes[name]) for name in names)
 
     @classmethod
     def open(
@@ -62,21 +66,25 @@ class TorchSession(Session):
         device: str = "cpu",
         threads: Optional[int] = None,
         dilation: Optional[bool] = None,
+        attentions: bool = False,
     ) -> TorchSession:
-        """Opens a checkpoint: a directory, a `.pth` file or a hub id.
+        """Opens a checkpoint: a directory, a `.pth` file or a hub id; `attentions` adds the output `cross_attention`.
 
         Raises:
             CheckpointError: it is missing, damaged or not a DETR.
         """
         try:  # the one place that looks up the rooms
-            from detr_export.checkpoint import load_checkpoint, load_model
+            from detr_export.checkpoint import load_checkpoint
             from detr_export.description import describe
+            from detr_export.loading import load_model
+            from detr_export.modeling.deployed import DeployedModel
         except ImportError as error:
             raise missing_extra(str(error.name), "export") from error
 
         _checked_device(device)
         loaded = load_checkpoint(checkpoint, dilation)
-        return cls(load_model(loaded), describe(loaded), loaded.config.num_channels, device, threads)
+        model = DeployedModel(load_model(loaded), attentions)
+        return cls(model, describe(loaded), loaded.config.num_channels, device, threads)
 
     def _run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         if self._model is None:

@@ -429,3 +429,34 @@ def test_a_reader_that_leaves(tiny_onnx: Path) -> None:
     assert "Traceback" not in process.stderr.read()
     process.stderr.close()
     process.wait()
+
+
+def test_segmentation_from_checkpoint_to_pictures(tmp_path: Path, photo: Path) -> None:
+    from detr_export.modeling.segmentation import DetrForSegmentation
+    from detr_export.seeding import seed_weights
+    from runtimes import DetrImageProcessor
+    from tests import models
+
+    model = DetrForSegmentation(models.config(encoder_attention_heads=8, decoder_attention_heads=8))
+    seed_weights(model)
+    checkpoint = model.save_pretrained(tmp_path / "checkpoint", DetrImageProcessor(size=models.SIZE))
+    file = tmp_path / "model.onnx"
+    printed = succeeds("onnx", str(checkpoint), "-o", str(file), "--with-attentions")
+    assert "segmentation" in printed
+    assert "pred_masks" in printed
+    for task in ("panoptic", "instances", "semantic"):
+        output = tmp_path / task
+        succeeds("predict", str(file), str(photo), "--task", task, "--threshold", "0.2", "-o", str(output))
+        (document,) = json.loads((output / "predictions.json").read_text())
+        assert document["kind"] == task
+        assert document["segments"]
+        assert (output / "china.png").is_file()
+    succeeds("predict", str(file), str(photo), "--explain", "--threshold", "0.2", "-o", str(tmp_path / "explained"))
+    assert (tmp_path / "explained" / "china.png").is_file()
+    assert "expected one of detection, panoptic" in fails("predict", str(file), str(photo), "--task", "stuff")
+    assert "draws no masks" not in fails("predict", str(checkpoint), str(photo), "--task", "stuff")
+
+
+def test_detectors_draw_no_masks(tiny_onnx: Path, photo: Path) -> None:
+    assert "the model draws no masks" in fails("predict", str(tiny_onnx), str(photo), "--task", "panoptic")
+    assert "does not return its attention" in fails("predict", str(tiny_onnx), str(photo), "--explain")

@@ -80,32 +80,50 @@ def downsample_mask(pixel_mask: Tensor, feature_map: Tensor) -> Tensor:
     return mask
 
 
+def pretrained_backbone(config: DetrConfig) -> dict[str, Tensor]:
+    """ImageNet weights for the backbone, fetched by timm, without the classifier.
+
+    Raises:
+        CheckpointError: the backbone is not timm's, timm has no weights for it, or they could not be fetched.
+        BackendError: timm is not installed.
+    """
+    if not config.use_timm_backbone:
+        raise CheckpointError("a no_timm backbone has no pretrained weights to fetch; set use_pretrained_backbone to false")
+    return dict(_from_timm(config, pretrained=True).state_dict())
+
+
 def _timm_backbone(config: DetrConfig) -> tuple[nn.Module, list[int]]:
-    options: dict[str, Any] = dict(config.backbone_kwargs or {})
-    out_indices = tuple(options.pop("out_indices", (1, 2, 3, 4)))
-    in_channels = options.pop("in_chans", config.num_channels)
+    architecture = (config.backbone or "").partition(".")[0]  # timm appends the training recipe: resnet50.a1_in1k
+    options = _timm_options(config)
+    if architecture in RESNETS and set(options) <= _OWN_OPTIONS:
+        stride = options.get("output_stride", 32)
+        resnet = TimmResNet(architecture, options["in_chans"], stride, options["out_indices"])
+        return resnet, resnet.channels
+    model = _from_timm(config, pretrained=False)
+    return model, list(model.feature_info.channels())  # type: ignore[union-attr,operator]
+
+
+def _timm_options(config: DetrConfig) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "out_indices": (1, 2, 3, 4),
+        "in_chans": config.num_channels,
+        **(config.backbone_kwargs or {}),
+    }
     if config.dilation:
         options.setdefault("output_stride", 16)
-    architecture = (config.backbone or "").partition(".")[0]  # timm appends the training recipe: resnet50.a1_in1k
-    if architecture in RESNETS and set(options) <= _OWN_OPTIONS:
-        resnet = TimmResNet(architecture, in_channels, options.get("output_stride", 32), out_indices)
-        return resnet, resnet.channels
+    return options
+
+
+def _from_timm(config: DetrConfig, pretrained: bool) -> nn.Module:
     try:
         import timm
     except ImportError:
         raise missing_extra(f"timm, which makes the backbone {config.backbone!r},", "oracle") from None
     try:
-        model = timm.create_model(
-            config.backbone or "",
-            pretrained=False,
-            features_only=True,
-            out_indices=out_indices,
-            in_chans=in_channels,
-            **options,
-        )
+        return timm.create_model(config.backbone or "", pretrained=pretrained, features_only=True, **_timm_options(config))
     except Exception as error:  # timm raises whatever the architecture's own code raises
-        raise CheckpointError(f"timm cannot make the backbone {config.backbone!r}: {error}") from error
-    return model, list(model.feature_info.channels())  # type: ignore[union-attr,operator]
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise CheckpointError(f"timm cannot make the backbone {config.backbone!r}: {reason}") from error
 
 
 def _freeze_stem(config: DetrConfig, model: nn.Module) -> None:

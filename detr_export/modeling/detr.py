@@ -8,14 +8,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from typing_extensions import Self
 
+from detr_export.checkpoint import Checkpoint, load_checkpoint, load_strictly
 from detr_export.config import DetrConfig
-from detr_export.modeling.backbone import DetrConvModel
+from detr_export.modeling.backbone import DetrConvEncoder, DetrConvModel, pretrained_backbone
 from detr_export.modeling.loss import Prediction, detr_loss
 from detr_export.modeling.matcher import Target
 from detr_export.modeling.outputs import (
@@ -27,6 +30,9 @@ from detr_export.modeling.outputs import (
 )
 from detr_export.modeling.position_encoding import DetrLearnedPositionEmbedding
 from detr_export.modeling.transformer import DetrDecoder, DetrEncoder
+from detr_export.saving import save_checkpoint
+from runtimes.errors import CheckpointError
+from runtimes.processing.image_processor import DetrImageProcessor
 
 HeadOutput = TypeVar("HeadOutput", DetrObjectDetectionOutput, DetrSegmentationOutput)
 
@@ -48,6 +54,51 @@ class DetrPreTrainedModel(nn.Module):
     def __init__(self, config: DetrConfig) -> None:
         super().__init__()
         self.config = config
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, dilation: bool | None = None, revision: str | None = None) -> Self:
+        """Reads a checkpoint and builds the model, in eval mode; arguments and errors as in `load_checkpoint`."""
+        return cls.from_checkpoint(load_checkpoint(source, dilation, revision))
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
+        """Builds the model of a checkpoint in memory, in eval mode.
+
+        A model takes its own part of a larger one's checkpoint: `DetrModel` that below the heads, `DetrForObjectDetection`
+        the detector of a segmentation checkpoint.
+
+        Raises:
+            CheckpointError: names or shapes of the parameters do not fit the configuration.
+        """
+        own_part = cls._own_part(checkpoint)
+        model = cls(checkpoint.config)
+        load_strictly(model, own_part, checkpoint.source)
+        return model.eval()
+
+    @classmethod
+    def from_config(cls, config: DetrConfig) -> Self:
+        """Builds a model to be trained: fresh weights, but for a pretrained backbone where the configuration asks for one.
+
+        Calling the class itself never fetches anything, whatever `use_pretrained_backbone` says.
+
+        Raises:
+            CheckpointError: there are no pretrained weights for the backbone, or they could not be fetched.
+            BackendError: timm, which has them, is not installed.
+        """
+        model = cls(config)
+        if config.use_pretrained_backbone:
+            encoders = [module for module in model.modules() if isinstance(module, DetrConvEncoder)]
+            load_strictly(encoders[0].model, pretrained_backbone(config), f"timm's {config.backbone}")
+        return model
+
+    def save_pretrained(self, directory: str | Path, processor: DetrImageProcessor | None = None) -> Path:
+        """Writes the checkpoint as transformers does, with the settings of `processor` (the published ones when None)."""
+        return save_checkpoint(self, processor or DetrImageProcessor(), directory)
+
+    @classmethod
+    def _own_part(cls, checkpoint: Checkpoint) -> dict[str, Tensor]:
+        """The checkpoint's parameters that are this class's, under the names that it gives them."""
+        raise NotImplementedError
 
     def init_weights(self) -> None:
         """Draws fresh weights as transformers does: normal with `init_std`, biases zero, learned positions uniform.
@@ -83,6 +134,12 @@ class DetrModel(DetrPreTrainedModel):
         self.encoder = DetrEncoder(config)
         self.decoder = DetrDecoder(config)
         self.init_weights()
+
+    @classmethod
+    def _own_part(cls, checkpoint: Checkpoint) -> dict[str, Tensor]:
+        prefix = {"segmentation": "detr.model.", "detection": "model."}[checkpoint.task]
+        own = _below(checkpoint, prefix)
+        return own or dict(checkpoint.state_dict)  # a checkpoint of the bare model
 
     def get_encoder(self) -> DetrEncoder:
         """The transformer's encoder."""
@@ -243,6 +300,17 @@ class DetrForObjectDetection(DetrPreTrainedModel):
             loss, terms = detr_loss(self.config, prediction, auxiliary, labels)
         return self.output(DetrObjectDetectionOutput, run, prediction, loss, terms, auxiliary, return_dict)
 
+    @classmethod
+    def _own_part(cls, checkpoint: Checkpoint) -> dict[str, Tensor]:
+        if checkpoint.task == "segmentation":
+            return _below(checkpoint, "detr.")
+        if not any(name.startswith("class_labels_classifier.") for name in checkpoint.state_dict):
+            raise CheckpointError(
+                f"{checkpoint.source} has no detection head (class_labels_classifier, bbox_predictor); "
+                "expected a checkpoint of DetrForObjectDetection"
+            )
+        return dict(checkpoint.state_dict)
+
     def predict(self, run: Pass) -> Prediction:
         """What the heads make of a pass."""
         assert run.decoded.last_hidden_state is not None
@@ -303,6 +371,10 @@ def hidden_fields(run: Pass) -> dict[str, Any]:
         "encoder_hidden_states": run.encoded.hidden_states,
         "encoder_attentions": run.encoded.attentions,
     }
+
+
+def _below(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in checkpoint.state_dict.items() if name.startswith(prefix)}
 
 
 def _flatten(feature_map: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from detr_export.checkpoint import Checkpoint
 from detr_export.config import DetrConfig
 from detr_export.modeling.detr import DetrForObjectDetection, DetrModel, DetrPreTrainedModel, Pass
 from detr_export.modeling.loss import Prediction, detr_loss
@@ -163,6 +164,12 @@ class DetrForSegmentation(DetrPreTrainedModel):
             auxiliary = self.detr.auxiliary_predictions(run.decoded)
             loss, terms = detr_loss(self.config, prediction, auxiliary, labels)
         return self.detr.output(DetrSegmentationOutput, run, prediction, loss, terms, auxiliary, return_dict)
+
+    @classmethod
+    def _own_part(cls, checkpoint: Checkpoint) -> dict[str, Tensor]:
+        if checkpoint.task != "segmentation":
+            raise CheckpointError(f"{checkpoint.source} has no mask head; expected a segmentation checkpoint")
+        return dict(checkpoint.state_dict)
 
     def predict(self, run: Pass) -> Prediction:
         """What the heads make of a pass."""

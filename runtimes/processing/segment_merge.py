@@ -30,6 +30,7 @@ def merge_masks(
     mask_threshold: float,
     overlap_mask_area_threshold: float,
     label_ids_to_fuse: Collection[int],
+    distinct_ids: bool = False,
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Merge the masks of one image, all of which were kept.
 
@@ -41,6 +42,7 @@ def merge_masks(
         mask_threshold: a query claims the pixels where probability times score reaches it.
         overlap_mask_area_threshold: share of the claimed area that a query has to win to become a segment.
         label_ids_to_fuse: classes whose segments share one id.
+        distinct_ids: see `assign_segment_ids`.
 
     Returns:
         segmentation: int32 (height, width), segment ids from 1, 0 where the winning query became no segment.
@@ -49,7 +51,9 @@ def merge_masks(
     weighted = mask_probs * scores.astype(np.float32)[:, None, None]
     winners, claimed = largest_map(np.moveaxis(weighted, 0, -1), size, mask_threshold)
     won = np.bincount(winners.ravel(), minlength=len(scores))
-    ids, segments = assign_segment_ids(won, claimed, scores, labels, overlap_mask_area_threshold, label_ids_to_fuse)
+    ids, segments = assign_segment_ids(
+        won, claimed, scores, labels, overlap_mask_area_threshold, label_ids_to_fuse, distinct_ids
+    )
     return ids[winners], segments
 
 
@@ -91,6 +95,7 @@ def assign_segment_ids(
     labels: np.ndarray,
     overlap_mask_area_threshold: float,
     label_ids_to_fuse: Collection[int],
+    distinct_ids: bool = False,
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Which queries become segments, and under which id.
 
@@ -102,6 +107,7 @@ def assign_segment_ids(
         won: int (N,), pixels where each query is the largest.
         claimed: int (N,), pixels where each query reaches the mask threshold.
         scores, labels, overlap_mask_area_threshold, label_ids_to_fuse: as in `merge_masks`.
+        distinct_ids: go on from the largest id instead, so that an id never names two classes.
 
     Returns:
         ids: int32 (N,), the segment id of each query, 0 for none.
@@ -111,7 +117,7 @@ def assign_segment_ids(
     ids = np.zeros(len(scores), dtype=np.int32)
     segments: list[dict[str, Any]] = []
     fused_ids: dict[int, int] = {}
-    current = 0
+    current = largest = 0
     for query, label in enumerate(labels.tolist()):
         if won[query] == 0 or claimed[query] == 0:
             continue
@@ -120,7 +126,8 @@ def assign_segment_ids(
         if not share > overlap_mask_area_threshold:
             continue
         fuse = label in label_ids_to_fuse
-        current = fused_ids[label] if label in fused_ids else current + 1
+        current = fused_ids[label] if label in fused_ids else (largest if distinct_ids else current) + 1
+        largest = max(largest, current)
         if fuse:
             fused_ids[label] = current
         ids[query] = current

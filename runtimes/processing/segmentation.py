@@ -95,12 +95,14 @@ def post_process_panoptic_segmentation(
     overlap_mask_area_threshold: float = 0.8,
     label_ids_to_fuse: Collection[int] | None = None,
     target_sizes: Sequence[Size] | None = None,
+    distinct_ids: bool = False,
 ) -> list[dict[str, Any]]:
     """One segment an object, and one for all of a class that has no instances (sky, grass).
 
     Args:
         label_ids_to_fuse: classes whose segments share one id; None fuses nothing. How the ids then run on is
             described in `segment_merge.assign_segment_ids`.
+        distinct_ids: give no id to two classes, as transformers may; its numbers are those of the default.
         outputs, threshold, mask_threshold, overlap_mask_area_threshold, target_sizes: as in
             `post_process_instance_segmentation`.
 
@@ -113,7 +115,7 @@ def post_process_panoptic_segmentation(
     Numbers: transformers' method of the same name; ids may differ where two masks tie within float32 rounding.
     """
     fuse = frozenset(label_ids_to_fuse or ())
-    return _segment(outputs, threshold, mask_threshold, overlap_mask_area_threshold, fuse, target_sizes)
+    return _segment(outputs, threshold, mask_threshold, overlap_mask_area_threshold, fuse, target_sizes, distinct_ids)
 
 
 def binary_mask_to_rle(mask: np.ndarray) -> list[int]:
@@ -153,6 +155,7 @@ def _segment(
     overlap_mask_area_threshold: float,
     label_ids_to_fuse: Collection[int],
     target_sizes: Sequence[Size] | None,
+    distinct_ids: bool = False,
 ) -> list[dict[str, Any]]:
     """What instance and panoptic segmentation have in common: keep the sure queries, then merge their masks."""
     logits, masks, sizes = _checked(outputs, target_sizes)
@@ -170,6 +173,7 @@ def _segment(
                 mask_threshold,
                 overlap_mask_area_threshold,
                 label_ids_to_fuse,
+                distinct_ids,
             )
         else:
             segmentation, segments = np.full(size, -1, dtype=np.float32), []

@@ -16,7 +16,8 @@ from huggingface_hub.utils import _http
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from detr_export.checkpoint import load_checkpoint, load_model, read_weights
+from detr_export.checkpoint import load_checkpoint, read_weights
+from detr_export.loading import load_model
 from detr_export.seeding import random_images
 from runtimes.errors import CheckpointError
 from tests import models

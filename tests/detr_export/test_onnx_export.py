@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 
 import cli
 from detr_export import onnx_export
-from detr_export.checkpoint import Checkpoint, load_checkpoint, load_model
+from detr_export.checkpoint import Checkpoint, load_checkpoint
 from detr_export.graph_checks import check_graph, operator_counts
+from detr_export.loading import load_model
 from detr_export.onnx_export import ExportOptions, export_onnx, verify_file
 from detr_export.verification import GRID, TOLERANCE, Case, make_inputs
 from runtimes.errors import ArtifactError, OutputError, VerificationError
@@ -58,7 +59,7 @@ VARIANTS = {
     ),
     "one-channel": Variant({"backbone": "resnet18", "num_channels": 1}),
     # Seeded weights damp the residual branches of ResNets alone; here even PyTorch is 5e-4 away from float64.
-    "mobilenet": Variant({"backbone": "mobilenetv3_small_075"}, ExportOptions(verify=False), slack=10),
+    "mobilenet": Variant({"backbone": "mobilenetv3_small_075"}, ExportOptions(verify=False), slack=3),
 }
 
 
@@ -86,11 +87,14 @@ def assert_same_numbers(file: Path, oracle: Any, variant: Variant, channels: int
             if variant.options.pixel_mask:
                 exact["pixel_mask"] = torch.from_numpy(inputs["pixel_mask"])
             expected = oracle(**exact)
-            for name, tolerance in (("logits", 1e-4), ("pred_boxes", 1e-5)):
+            for name in given:
+                tolerance = TOLERANCE[name]
                 wanted = expected[name].numpy()
                 assert given[name].shape == wanted.shape
                 difference = float(np.abs(given[name] - wanted).max())
                 assert difference <= tolerance * variant.slack, (name, str(case))
+                varied = len(wanted) == 1 or float(np.abs(wanted[0] - wanted[-1]).max()) > 50 * tolerance
+                assert varied, (name, str(case))  # or agreement would prove little
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -171,7 +175,8 @@ def test_resnet50_at_full_size(tmp_path: Path) -> None:
             inputs = make_inputs(case, 3, True, seed=7)
             given = session.run(inputs)
             expected = model(**{name: torch.from_numpy(value) for name, value in inputs.items()})
-            for name, tolerance in TOLERANCE.items():
+            for name in given:
+                tolerance = TOLERANCE[name]
                 difference = float(np.abs(given[name] - expected[name].numpy()).max())
                 assert difference <= tolerance, (name, str(case))
 

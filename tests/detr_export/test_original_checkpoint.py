@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from detr_export import coco
-from detr_export.checkpoint import load_checkpoint, load_model
+from detr_export.checkpoint import load_checkpoint
 from detr_export.config import DetrConfig
+from detr_export.loading import load_model
 from detr_export.modeling.detr import DetrForObjectDetection, DetrPreTrainedModel
 from detr_export.original_checkpoint import convert, is_original
 from detr_export.seeding import random_images
