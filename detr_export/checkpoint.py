@@ -25,6 +25,7 @@ from detr_export.hub import PROCESSOR_NAME, WEIGHT_FILES, download
 from runtimes.errors import CheckpointError, DetrError
 from runtimes.files import sha256_of_files, user_path
 from runtimes.processing.image_processor import DetrImageProcessor
+from runtimes.processing.image_processor_fast import processor_from_dict
 
 _LFS_HEADER = b"version https://git-lfs"
 # How torch names what it will not unpickle: an object of another class, or a program.
@@ -119,6 +120,7 @@ def _load_directory(directory: Path, source: str) -> Checkpoint:
     processor_file = directory / PROCESSOR_NAME
     try:
         processor = DetrImageProcessor.from_pretrained(directory) if processor_file.exists() else DetrImageProcessor()
+        processor = processor_from_dict(processor.to_dict())  # the class that the settings name
     except (DetrError, ValueError) as error:
         raise CheckpointError(f"{processor_file} is not usable: {error}") from error
     return Checkpoint(source, config, state_dict, processor, sha256_of_files(files))

@@ -11,7 +11,7 @@ from runtimes.files import write_atomically
 from runtimes.processing.image_processor import DetrImageProcessor
 
 if TYPE_CHECKING:
-    from detr_export.modeling.detr import DetrPreTrainedModel
+    from detr_export.modeling.pretrained import DetrPreTrainedModel
 
 SAFETENSORS_NAME = "model.safetensors"
 

@@ -1,6 +1,8 @@
 """Makes a DETR checkpoint with seeded weights: the architecture of facebook/detr-resnet-50, nothing learned.
 
-    python examples/make_seeded_checkpoint.py DIRECTORY
+    python examples/make_seeded_checkpoint.py DIRECTORY [--panoptic]
+
+With --panoptic, that of facebook/detr-resnet-50-panoptic.
 
 It stands in for a trained checkpoint where none can be downloaded: everything runs on it as on the real one, and what it
 detects means nothing.
@@ -8,26 +10,30 @@ detects means nothing.
 
 from __future__ import annotations
 
-import sys
+import argparse
 
 from detr_export import coco
 from detr_export.config import DetrConfig
 from detr_export.modeling.detr import DetrForObjectDetection
-from detr_export.saving import save_checkpoint
+from detr_export.modeling.segmentation import DetrForSegmentation
 from detr_export.seeding import seed_weights
 from runtimes import DetrImageProcessor
 
 SEED = 0
 
 
-def main(directory: str) -> None:
+def main(directory: str, panoptic: bool) -> None:
     """Writes the checkpoint into `directory`."""
-    model = DetrForObjectDetection(DetrConfig(use_pretrained_backbone=False, id2label=coco.id2label(coco.DETECTION_LABELS)))
+    kind = DetrForSegmentation if panoptic else DetrForObjectDetection
+    labels = coco.id2label(coco.PANOPTIC_LABELS if panoptic else coco.DETECTION_LABELS)
+    model = kind(DetrConfig(use_pretrained_backbone=False, id2label=labels))
     seed_weights(model, SEED)
-    print(save_checkpoint(model, DetrImageProcessor(), directory))
+    print(model.save_pretrained(directory, DetrImageProcessor(format="coco_panoptic" if panoptic else "coco_detection")))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python examples/make_seeded_checkpoint.py DIRECTORY")
-    main(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("directory")
+    parser.add_argument("--panoptic", action="store_true")
+    arguments = parser.parse_args()
+    main(arguments.directory, arguments.panoptic)

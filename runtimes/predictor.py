@@ -12,7 +12,7 @@ from PIL import Image
 
 from runtimes.errors import ArtifactError, BackendError, InputError
 from runtimes.files import user_path
-from runtimes.processing.image_processor import DetrImageProcessor
+from runtimes.processing.image_processor_fast import processor_from_dict
 from runtimes.processing.images import ImageSource, load_image
 from runtimes.processing.post_processing import softmax
 from runtimes.processing.segmentation import (
@@ -99,7 +99,7 @@ class Predictor:
         self.session = session
         self.metadata = session.metadata
         try:
-            self.processor = DetrImageProcessor.from_dict(session.metadata.processor)
+            self.processor = processor_from_dict(session.metadata.processor)
         except (ValueError, TypeError) as error:
             raise ArtifactError(f"the file's image settings are not usable: {error}; export it again") from error
         self.id2label: Mapping[int, str] = session.metadata.id2label

@@ -8,17 +8,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from typing_extensions import Self
 
-from detr_export.checkpoint import Checkpoint, load_checkpoint, load_strictly
+from detr_export.checkpoint import Checkpoint
 from detr_export.config import DetrConfig
-from detr_export.modeling.backbone import DetrConvEncoder, DetrConvModel, pretrained_backbone
+from detr_export.modeling.backbone import DetrConvModel
 from detr_export.modeling.loss import Prediction, detr_loss
 from detr_export.modeling.matcher import Target
 from detr_export.modeling.outputs import (
@@ -28,13 +26,9 @@ from detr_export.modeling.outputs import (
     DetrSegmentationOutput,
     EncoderOutput,
 )
-from detr_export.modeling.position_encoding import DetrLearnedPositionEmbedding
+from detr_export.modeling.pretrained import DetrPreTrainedModel
 from detr_export.modeling.transformer import DetrDecoder, DetrEncoder
-from detr_export.saving import save_checkpoint
 from runtimes.errors import CheckpointError
-from runtimes.processing.image_processor import DetrImageProcessor
-
-HeadOutput = TypeVar("HeadOutput", DetrObjectDetectionOutput, DetrSegmentationOutput)
 
 
 @dataclass(frozen=True)
@@ -46,81 +40,6 @@ class Pass:
     projected: Tensor  # (B, d_model, h, w), the encoder's input
     encoded: EncoderOutput
     decoded: DetrDecoderOutput
-
-
-class DetrPreTrainedModel(nn.Module):
-    """What the models share: a configuration and how fresh weights are drawn."""
-
-    def __init__(self, config: DetrConfig) -> None:
-        super().__init__()
-        self.config = config
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path, dilation: bool | None = None, revision: str | None = None) -> Self:
-        """Reads a checkpoint and builds the model, in eval mode; arguments and errors as in `load_checkpoint`."""
-        return cls.from_checkpoint(load_checkpoint(source, dilation, revision))
-
-    @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
-        """Builds the model of a checkpoint in memory, in eval mode.
-
-        A model takes its own part of a larger one's checkpoint: `DetrModel` that below the heads, `DetrForObjectDetection`
-        the detector of a segmentation checkpoint.
-
-        Raises:
-            CheckpointError: names or shapes of the parameters do not fit the configuration.
-        """
-        own_part = cls._own_part(checkpoint)
-        model = cls(checkpoint.config)
-        load_strictly(model, own_part, checkpoint.source)
-        return model.eval()
-
-    @classmethod
-    def from_config(cls, config: DetrConfig) -> Self:
-        """Builds a model to be trained: fresh weights, but for a pretrained backbone where the configuration asks for one.
-
-        Calling the class itself never fetches anything, whatever `use_pretrained_backbone` says.
-
-        Raises:
-            CheckpointError: there are no pretrained weights for the backbone, or they could not be fetched.
-            BackendError: timm, which has them, is not installed.
-        """
-        model = cls(config)
-        if config.use_pretrained_backbone:
-            encoders = [module for module in model.modules() if isinstance(module, DetrConvEncoder)]
-            load_strictly(encoders[0].model, pretrained_backbone(config), f"timm's {config.backbone}")
-        return model
-
-    def save_pretrained(self, directory: str | Path, processor: DetrImageProcessor | None = None) -> Path:
-        """Writes the checkpoint as transformers does, with the settings of `processor` (the published ones when None)."""
-        return save_checkpoint(self, processor or DetrImageProcessor(), directory)
-
-    @classmethod
-    def _own_part(cls, checkpoint: Checkpoint) -> dict[str, Tensor]:
-        """The checkpoint's parameters that are this class's, under the names that it gives them."""
-        raise NotImplementedError
-
-    def init_weights(self) -> None:
-        """Draws fresh weights as transformers does: normal with `init_std`, biases zero, learned positions uniform.
-
-        The backbone's convolutions get the He initialisation that they are published with.
-        """
-        for name, module in self.named_modules():
-            if isinstance(module, DetrLearnedPositionEmbedding):
-                nn.init.uniform_(module.row_embeddings.weight)
-                nn.init.uniform_(module.column_embeddings.weight)
-            elif isinstance(module, nn.Conv2d) and "conv_encoder" in name:
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif name.endswith(("bbox_attention.q_linear", "bbox_attention.k_linear")):
-                assert isinstance(module, nn.Linear)
-                nn.init.xavier_uniform_(module.weight, gain=self.config.init_xavier_std)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, (nn.Linear, nn.Conv2d)):
-                nn.init.normal_(module.weight, std=self.config.init_std)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Embedding) and "position_embedding." not in name:
-                nn.init.normal_(module.weight, std=self.config.init_std)
 
 
 class DetrModel(DetrPreTrainedModel):
@@ -194,7 +113,7 @@ class DetrModel(DetrPreTrainedModel):
         )
         if not _or(return_dict, self.config.return_dict):
             return run.decoded.to_tuple() + run.encoded.to_tuple()
-        return DetrModelOutput(**hidden_fields(run), intermediate_hidden_states=run.decoded.intermediate_hidden_states)
+        return DetrModelOutput(**_hidden_fields(run), intermediate_hidden_states=run.decoded.intermediate_hidden_states)
 
     def run(
         self,
@@ -249,15 +168,24 @@ class DetrMLPPredictionHead(nn.Module):
         return self.layers[-1](x)
 
 
-class DetrForObjectDetection(DetrPreTrainedModel):
-    """`DetrModel` with a class and a box for each query."""
+class DetrWithHeads(DetrPreTrainedModel):
+    """What the detection and the segmentation model share: one `forward`, over `base`, `predict` and the loss."""
 
-    def __init__(self, config: DetrConfig) -> None:
-        super().__init__(config)
-        self.model = DetrModel(config)
-        self.class_labels_classifier = nn.Linear(config.d_model, config.num_labels + 1)  # the last is "no object"
-        self.bbox_predictor = DetrMLPPredictionHead(config.d_model, config.d_model, 4, 3)
-        self.init_weights()
+    output_type: type[DetrObjectDetectionOutput] | type[DetrSegmentationOutput]
+
+    @property
+    def detector(self) -> DetrForObjectDetection:
+        """The part that classifies and places boxes."""
+        raise NotImplementedError
+
+    @property
+    def base(self) -> DetrModel:
+        """The model below the heads."""
+        return self.detector.model
+
+    def predict(self, run: Pass) -> Prediction:
+        """What the heads make of a pass."""
+        raise NotImplementedError
 
     def forward(
         self,
@@ -271,18 +199,22 @@ class DetrForObjectDetection(DetrPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> DetrObjectDetectionOutput | tuple[Any, ...]:
+    ) -> DetrObjectDetectionOutput | DetrSegmentationOutput | tuple[Any, ...]:
         """Runs the model; arguments as in `DetrModel.forward`, and:
 
         Args:
-            labels: for each image `class_labels` (N,) int64 and `boxes` (N, 4), (center_x, center_y, width, height) in
-                [0, 1]; with them the output holds the loss and its terms.
+            labels: for each image `class_labels` (N,) int64, `boxes` (N, 4), (center_x, center_y, width, height) in
+                [0, 1], and for a segmentation model `masks` (N, H, W); with them the output holds the loss and its terms.
 
         Returns:
-            `logits` (B, Q, num_labels + 1) and `pred_boxes` (B, Q, 4), (center_x, center_y, width, height) in [0, 1] of
-            the image without its padding.
+            `logits` (B, Q, num_labels + 1), `pred_boxes` (B, Q, 4), (center_x, center_y, width, height) in [0, 1] of the
+            image without its padding, and of a segmentation model `pred_masks` (B, Q, H/4, W/4) logits. A tuple of what is
+            set, in transformers' order, when `return_dict` is False.
+
+        Raises:
+            InputError: the labels do not fit the batch.
         """
-        run = self.model.run(
+        run = self.base.run(
             pixel_values,
             pixel_mask,
             decoder_attention_mask,
@@ -296,9 +228,36 @@ class DetrForObjectDetection(DetrPreTrainedModel):
         loss = terms = None
         auxiliary: list[Prediction] = []
         if labels is not None:
-            auxiliary = self.auxiliary_predictions(run.decoded)
+            auxiliary = self.detector.auxiliary_predictions(run.decoded)
             loss, terms = detr_loss(self.config, prediction, auxiliary, labels)
-        return self.output(DetrObjectDetectionOutput, run, prediction, loss, terms, auxiliary, return_dict)
+        layers: list[Any] = [{"logits": layer.logits, "pred_boxes": layer.pred_boxes} for layer in auxiliary]
+        masks: dict[str, Any] = {} if prediction.pred_masks is None else {"pred_masks": prediction.pred_masks}
+        if _or(return_dict, self.config.return_dict):
+            return self.output_type(
+                loss=loss,
+                loss_dict=terms,
+                logits=prediction.logits,
+                pred_boxes=prediction.pred_boxes,
+                **masks,
+                auxiliary_outputs=layers or None,
+                **_hidden_fields(run),
+            )
+        heads = (prediction.logits, prediction.pred_boxes, *masks.values(), *layers)
+        losses = () if loss is None else (loss, terms)
+        return losses + heads + run.decoded.to_tuple() + run.encoded.to_tuple()
+
+
+class DetrForObjectDetection(DetrWithHeads):
+    """`DetrModel` with a class and a box for each query."""
+
+    output_type = DetrObjectDetectionOutput
+
+    def __init__(self, config: DetrConfig) -> None:
+        super().__init__(config)
+        self.model = DetrModel(config)
+        self.class_labels_classifier = nn.Linear(config.d_model, config.num_labels + 1)  # the last is "no object"
+        self.bbox_predictor = DetrMLPPredictionHead(config.d_model, config.d_model, 4, 3)
+        self.init_weights()
 
     @classmethod
     def _own_part(cls, checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -317,9 +276,9 @@ class DetrForObjectDetection(DetrPreTrainedModel):
         return Prediction(*self.heads(run.decoded.last_hidden_state))
 
     @property
-    def base(self) -> DetrModel:
-        """The model below the heads."""
-        return self.model
+    def detector(self) -> DetrForObjectDetection:
+        """The model itself."""
+        return self
 
     def heads(self, hidden_state: Tensor) -> tuple[Tensor, Tensor]:
         """Maps (..., Q, d_model) to logits (..., Q, num_labels + 1) and boxes (..., Q, 4)."""
@@ -332,35 +291,8 @@ class DetrForObjectDetection(DetrPreTrainedModel):
         logits, boxes = self.heads(decoded.intermediate_hidden_states)
         return [Prediction(*layer) for layer in zip(logits[:-1], boxes[:-1], strict=True)]
 
-    def output(
-        self,
-        kind: type[HeadOutput],
-        run: Pass,
-        prediction: Prediction,
-        loss: Tensor | None,
-        terms: dict[str, Tensor] | None,
-        auxiliary: Sequence[Prediction],
-        return_dict: bool | None,
-    ) -> HeadOutput | tuple[Any, ...]:
-        """Puts an output together, as a tuple in transformers' order when `return_dict` is False."""
-        layers: list[Any] = [{"logits": layer.logits, "pred_boxes": layer.pred_boxes} for layer in auxiliary]
-        masks: dict[str, Any] = {} if prediction.pred_masks is None else {"pred_masks": prediction.pred_masks}
-        if _or(return_dict, self.config.return_dict):
-            return kind(
-                loss=loss,
-                loss_dict=terms,
-                logits=prediction.logits,
-                pred_boxes=prediction.pred_boxes,
-                **masks,
-                auxiliary_outputs=layers or None,
-                **hidden_fields(run),
-            )
-        heads = (prediction.logits, prediction.pred_boxes, *masks.values(), *layers)
-        losses = () if loss is None else (loss, terms)
-        return losses + heads + run.decoded.to_tuple() + run.encoded.to_tuple()
 
-
-def hidden_fields(run: Pass) -> dict[str, Any]:
+def _hidden_fields(run: Pass) -> dict[str, Any]:
     """The fields that all outputs share."""
     return {
         "last_hidden_state": run.decoded.last_hidden_state,

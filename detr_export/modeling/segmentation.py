@@ -2,14 +2,13 @@
 
 The numbers are those of transformers 4.57's class, up to rounding. The first convolution of the mask head sees, for every
 query, the same feature map beside the query's own attention maps; by linearity it is computed here as one convolution of
-the feature map, once an image, plus one of the attention maps. For 100 queries and the published model that saves 97 % of
-its multiplications, 52 of the 54 GMAC at 800x1066.
+the feature map, once an image, plus one of the attention maps. For 100 queries and the published model that saves 96 % of
+its multiplications, 51 of the 53 GMAC at 800x1066.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +16,9 @@ from torch.nn import functional
 
 from detr_export.checkpoint import Checkpoint
 from detr_export.config import DetrConfig
-from detr_export.modeling.detr import DetrForObjectDetection, DetrModel, DetrPreTrainedModel, Pass
-from detr_export.modeling.loss import Prediction, detr_loss
-from detr_export.modeling.matcher import Target
-from detr_export.modeling.outputs import DetrSegmentationOutput, EncoderOutput
+from detr_export.modeling.detr import DetrForObjectDetection, DetrWithHeads, Pass
+from detr_export.modeling.loss import Prediction
+from detr_export.modeling.outputs import DetrSegmentationOutput
 from runtimes.errors import CheckpointError
 
 _GROUPS = 8  # of every GroupNorm, or its number of channels when that is less
@@ -109,12 +107,14 @@ class DetrMaskHeadSmallConv(nn.Module):
         return self.out_lay(x).unflatten(0, (batch, queries)).squeeze(2)
 
 
-class DetrForSegmentation(DetrPreTrainedModel):
+class DetrForSegmentation(DetrWithHeads):
     """`DetrForObjectDetection` with a mask for each query.
 
     Raises:
         CheckpointError: the backbone gives fewer than four feature maps.
     """
+
+    output_type = DetrSegmentationOutput
 
     def __init__(self, config: DetrConfig) -> None:
         super().__init__(config)
@@ -128,42 +128,6 @@ class DetrForSegmentation(DetrPreTrainedModel):
         self.mask_head = DetrMaskHeadSmallConv(config.d_model + heads, channels[::-1][-_PYRAMID_LEVELS:], config.d_model)
         self.bbox_attention = DetrMHAttentionMap(config.d_model, heads)
         self.init_weights()
-
-    def forward(
-        self,
-        pixel_values: Tensor,
-        pixel_mask: Tensor | None = None,
-        decoder_attention_mask: Tensor | None = None,
-        encoder_outputs: EncoderOutput | tuple[Any, ...] | None = None,
-        inputs_embeds: Tensor | None = None,
-        decoder_inputs_embeds: Tensor | None = None,
-        labels: Sequence[Target] | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> DetrSegmentationOutput | tuple[Any, ...]:
-        """Runs the model; arguments as in `DetrForObjectDetection.forward`, and `labels` also hold `masks` (N, H, W).
-
-        Returns:
-            Also `pred_masks`, (B, Q, H/4, W/4) logits.
-        """
-        run = self.base.run(
-            pixel_values,
-            pixel_mask,
-            decoder_attention_mask,
-            encoder_outputs,
-            inputs_embeds,
-            decoder_inputs_embeds,
-            output_attentions,
-            output_hidden_states,
-        )
-        prediction = self.predict(run)
-        loss = terms = None
-        auxiliary: list[Prediction] = []
-        if labels is not None:
-            auxiliary = self.detr.auxiliary_predictions(run.decoded)
-            loss, terms = detr_loss(self.config, prediction, auxiliary, labels)
-        return self.detr.output(DetrSegmentationOutput, run, prediction, loss, terms, auxiliary, return_dict)
 
     @classmethod
     def _own_part(cls, checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -184,9 +148,9 @@ class DetrForSegmentation(DetrPreTrainedModel):
         return Prediction(*self.detr.heads(queries), pred_masks=masks)
 
     @property
-    def base(self) -> DetrModel:
-        """The model below the heads."""
-        return self.detr.model
+    def detector(self) -> DetrForObjectDetection:
+        """The detector that the masks are drawn on top of."""
+        return self.detr
 
 
 def _block(channels_in: int, channels_out: int) -> tuple[nn.Conv2d, nn.GroupNorm]:

@@ -6,6 +6,7 @@ Source: the torchvision-based `DetrImageProcessorFast` of transformers 4.57.6, o
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Optional, Union
 
@@ -86,3 +87,13 @@ class DetrImageProcessorFast(DetrImageProcessor):
         self, target: Target, image_size: tuple[int, int], padded: tuple[int, int], update_bboxes: bool
     ) -> Target:
         return pad_target(target, image_size, padded, update_bboxes, ratio_type=np.float32)
+
+
+def processor_from_dict(config: Mapping[str, Any]) -> DetrImageProcessor:
+    """The processor that settings were made for: the fast class where they name it, else the PIL one.
+
+    Raises:
+        CheckpointError, ValueError: as `DetrImageProcessor.from_dict`.
+    """
+    fast = config.get("image_processor_type") == DetrImageProcessorFast.__name__
+    return (DetrImageProcessorFast if fast else DetrImageProcessor).from_dict(config)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,15 +191,22 @@ def loaded(tiny_checkpoint: Path) -> Checkpoint:
     return load_checkpoint(tiny_checkpoint)
 
 
-@pytest.fixture(scope="module")
-def traced(loaded: Checkpoint) -> onnx.ModelProto:
-    return onnx_export._trace(load_model(loaded), loaded.config, ExportOptions())
+@functools.cache
+def traced_once(trace: Callable[..., onnx.ModelProto]) -> Callable[..., onnx.ModelProto]:
+    """The exporter's own tracing, done once: for tests of what happens around it."""
+    made: list[onnx.ModelProto] = []
+
+    def instant(*args: object) -> onnx.ModelProto:
+        if not made:
+            made.append(trace(*args))
+        return copy.deepcopy(made[0])
+
+    return instant
 
 
 @pytest.fixture
-def instant(traced: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traces no more, for tests of what happens around it."""
-    monkeypatch.setattr(onnx_export, "_trace", lambda *args: copy.deepcopy(traced))
+def instant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_export, "_trace", traced_once(onnx_export._trace))
 
 
 QUICK = ExportOptions(simplify=False, verify=False)

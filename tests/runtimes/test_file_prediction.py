@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtimes import Predictor
+from runtimes import Detections, Predictor
 from runtimes.errors import BackendError, ImageError, InputError, OutputError
 from runtimes.file_prediction import RESULTS_NAME, predict_files
 from runtimes.processing.images import load_image
@@ -42,18 +42,18 @@ def test_a_bad_file_is_passed_over(predictor: Predictor, images: list[Path], tmp
     outcomes = list(predict_files(predictor, images, 0.0, tmp_path / "out"))
     assert [outcome.image for outcome in outcomes] == images
     assert isinstance(outcomes[1].error, ImageError)
-    assert outcomes[1].detections is None
+    assert outcomes[1].result is None
     assert outcomes[1].picture is None
     assert "b.jpg" in outcomes[1].summary()
     for outcome, size in ((outcomes[0], (427, 640)), (outcomes[2], (300, 200))):
         assert outcome.error is None
-        assert outcome.detections is not None
-        assert outcome.detections.image_size == size
+        assert isinstance(outcome.result, Detections)
+        assert outcome.result.image_size == size
         assert outcome.picture is not None
         assert load_image(outcome.picture).size == size[::-1]
         assert outcome.summary().startswith(f"{outcome.image}: ")
-        assert np.array_equal(outcome.detections.boxes, predictor.detect(outcome.image, 0.0).boxes)
-        drawn = outcome.detections.draw(outcome.image)
+        assert np.array_equal(outcome.result.boxes, predictor.detect(outcome.image, 0.0).boxes)
+        drawn = outcome.result.draw(outcome.image)
         assert np.array_equal(np.array(load_image(outcome.picture)), np.array(drawn))
     assert names(tmp_path / "out") == ["a.png", "c.png", RESULTS_NAME]
     document = json.loads((tmp_path / "out" / RESULTS_NAME).read_text())

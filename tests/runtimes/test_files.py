@@ -43,6 +43,16 @@ def test_a_failing_block_leaves_what_was_there(error: BaseException, tmp_path: P
     assert names(tmp_path) == ["a.bin"]
 
 
+def test_a_reader_keeps_the_old_file(tmp_path: Path) -> None:
+    """The new content is moved into place, never written over the old one."""
+    target = tmp_path / "a.bin"
+    target.write_bytes(b"old")
+    with target.open("rb") as reader:
+        write_atomically(target, b"new")
+        assert reader.read() == b"old"
+    assert target.read_bytes() == b"new"
+
+
 def test_two_writers_do_not_meet(tmp_path: Path) -> None:
     target = tmp_path / "a.bin"
     with replacing(target) as first, replacing(target) as second:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from detr_export.checkpoint import load_checkpoint
 from detr_export.onnx_export import ExportOptions, export_onnx
-from runtimes import Detections, Predictor, open_session
+from runtimes import Detections, DetrImageProcessor, DetrImageProcessorFast, Predictor, open_session
 from runtimes.errors import ArtifactError, BackendError, CheckpointError, ImageError, InputError
 from runtimes.metadata import Metadata
 from runtimes.ort_session import OrtSession
@@ -372,3 +372,12 @@ def test_a_closed_predictor(tiny_onnx: Path, photo: Path) -> None:
     closed.close()
     with pytest.raises(BackendError, match="the session is closed"):
         closed.detect(photo)
+
+
+def test_the_processor_is_the_one_that_the_settings_name(tiny_onnx: Path) -> None:
+    with OrtSession(tiny_onnx) as session:
+        assert session.metadata is not None
+        assert type(Predictor(session).processor) is DetrImageProcessor
+        fast = {**session.metadata.processor, "image_processor_type": "DetrImageProcessorFast"}
+        session.metadata = replace(session.metadata, processor=fast)
+        assert type(Predictor(session).processor) is DetrImageProcessorFast
