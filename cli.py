@@ -2,9 +2,10 @@
 
 Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 an error of the kind `DetrError`, 2 wrong usage,
 130 interrupted. Heavy imports stay inside the commands, so that `--help` answers at once.
-"""
 
-from __future__ import annotations
+Annotations stay unquoted here: on Python 3.9 typer does not resolve the strings that `from __future__ import annotations`
+makes of them, and every option would lose its name and its help.
+"""
 
 import functools
 import importlib.util
@@ -12,6 +13,7 @@ import io
 import json
 import sys
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -26,6 +28,24 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+class ExportTask(str, Enum):
+    """What an exported file is to do."""
+
+    auto = "auto"
+    detection = "detection"
+    segmentation = "segmentation"
+
+
+class PredictTask(str, Enum):
+    """What to predict."""
+
+    detection = "detection"
+    panoptic = "panoptic"
+    instances = "instances"
+    semantic = "semantic"
+
 
 CheckpointArgument = Annotated[
     str,
@@ -106,9 +126,8 @@ def onnx_command(
     checkpoint: CheckpointArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("model.onnx"),
     task: Annotated[
-        str,
-        typer.Option(help="auto (the checkpoint's own), detection or segmentation."),
-    ] = "auto",
+        ExportTask, typer.Option(help="auto is the checkpoint's own; a panoptic one also gives its detector.")
+    ] = (ExportTask.auto),
     with_attentions: Annotated[
         bool, typer.Option("--with-attentions", help="Add the decoder's last cross-attention as an output.")
     ] = False,
@@ -131,7 +150,7 @@ def onnx_command(
     from detr_export.onnx_export import DEFAULT_OPSET, ExportOptions, export_onnx
 
     options = ExportOptions(
-        task=None if task == "auto" else task,
+        task=None if task is ExportTask.auto else task.value,
         attentions=with_attentions,
         pixel_mask=not no_mask,
         opset=opset or DEFAULT_OPSET,
@@ -191,7 +210,7 @@ def inspect(
 def predict(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="An ONNX file or a checkpoint.")],
     images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Files, folders and globs.")],
-    task: Annotated[str, typer.Option(help="detection, panoptic, instances or semantic.")] = "detection",
+    task: Annotated[PredictTask, typer.Option(help="All but detection need a segmentation model.")] = PredictTask.detection,
     explain: Annotated[bool, typer.Option("--explain", help="Draw where the decoder looked for each detection.")] = False,
     threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Lowest score that is shown.")] = 0.5,
     output: Annotated[
@@ -203,7 +222,7 @@ def predict(
     as_json: JsonOption = False,
 ) -> None:
     """Find or segment objects in images; an unreadable image is reported and the rest go on."""
-    if explain and task != "detection":
+    if explain and task is not PredictTask.detection:
         raise typer.BadParameter("--explain draws detections; leave --task out")
     from runtimes.file_prediction import predict_files
     from runtimes.predictor import Predictor
@@ -212,7 +231,7 @@ def predict(
     paths = iter_image_paths(images)
     outcomes = []
     with Predictor.load(model, device, threads, attentions=explain) as predictor:
-        for outcome in predict_files(predictor, paths, threshold, output, overwrite, "attention" if explain else task):
+        for outcome in predict_files(predictor, paths, threshold, output, overwrite, "attention" if explain else task.value):
             outcomes.append(outcome.to_dict())
             if outcome.error is not None:
                 _print_error(outcome.error)

@@ -31,7 +31,7 @@ def download(repository: str, revision: str | None = None) -> Path:
     if Path(repository).suffix in _FILE_SUFFIXES:
         raise CheckpointError(f"{repository} does not exist; expected a directory, a .pth file or a hub id")
     try:
-        from huggingface_hub import hf_hub_download, snapshot_download
+        from huggingface_hub import hf_hub_download, logging, snapshot_download
         from huggingface_hub.errors import (
             EntryNotFoundError,
             GatedRepoError,
@@ -43,6 +43,7 @@ def download(repository: str, revision: str | None = None) -> Path:
     except ImportError:
         raise missing_extra("huggingface_hub", "export") from None
 
+    logging.set_verbosity_error()  # it warns of each of its retries; what comes of them is said below
     try:
         directory = Path(hf_hub_download(repository, CONFIG_NAME, revision=revision)).parent
         for name in WEIGHT_FILES:

@@ -24,6 +24,8 @@ from runtimes.results import Detections
 from runtimes.segments import Segmentation, make_segmentation
 from runtimes.session import DETR_INPUTS, DETR_OUTPUTS, Session
 
+_NO_MASKS = "draws no masks; export a segmentation checkpoint with: detr-export onnx --task segmentation"
+
 ImageList = Union["list[ImageSource]", "tuple[ImageSource, ...]"]
 
 Outputs = dict[str, np.ndarray]
@@ -178,7 +180,7 @@ class Predictor:
             return [self._segmentation("panoptic", item["segmentation"], item["segments_info"]) for item in found]
 
         _check_share("threshold", threshold)
-        self._require_output("pred_masks", "draws no masks; export a segmentation checkpoint with: detr-export onnx --task")
+        self._require_output("pred_masks", _NO_MASKS)
         return self._each(images, segment, padded=False)
 
     @overload
@@ -201,7 +203,7 @@ class Predictor:
             return [self._segmentation("instances", item["segmentation"], item["segments_info"]) for item in found]
 
         _check_share("threshold", threshold)
-        self._require_output("pred_masks", "draws no masks; export a segmentation checkpoint with: detr-export onnx --task")
+        self._require_output("pred_masks", _NO_MASKS)
         return self._each(images, segment, padded=False)
 
     @overload
@@ -214,7 +216,7 @@ class Predictor:
         def segment(outputs: Outputs, sizes: list[tuple[int, int]]) -> list[Segmentation]:
             return [self._segmentation("semantic", item, []) for item in post_process_semantic_segmentation(outputs, sizes)]
 
-        self._require_output("pred_masks", "draws no masks; export a segmentation checkpoint with: detr-export onnx --task")
+        self._require_output("pred_masks", _NO_MASKS)
         return self._each(images, segment, padded=False)
 
     def explain(self, image: ImageSource, threshold: float = 0.5) -> tuple[Detections, np.ndarray]:

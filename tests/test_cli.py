@@ -460,7 +460,9 @@ def test_segmentation_from_checkpoint_to_pictures(tmp_path: Path, photo: Path) -
         assert (output / "china.png").is_file()
     succeeds("predict", str(file), str(photo), "--explain", "--threshold", "0.2", "-o", str(tmp_path / "explained"))
     assert (tmp_path / "explained" / "china.png").is_file()
-    assert "expected one of detection, panoptic" in fails("predict", str(file), str(photo), "--task", "stuff")
+    assert run("predict", str(file), str(photo), "--task", "stuff").returncode == 2
+    assert run("predict", str(file), str(photo), "--task", "panoptic", "--explain").returncode == 2
+    assert run("onnx", str(checkpoint), "--task", "panoptic").returncode == 2
 
 
 def test_detectors_draw_no_masks(tiny_onnx: Path, photo: Path) -> None:

@@ -107,3 +107,9 @@ def test_importing_is_light(module: str) -> None:
 def test_importing_works_without_the_extras(module: str) -> None:
     code = f"import sys; sys.modules.update(dict.fromkeys({HEAVY!r})); import {module}"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+
+
+def test_the_command_line_keeps_its_annotations() -> None:
+    """On Python 3.9 typer does not resolve annotations that are strings: `--json` would become `--as-json`."""
+    lines = (ROOT / "cli.py").read_text().splitlines()
+    assert not any(line.startswith("from __future__") for line in lines)
