@@ -150,6 +150,8 @@ def split_file(content: object) -> tuple[Mapping[str, Tensor], argparse.Namespac
         CheckpointError: there are no parameters in it.
     """
     args = content.get("args") if isinstance(content, Mapping) else None
+    if isinstance(args, dict):  # forks of the training script store vars(args)
+        args = argparse.Namespace(**{str(name): value for name, value in args.items()})
     state_dict = content.get("model", content) if isinstance(content, Mapping) else None
     if not isinstance(state_dict, Mapping) or not state_dict:
         raise CheckpointError("the file holds no state dict; expected {'model': {name: tensor}} or {name: tensor}")

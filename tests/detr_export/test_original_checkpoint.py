@@ -223,6 +223,13 @@ def test_heads_come_from_the_arguments(tmp_path: Path) -> None:
     assert config.encoder_attention_heads == config.decoder_attention_heads == 4
 
 
+def test_arguments_may_be_a_dictionary(tmp_path: Path) -> None:
+    """Forks of the training script store `vars(args)`; a DC5 model must not load undilated because of it."""
+    torch.save({"model": as_original(small()), "args": {"nheads": 4, "dilation": True}}, tmp_path / "a.pth")
+    config = load_checkpoint(tmp_path / "a.pth").config
+    assert (config.dilation, config.encoder_attention_heads) == (True, 4)
+
+
 def test_a_bare_state_dict(tmp_path: Path) -> None:
     torch.save(as_original(small()), tmp_path / "a.pth")
     load_model(load_checkpoint(tmp_path / "a.pth"))
