@@ -270,6 +270,8 @@ class Predictor:
             finish: turns raw outputs and the (height, width) of their images into one result each.
             padded: whether images of different sizes may share a batch.
         """
+        if not padded and self.processor.pad_size is not None:
+            raise ArtifactError("the model's processor pads every image to pad_size, and its maps would cover the padding")
         several = isinstance(images, (list, tuple))
         pictures = [load_image(source) for source in (images if isinstance(images, (list, tuple)) else [images])]
         results: list[Any] = [None] * len(pictures)

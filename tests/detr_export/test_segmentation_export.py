@@ -180,6 +180,14 @@ def test_predictor_segments_as_transformers(kind: str, request: pytest.FixtureRe
     assert panoptic.draw(photo).size == image.size
 
 
+def test_maps_never_cover_padding(exported: Path, photo: Path) -> None:
+    with Predictor.load(exported) as predictor:
+        predictor.processor.pad_size = {"height": 200, "width": 200}
+        assert len(predictor.detect(photo, threshold=0.0)) == 9  # boxes are relative to the image itself
+        with pytest.raises(ArtifactError, match="its maps would cover the padding"):
+            predictor.segment_semantic(photo)
+
+
 def test_explanations(exported: Path, photo: Path, tiny_onnx: Path) -> None:
     with Predictor.load(exported) as predictor:
         detections, attention = predictor.explain(photo, threshold=0.3)
