@@ -24,6 +24,12 @@ from tests import models  # noqa: E402
 torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
 
+@pytest.fixture(autouse=True)
+def same_draws_every_time() -> None:
+    """A test that draws random tensors draws the same ones in every run."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory written by transformers' `save_pretrained`; not to be changed."""

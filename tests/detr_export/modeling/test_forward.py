@@ -92,7 +92,8 @@ def test_bare_model(pair: tuple[DetrForObjectDetection, Any], batch: dict[str, t
 @torch.no_grad()
 def test_encoder_outputs_are_used(pair: tuple[DetrForObjectDetection, Any], batch: dict[str, torch.Tensor]) -> None:
     ours, theirs = pair
-    memory = torch.randn_like(ours(**batch).encoder_last_hidden_state)
+    # The other image's memory: on white noise, rounding alone moves the oracle's logits by more than the tolerance.
+    memory = ours(**batch).encoder_last_hidden_state.flip(0)
     expected = theirs(**batch, encoder_outputs=(memory,))
     assert_close(ours(**batch, encoder_outputs=(memory,)).logits, expected.logits)
     assert_close(ours(**batch, encoder_outputs=EncoderOutput(memory)).pred_boxes, expected.pred_boxes)
