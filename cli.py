@@ -127,7 +127,7 @@ def onnx_command(
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("model.onnx"),
     task: Annotated[
         ExportTask, typer.Option(help="auto is the checkpoint's own; a panoptic one also gives its detector.")
-    ] = (ExportTask.auto),
+    ] = ExportTask.auto,
     with_attentions: Annotated[
         bool, typer.Option("--with-attentions", help="Add the decoder's last cross-attention as an output.")
     ] = False,

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from runtimes.errors import ArtifactError
+from runtimes.errors import ArtifactError, first_line
 
 # Control flow, operators whose output size depends on values, and sequences: engine builders reject or mishandle them.
 _FORBIDDEN = ("If", "Loop", "Scan", "NonZero", "Unique", "Compress")
@@ -31,7 +31,7 @@ def check_graph(model: onnx.ModelProto, layer_norms: int, opset: int, inputs: di
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as error:
-        raise ArtifactError(f"the graph is not valid ONNX: {str(error).strip().splitlines()[0]}") from error
+        raise ArtifactError(f"the graph is not valid ONNX: {first_line(error)}") from error
     given = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), None)
     if given != opset:
         raise ArtifactError(f"the exporter produced opset {given} instead of {opset}; choose an opset from 17 to 25")

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from detr_export.graph_checks import operator_counts
 from runtimes.errors import ArtifactError
 from runtimes.files import sha256_of_files
-from runtimes.metadata import METADATA_KEY, Metadata
+from runtimes.metadata import METADATA_KEY, Metadata, read_metadata
 from runtimes.session import TensorSpec
 
 
@@ -100,15 +100,8 @@ def inspect_onnx(path: str | Path) -> Inspection:
                 {entry.value for item in model.graph.initializer for entry in item.external_data if entry.key == "location"}
             )
         ),
-        metadata=_metadata(file, text) if text is not None else None,
+        metadata=read_metadata(file, text),
     )
-
-
-def _metadata(file: Path, text: str) -> Metadata:
-    try:
-        return Metadata.from_json(text)
-    except ArtifactError as error:
-        raise ArtifactError(f"{file}: {error}") from error
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:

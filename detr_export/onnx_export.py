@@ -27,7 +27,7 @@ from detr_export.loading import load_model
 from detr_export.modeling.deployed import DeployedModel
 from detr_export.simplification import simplify
 from detr_export.verification import Parity, compare, require
-from runtimes.errors import ArtifactError, missing_extra
+from runtimes.errors import ArtifactError, first_line, missing_extra
 from runtimes.files import replacing, require_writable, writing
 from runtimes.metadata import METADATA_KEY, Metadata
 from runtimes.torch_session import TorchSession
@@ -181,8 +181,7 @@ def _trace(model: DeployedModel, config: DetrConfig, options: ExportOptions) -> 
                 verbose=False,
             )
         except Exception as error:  # a backbone of timm's may do what cannot be traced, and torch's errors share no base
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise ArtifactError(f"PyTorch cannot export this model: {reason}") from error
+            raise ArtifactError(f"PyTorch cannot export this model: {first_line(error)}") from error
     assert program is not None  # None only when the exporter is given a file
     return program.model_proto
 

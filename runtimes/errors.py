@@ -57,3 +57,8 @@ class OutputError(DetrError):
 def missing_extra(package: str, extra: str) -> BackendError:
     """The error for an optional dependency that is not installed, with the command that installs it."""
     return BackendError(f"{package} is not installed; run: pip install 'detr-export[{extra}]'")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of another library's error, or its class where it says nothing: what fits into one of ours."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

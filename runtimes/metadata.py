@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Optional
 
 from runtimes.errors import ArtifactError
@@ -61,6 +62,18 @@ class Metadata:
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"the file's metadata is damaged: {error!r}; export it again") from error
+
+
+def read_metadata(file: Path, text: Optional[str]) -> Optional[Metadata]:
+    """The document that was found in a file, None where there is none; an error names the file.
+
+    Raises:
+        ArtifactError: as `Metadata.from_json`.
+    """
+    try:
+        return None if text is None else Metadata.from_json(text)
+    except ArtifactError as error:
+        raise ArtifactError(f"{file}: {error}") from error
 
 
 def _as_range(limits: Any) -> Range:

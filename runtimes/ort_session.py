@@ -9,9 +9,9 @@ from typing import Any, Optional
 
 import numpy as np
 
-from runtimes.errors import ArtifactError, BackendError, missing_extra
-from runtimes.metadata import METADATA_KEY, Metadata
-from runtimes.session import UNKNOWN, Session, TensorSpec
+from runtimes.errors import ArtifactError, BackendError, first_line, missing_extra
+from runtimes.metadata import METADATA_KEY, read_metadata
+from runtimes.session import UNKNOWN, Session, TensorSpec, parse_device
 
 try:
     import onnxruntime
@@ -83,7 +83,7 @@ class OrtSession(Session):
         try:
             self._session = onnxruntime.InferenceSession(str(file), options, providers=[provider])
         except Exception as error:  # onnxruntime's own exceptions share no base class but Exception
-            raise ArtifactError(f"{file} cannot be loaded by ONNX Runtime: {_first_line(error)}") from error
+            raise ArtifactError(f"{file} cannot be loaded by ONNX Runtime: {first_line(error)}") from error
         name = provider if isinstance(provider, str) else provider[0]
         if name not in self._session.get_providers():
             self._session = None
@@ -91,10 +91,7 @@ class OrtSession(Session):
         self.inputs = tuple(_spec(item) for item in self._session.get_inputs())
         self.outputs = tuple(_spec(item) for item in self._session.get_outputs())
         text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-        try:
-            self.metadata = Metadata.from_json(text) if text is not None else None
-        except ArtifactError as error:
-            raise ArtifactError(f"{file}: {error}") from error
+        self.metadata = read_metadata(file, text)
 
     def _run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         session = self._session
@@ -104,25 +101,23 @@ class OrtSession(Session):
         try:
             return dict(zip(names, session.run(names, dict(inputs))))
         except Exception as error:
-            raise BackendError(f"ONNX Runtime failed: {_first_line(error)}") from error
+            raise BackendError(f"ONNX Runtime failed: {first_line(error)}") from error
 
     def close(self) -> None:
         self._session = None
 
 
 def _provider(device: str) -> Any:
-    kind, _, index = device.partition(":")
-    if device == "cpu":
+    kind, index = parse_device(device)
+    if kind == "cpu":
         return "CPUExecutionProvider"
-    if kind != "cuda" or (device != "cuda" and not index.isdecimal()):
-        raise BackendError(f"device is {device!r}; expected 'cpu', 'cuda' or 'cuda:N'")
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise BackendError(
             "this onnxruntime has no CUDA provider; run: pip uninstall -y onnxruntime && pip install 'detr-export[gpu]'"
         )
     if hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()  # finds CUDA and cuDNN in their wheels
-    return ("CUDAExecutionProvider", {"device_id": index or "0"})
+    return ("CUDAExecutionProvider", {"device_id": str(index)})
 
 
 def _refuse_two_installations() -> None:
@@ -146,7 +141,3 @@ def _installed(distribution: str) -> bool:
 def _spec(item: Any) -> TensorSpec:
     shape = tuple(size if isinstance(size, (int, str)) else UNKNOWN for size in item.shape)
     return TensorSpec(item.name, _DTYPES.get(item.type, item.type), shape)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -8,9 +8,9 @@ from typing import Optional, Union
 
 import numpy as np
 
-from runtimes.errors import BackendError, missing_extra
+from runtimes.errors import BackendError, first_line, missing_extra
 from runtimes.metadata import Metadata
-from runtimes.session import Session, TensorSpec
+from runtimes.session import Session, TensorSpec, parse_device
 
 try:
     import torch
@@ -99,19 +99,16 @@ class TorchSession(Session):
                 outputs = self._model(**tensors)
                 return {spec.name: outputs[spec.name].cpu().numpy() for spec in self.outputs}
             except RuntimeError as error:
-                reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-                raise BackendError(f"PyTorch failed: {reason}") from error
+                raise BackendError(f"PyTorch failed: {first_line(error)}") from error
 
     def close(self) -> None:
         self._model = None
 
 
 def _checked_device(device: str) -> torch.device:
-    kind, _, index = device.partition(":")
-    if device not in ("cpu", "cuda") and not (kind == "cuda" and index.isdecimal()):
-        raise BackendError(f"device is {device!r}; expected 'cpu', 'cuda' or 'cuda:N'")
+    kind, index = parse_device(device)
     if kind == "cuda" and not torch.cuda.is_available():
         raise BackendError("device is 'cuda', but this PyTorch sees no CUDA device; use device 'cpu'")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+    if kind == "cuda" and index >= torch.cuda.device_count():
         raise BackendError(f"device is {device!r}, but there are {torch.cuda.device_count()} CUDA devices")
     return torch.device(device)

@@ -11,7 +11,7 @@ from detr_export.config import DetrConfig
 from detr_export.modeling.batch_norm import freeze_batch_norm
 from detr_export.modeling.position_encoding import build_position_encoding
 from detr_export.modeling.resnet import RESNETS, TimmResNet, TransformersResNet
-from runtimes.errors import CheckpointError, missing_extra
+from runtimes.errors import CheckpointError, first_line, missing_extra
 
 # Options of timm's feature extractor that our own ResNet understands; any other hands the job to timm itself.
 _OWN_OPTIONS = {"out_indices", "in_chans", "output_stride"}
@@ -122,8 +122,7 @@ def _from_timm(config: DetrConfig, pretrained: bool) -> nn.Module:
     try:
         return timm.create_model(config.backbone or "", pretrained=pretrained, features_only=True, **_timm_options(config))
     except Exception as error:  # timm raises whatever the architecture's own code raises
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise CheckpointError(f"timm cannot make the backbone {config.backbone!r}: {reason}") from error
+        raise CheckpointError(f"timm cannot make the backbone {config.backbone!r}: {first_line(error)}") from error
 
 
 def _freeze_stem(config: DetrConfig, model: nn.Module) -> None:
