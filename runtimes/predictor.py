@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional, Union, overload
 
@@ -19,6 +20,7 @@ from runtimes.processing.segmentation import (
     post_process_instance_segmentation,
     post_process_panoptic_segmentation,
     post_process_semantic_segmentation,
+    query_masks,
 )
 from runtimes.results import Detections
 from runtimes.segments import Segmentation, make_segmentation
@@ -34,7 +36,13 @@ _ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 _CHECKPOINT_SUFFIXES = (".pth", ".pt")
 
 
-def open_session(path: str | Path, device: str = "cpu", threads: Optional[int] = None, attentions: bool = False) -> Session:
+def open_session(
+    path: str | Path,
+    device: str = "cpu",
+    threads: Optional[int] = None,
+    attentions: bool = False,
+    spinning: bool = True,
+) -> Session:
     """Opens a file or checkpoint with the backend that it is for.
 
     Args:
@@ -42,6 +50,7 @@ def open_session(path: str | Path, device: str = "cpu", threads: Optional[int] =
         device: `cpu`, `cuda` or `cuda:N`.
         threads: of one run on the CPU; the backend's default when None.
         attentions: of a checkpoint, also return the cross-attention that `Predictor.explain` needs; a file has it or not.
+        spinning: False for a file that runs in turns with another model in one process, see `OrtSession`.
 
     Raises:
         ArtifactError: the file is missing, damaged or of an unknown kind.
@@ -52,7 +61,7 @@ def open_session(path: str | Path, device: str = "cpu", threads: Optional[int] =
     if file.suffix == ".onnx":
         from runtimes.ort_session import OrtSession
 
-        return OrtSession(file, device, threads)
+        return OrtSession(file, device, threads, spinning=spinning)
     if file.suffix in _ENGINE_SUFFIXES:
         raise BackendError(f"{file}: this version runs no TensorRT engines; give the ONNX file or the checkpoint")
     if os.path.isfile(file) and file.suffix not in _CHECKPOINT_SUFFIXES:
@@ -109,15 +118,25 @@ class Predictor:
 
     @classmethod
     def load(
-        cls, path: str | Path, device: str = "cpu", threads: Optional[int] = None, attentions: bool = False
+        cls,
+        path: str | Path,
+        device: str = "cpu",
+        threads: Optional[int] = None,
+        attentions: bool = False,
+        spinning: bool = True,
     ) -> Predictor:
         """Opens a file or checkpoint; arguments and errors as in `open_session`."""
-        session = open_session(path, device, threads, attentions)
+        session = open_session(path, device, threads, attentions, spinning)
         try:
             return cls(session)
         except BaseException:
             session.close()
             raise
+
+    @property
+    def draws_masks(self) -> bool:
+        """Whether the model segments; one that does not has `detect` alone."""
+        return self._has_output("pred_masks")
 
     @overload
     def detect(self, images: ImageSource, threshold: float = ...) -> Detections: ...
@@ -171,17 +190,79 @@ class Predictor:
             ArtifactError: the model draws no masks.
             ImageError, InputError, BackendError: as in `detect`.
         """
-        fuse = self.metadata.label_ids_to_fuse if label_ids_to_fuse is None else label_ids_to_fuse
 
         def segment(outputs: Outputs, sizes: list[tuple[int, int]]) -> list[Segmentation]:
-            found = post_process_panoptic_segmentation(
-                outputs, threshold, mask_threshold, overlap_mask_area_threshold, fuse, sizes, distinct_ids=True
-            )
-            return [self._segmentation("panoptic", item["segmentation"], item["segments_info"]) for item in found]
+            return self._panoptic(outputs, threshold, mask_threshold, overlap_mask_area_threshold, label_ids_to_fuse, sizes)
 
         _check_share("threshold", threshold)
         self._require_output("pred_masks", _NO_MASKS)
         return self._each(images, segment, padded=False)
+
+    @overload
+    def detect_and_segment(
+        self,
+        images: ImageSource,
+        threshold: float = ...,
+        panoptic_threshold: float = ...,
+        mask_threshold: float = ...,
+        overlap_mask_area_threshold: float = ...,
+        label_ids_to_fuse: Optional[Collection[int]] = ...,
+    ) -> tuple[Detections, Segmentation]: ...
+    @overload
+    def detect_and_segment(
+        self,
+        images: ImageList,
+        threshold: float = ...,
+        panoptic_threshold: float = ...,
+        mask_threshold: float = ...,
+        overlap_mask_area_threshold: float = ...,
+        label_ids_to_fuse: Optional[Collection[int]] = ...,
+    ) -> list[tuple[Detections, Segmentation]]: ...
+    def detect_and_segment(
+        self,
+        images: Union[ImageSource, ImageList],
+        threshold: float = 0.0,
+        panoptic_threshold: float = 0.85,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.8,
+        label_ids_to_fuse: Optional[Collection[int]] = None,
+    ) -> Union[tuple[Detections, Segmentation], list[tuple[Detections, Segmentation]]]:
+        """Finds objects with a mask each, and divides the image, in one run of the model: what COCO's AP and PQ are made of.
+
+        Args:
+            images: as in `segment_panoptic`.
+            threshold: of the detections, as in `detect`. Every one holds a full-size mask; 0 is for measuring.
+            panoptic_threshold: the `threshold` of `segment_panoptic`; the default is that of facebookresearch/detr.
+            mask_threshold: of both.
+            overlap_mask_area_threshold, label_ids_to_fuse: as in `segment_panoptic`.
+
+        Returns:
+            For each image the `Detections` that `detect` finds with their masks, each independent of the others (see
+            `query_masks`), and the `Segmentation` of `segment_panoptic`.
+
+        Raises:
+            ArtifactError, ImageError, InputError, BackendError: as in `segment_panoptic`.
+        """
+
+        def both(outputs: Outputs, sizes: list[tuple[int, int]]) -> list[tuple[Detections, Segmentation]]:
+            maps = self._panoptic(
+                outputs, panoptic_threshold, mask_threshold, overlap_mask_area_threshold, label_ids_to_fuse, sizes
+            )
+            results = []
+            for index, found in enumerate(self._detections(outputs, threshold, sizes)):
+                sure = _surer_than(threshold, outputs["logits"][index])
+                masks = query_masks(outputs["pred_masks"][index][sure], sizes[index], mask_threshold)
+                results.append((replace(found, masks=masks), maps[index]))
+            return results
+
+        for name, share in (
+            ("threshold", threshold),
+            ("panoptic_threshold", panoptic_threshold),
+            ("mask_threshold", mask_threshold),
+        ):
+            _check_share(name, share)
+        self._require_output("pred_masks", _NO_MASKS)
+        return self._each(images, both, padded=False)
 
     @overload
     def segment_instances(self, images: ImageSource, threshold: float = ...) -> Segmentation: ...
@@ -237,7 +318,7 @@ class Predictor:
 
         def explained(outputs: Outputs, sizes: list[tuple[int, int]]) -> list[tuple[Detections, np.ndarray]]:
             found = self._detections(outputs, threshold, sizes)
-            sure = softmax(outputs["logits"][0])[:, :-1].max(axis=-1) > threshold
+            sure = _surer_than(threshold, outputs["logits"][0])
             return [(found[0], outputs["cross_attention"][0].mean(axis=0)[sure])]
 
         return self._each(image, explained, padded=False)
@@ -250,11 +331,29 @@ class Predictor:
             results.append(Detections(item["scores"], item["labels"], item["boxes"], names, size))
         return results
 
+    def _panoptic(
+        self,
+        outputs: Outputs,
+        threshold: float,
+        mask_threshold: float,
+        overlap_mask_area_threshold: float,
+        label_ids_to_fuse: Optional[Collection[int]],
+        sizes: list[tuple[int, int]],
+    ) -> list[Segmentation]:
+        fuse = self.metadata.label_ids_to_fuse if label_ids_to_fuse is None else label_ids_to_fuse
+        found = post_process_panoptic_segmentation(
+            outputs, threshold, mask_threshold, overlap_mask_area_threshold, fuse, sizes, distinct_ids=True
+        )
+        return [self._segmentation("panoptic", item["segmentation"], item["segments_info"]) for item in found]
+
     def _segmentation(self, kind: str, ids: np.ndarray, segments_info: list[dict[str, Any]]) -> Segmentation:
         return make_segmentation(kind, ids, segments_info, self.id2label)
 
+    def _has_output(self, name: str) -> bool:
+        return any(spec.name == name for spec in self.session.outputs)
+
     def _require_output(self, name: str, otherwise: str) -> None:
-        if all(spec.name != name for spec in self.session.outputs):
+        if not self._has_output(name):
             raise ArtifactError(f"the model {otherwise}")
 
     def _each(
@@ -312,6 +411,11 @@ def _batches(pictures: list[Image.Image], together: bool) -> list[list[int]]:
     for index, picture in enumerate(pictures):
         by_size.setdefault(None if together else picture.size, []).append(index)
     return list(by_size.values())
+
+
+def _surer_than(threshold: float, logits: np.ndarray) -> np.ndarray:
+    """bool (Q,): the queries that `post_process_object_detection` keeps, of logits (Q, C+1)."""
+    return softmax(np.asarray(logits, dtype=np.float32))[:, :-1].max(axis=-1) > np.float32(threshold)
 
 
 def _check_share(name: str, value: float) -> None:

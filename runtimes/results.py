@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 import numpy as np
+
+from runtimes.processing.rle import encode_compressed_rle
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,6 +24,7 @@ class Detections:
     boxes: np.ndarray  # (N, 4) float32, (x_min, y_min, x_max, y_max) in pixels of the original image
     names: tuple[str, ...]  # N class names
     image_size: tuple[int, int]  # (height, width) of the original image, pixels
+    masks: Optional[np.ndarray] = None  # (N, height, width) bool at that size; None for a model or call without masks
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -37,8 +40,11 @@ class Detections:
         }
 
     def to_coco(self, image_id: Union[int, str]) -> list[dict[str, Any]]:
-        """Entries of a COCO results file: `bbox` is [x, y, width, height] in pixels, `category_id` the label."""
-        return [
+        """Entries of a COCO results file: `bbox` is [x, y, width, height] in pixels, `category_id` the label.
+
+        Where there are masks, `segmentation` is each one's compressed run-length encoding.
+        """
+        entries: list[dict[str, Any]] = [
             {
                 "image_id": image_id,
                 "category_id": int(label),
@@ -47,6 +53,10 @@ class Detections:
             }
             for label, score, box in zip(self.labels, self.scores, self.boxes)
         ]
+        if self.masks is not None:
+            for entry, mask in zip(entries, self.masks):
+                entry["segmentation"] = encode_compressed_rle(mask)
+        return entries
 
     def draw(self, image: ImageSource) -> Image.Image:
         """A copy of `image` with a box and a caption for each object.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 import numpy as np
 
 from runtimes.errors import InputError
-from runtimes.processing.rle import compress_counts, encode_rle
+from runtimes.processing.rle import encode_compressed_rle
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -65,7 +65,7 @@ class Segmentation:
                     "score": segment.score,
                     "area": segment.area,
                     "box": list(segment.box),
-                    "segmentation": _compressed(self.mask(segment)),
+                    "segmentation": encode_compressed_rle(self.mask(segment)),
                 }
                 for segment in self.segments
             ],
@@ -97,7 +97,7 @@ class Segmentation:
             {
                 "image_id": image_id,
                 "category_id": segment.label,
-                "segmentation": _compressed(self.mask(segment)),
+                "segmentation": encode_compressed_rle(self.mask(segment)),
                 "bbox": _xywh(segment),
                 **({} if segment.score is None else {"score": segment.score}),
             }
@@ -167,8 +167,3 @@ def _extent(mask: np.ndarray) -> tuple[int, tuple[int, int, int, int]]:
 def _xywh(segment: Segment) -> list[int]:
     x_min, y_min, x_max, y_max = segment.box
     return [x_min, y_min, x_max - x_min, y_max - y_min]
-
-
-def _compressed(mask: np.ndarray) -> dict[str, Any]:
-    rle = encode_rle(mask)
-    return {"size": rle["size"], "counts": compress_counts(rle["counts"])}

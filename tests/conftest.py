@@ -6,6 +6,7 @@ beside a CPU torch fails because its C++ operators were never registered. None o
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from benchmarks.oracle import make_torchvision_importable
 make_torchvision_importable()
 
 from detr_export.checkpoint import load_checkpoint  # noqa: E402
-from detr_export.onnx_export import export_onnx  # noqa: E402
+from detr_export.modeling.segmentation import DetrForSegmentation  # noqa: E402
+from detr_export.onnx_export import ExportOptions, export_onnx  # noqa: E402
+from detr_export.seeding import seed_weights  # noqa: E402
 from tests import models  # noqa: E402
 
 # Workers side by side share the cores; a full set of threads in each makes all of them many times slower.
@@ -43,6 +46,27 @@ def tiny_onnx(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
     """The tiny checkpoint, exported and verified; not to be changed."""
     output = tmp_path_factory.mktemp("onnx") / "tiny.onnx"
     return export_onnx(load_checkpoint(tiny_checkpoint), output).path
+
+
+@pytest.fixture(scope="session")
+def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A seeded segmentation checkpoint whose masks cover about half of an image; not to be changed."""
+    model = DetrForSegmentation(models.config(encoder_attention_heads=8, decoder_attention_heads=8))
+    seed_weights(model, 0)
+    with torch.no_grad():
+        model.mask_head.out_lay.bias -= 0.9
+    folder = tmp_path_factory.mktemp("segmenter") / "checkpoint"
+    model.save_pretrained(folder)
+    settings = folder / "preprocessor_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "size": models.SIZE}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def segmenter_onnx(segmenter: Path) -> Path:
+    """The checkpoint, exported; not to be changed."""
+    options = ExportOptions(simplify=False, verify=False)
+    return export_onnx(load_checkpoint(segmenter), segmenter.parent / "segmenter.onnx", options).path
 
 
 @pytest.fixture(scope="session")

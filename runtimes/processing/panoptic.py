@@ -54,8 +54,8 @@ def prepare_panoptic(
     checks.refuse_other_format(record, image, "coco_panoptic", "segments_info", "annotations")
     segments = [(f"{image}, segments_info[{i}]", s) for i, s in enumerate(checks.records(record, "segments_info", image))]
     ids = [checks.integer(segment, "id", where) for where, segment in segments]
-    path = _panoptic_path(record, image, masks_path)
-    pixels = _segment_ids(path, size, image)
+    path = panoptic_path(record, image, masks_path)
+    pixels = read_segment_ids(path, size, image)
     masks = (pixels == np.asarray(ids, dtype=np.int64)[:, None, None]).astype(np.uint8)
     for (where, _), id_, there in zip(segments, ids, masks.any(axis=(1, 2))):
         if not there:
@@ -123,7 +123,12 @@ def id_to_rgb(id_map: Union[np.ndarray, int]) -> Any:
     return [id_map // 256**place % 256 for place in range(3)]
 
 
-def _panoptic_path(record: Mapping[str, Any], image: str, masks_path: Union[str, os.PathLike, None]) -> Path:
+def panoptic_path(record: Mapping[str, Any], image: str, masks_path: Union[str, os.PathLike, None]) -> Path:
+    """Where the PNG of a record is; `image` is what messages call it.
+
+    Raises:
+        AnnotationError: the record has no file_name, or `masks_path` is no folder's name.
+    """
     file_name = checks.field(record, "file_name", image)
     if not isinstance(file_name, (str, os.PathLike)) or not os.fspath(file_name):
         raise AnnotationError(f"{image}: file_name is {file_name!r:.80}: expected the name of the panoptic PNG")
@@ -135,8 +140,12 @@ def _panoptic_path(record: Mapping[str, Any], image: str, masks_path: Union[str,
     return Path(masks_path) / file_name
 
 
-def _segment_ids(path: Path, size: Size, image: str) -> np.ndarray:
-    """int32 (height, width), the segment id at every pixel of a panoptic PNG."""
+def read_segment_ids(path: Path, size: Size, image: str) -> np.ndarray:
+    """int32 (height, width), the segment id at every pixel of a panoptic PNG; 0 is no segment.
+
+    Raises:
+        AnnotationError: the PNG is missing, damaged, of another kind or of another size; messages call the image `image`.
+    """
     try:
         with Image.open(path) as picture:
             mode, found = picture.mode, (picture.height, picture.width)

@@ -49,6 +49,12 @@ def encode_rle(mask: np.ndarray) -> dict[str, Any]:
     return {"size": [int(side) for side in mask.shape], "counts": np.diff(bounds).tolist()}
 
 
+def encode_compressed_rle(mask: np.ndarray) -> dict[str, Any]:
+    """`encode_rle` with its counts as COCO's text: ``{"size": [height, width], "counts": str}``; errors as there."""
+    rle = encode_rle(mask)
+    return {"size": rle["size"], "counts": compress_counts(rle["counts"])}
+
+
 def decode_rle(rle: Mapping[str, Any]) -> np.ndarray:
     """The mask of a run-length encoding, compressed or not.
 

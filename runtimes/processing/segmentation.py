@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from runtimes.errors import InputError
-from runtimes.processing.mask_resize import checked_size
+from runtimes.processing.mask_resize import CHUNK_VALUES, checked_size, resize_bilinear
 from runtimes.processing.post_processing import softmax
 from runtimes.processing.segment_merge import largest_map, merge_masks
 
@@ -116,6 +116,36 @@ def post_process_panoptic_segmentation(
     """
     fuse = frozenset(label_ids_to_fuse or ())
     return _segment(outputs, threshold, mask_threshold, overlap_mask_area_threshold, fuse, target_sizes, distinct_ids)
+
+
+def query_masks(mask_logits: np.ndarray, size: Size, mask_threshold: float = 0.5) -> np.ndarray:
+    """The mask of each query by itself: masks may overlap, as COCO's mask AP wants them.
+
+    Args:
+        mask_logits: float32 (N, h, w), before the sigmoid.
+        size: (height, width) of the image, in pixels.
+        mask_threshold: a mask has the pixels where its probability is above this.
+
+    Returns:
+        bool (N, height, width).
+
+    Raises:
+        InputError: the masks or the size are empty.
+
+    Source: `PostProcessSegm` of facebookresearch/detr. As there the logits are resized and not the probabilities, but in one
+    step, as in the rest of this file, where the original goes through the size of the network's input. The full-size
+    logits are held for a few masks at a time, and compared with the threshold's own logit in place of a sigmoid.
+    """
+    logits = np.asarray(mask_logits, dtype=np.float32)
+    height, width = checked_size(logits.shape[1:], size)
+    with np.errstate(divide="ignore"):  # the logits of 0 and 1 are infinite, and rightly so
+        least = np.float32(np.log(np.float64(mask_threshold)) - np.log1p(-np.float64(mask_threshold)))
+    masks = np.empty((len(logits), height, width), dtype=bool)
+    step = max(1, CHUNK_VALUES // (height * width))
+    for start in range(0, len(logits), step):
+        chunk = slice(start, start + step)
+        np.greater(resize_bilinear(logits[chunk], (height, width)), least, out=masks[chunk])
+    return masks
 
 
 def binary_mask_to_rle(mask: np.ndarray) -> list[int]:
