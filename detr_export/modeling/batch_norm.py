@@ -1,4 +1,4 @@
-"""Frozen batch norm: DETR never updates the statistics that its backbone came with."""
+"""Frozen batch norm: DETR never updates the statistics that its backbone came with, unless it is trained from scratch."""
 
 from __future__ import annotations
 
@@ -57,3 +57,17 @@ def freeze_batch_norm(module: nn.Module) -> None:
             setattr(module, name, frozen)
         else:
             freeze_batch_norm(child)
+
+
+def unfreeze_batch_norm(module: nn.Module) -> None:
+    """Replaces every `DetrFrozenBatchNorm2d` below `module` by a `nn.BatchNorm2d` that learns, keeping its values.
+
+    The names in the state dict stay, and a frozen model reads it: it drops the one that is new, `num_batches_tracked`.
+    """
+    for name, child in module.named_children():
+        if isinstance(child, DetrFrozenBatchNorm2d):
+            learning = nn.BatchNorm2d(len(child.weight), eps=EPSILON)
+            learning.load_state_dict(child.state_dict(), strict=False)
+            setattr(module, name, learning)
+        else:
+            unfreeze_batch_norm(child)

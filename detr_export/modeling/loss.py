@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,10 +47,15 @@ def detr_loss(
     """
     _check(config, prediction, targets)
     matcher = HungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost)
-    boxes = _mean_boxes(targets, prediction.logits.device)
+    boxes = mean_boxes(targets, prediction.logits.device)
     terms = _terms(config, prediction, targets, matcher, boxes)
     for index, layer in enumerate(auxiliary):
         terms.update({f"{name}_{index}": value for name, value in _terms(config, layer, targets, matcher, boxes).items()})
+    return weighted_sum(config, terms), terms
+
+
+def weighted_sum(config: DetrConfig, terms: Mapping[str, Tensor]) -> Tensor:
+    """The loss that the terms add up to; `cardinality_error` has no part in it."""
     weights = {
         "loss_ce": 1.0,
         "loss_bbox": config.bbox_loss_coefficient,
@@ -59,7 +64,7 @@ def detr_loss(
         "loss_dice": config.dice_loss_coefficient,
     }
     parts = [value * weights[kind] for name, value in terms.items() if (kind := name.rstrip("_0123456789")) in weights]
-    return torch.stack(parts).sum(), terms
+    return torch.stack(parts).sum()
 
 
 def _terms(
@@ -72,7 +77,7 @@ def _terms(
         "cardinality_error": _cardinality(prediction.logits, targets),
     }
     if prediction.pred_masks is not None:
-        terms |= _masks(prediction.pred_masks, targets, matches, boxes)
+        terms |= mask_terms(prediction.pred_masks, targets, matches, boxes)
     return terms
 
 
@@ -103,8 +108,15 @@ def _cardinality(logits: Tensor, targets: Sequence[Target]) -> Tensor:
     return functional.l1_loss(found.float(), objects.float())
 
 
-def _masks(pred_masks: Tensor, targets: Sequence[Target], matches: Sequence[Match], boxes: float) -> dict[str, Tensor]:
-    """Focal and dice loss of the matched masks, at the size of the largest target; smaller ones are padded with zeros."""
+def mask_terms(pred_masks: Tensor, targets: Sequence[Target], matches: Sequence[Match], boxes: float) -> dict[str, Tensor]:
+    """Focal and dice loss of the matched masks, at the size of the largest target; smaller ones are padded with zeros.
+
+    Args:
+        pred_masks: (B, Q, h, w) logits.
+        targets: for each image `masks` (N, H, W).
+        matches: for each image the indices of queries, and of the objects that they were given.
+        boxes: what the sums are divided by, `mean_boxes`.
+    """
     given = pred_masks[_matched_queries(matches)]
     height = max(target["masks"].shape[-2] for target in targets)
     width = max(target["masks"].shape[-1] for target in targets)
@@ -145,7 +157,7 @@ def _matched(targets: Sequence[Target], name: str, matches: Sequence[Match]) -> 
     return torch.cat([target[name][objects] for target, (_, objects) in zip(targets, matches, strict=True)])
 
 
-def _mean_boxes(targets: Sequence[Target], device: torch.device) -> float:
+def mean_boxes(targets: Sequence[Target], device: torch.device) -> float:
     """Objects in a batch, averaged over the processes of a distributed run; at least 1."""
     total = torch.tensor([sum(len(target["class_labels"]) for target in targets)], dtype=torch.float32, device=device)
     processes = 1

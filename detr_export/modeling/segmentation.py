@@ -137,15 +137,27 @@ class DetrForSegmentation(DetrWithHeads):
 
     def predict(self, run: Pass) -> Prediction:
         """What the heads make of a pass."""
-        queries, memory = run.decoded.last_hidden_state, run.encoded.last_hidden_state
+        queries = run.decoded.last_hidden_state
         assert queries is not None
+        return Prediction(*self.detr.heads(queries), pred_masks=self.draw_masks(run, queries))
+
+    def draw_masks(self, run: Pass, queries: Tensor) -> Tensor:
+        """Draws a mask for each of some queries of a pass, each on its own.
+
+        Args:
+            run: the pass.
+            queries: (B, N, d_model), last hidden states of all queries or of those that a mask is wanted of.
+
+        Returns:
+            (B, N, H/4, W/4) logits.
+        """
+        memory = run.encoded.last_hidden_state
         assert memory is not None
         height, width = run.projected.shape[-2:]
         memory = memory.transpose(1, 2).unflatten(2, (height, width))
         attention = self.bbox_attention(queries, memory, run.mask)
         pyramid = [run.features[2], run.features[1], run.features[0]]
-        masks = self.mask_head(run.projected, attention, pyramid)
-        return Prediction(*self.detr.heads(queries), pred_masks=masks)
+        return self.mask_head(run.projected, attention, pyramid)
 
     @property
     def detector(self) -> DetrForObjectDetection:

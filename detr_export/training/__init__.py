@@ -1,0 +1,1 @@
+"""Training: a COCO folder and a configuration become a checkpoint."""

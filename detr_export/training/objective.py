@@ -1,0 +1,67 @@
+"""What a training step minimises, as one module: a distributed run wraps it whole."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from detr_export.modeling.detr import DetrWithHeads, Pass
+from detr_export.modeling.loss import Prediction, detr_loss, mask_terms, mean_boxes, weighted_sum
+from detr_export.modeling.matcher import HungarianMatcher, Match
+from detr_export.modeling.segmentation import DetrForSegmentation
+from detr_export.training.dataset import Batch
+
+
+class DetectorObjective(nn.Module):
+    """DETR's loss of classes and boxes, over all decoder layers when the configuration has the auxiliary loss."""
+
+    def __init__(self, model: DetrWithHeads) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss and its terms."""
+        run = self.model.base.run(batch.pixel_values, batch.pixel_mask)
+        return self._detection(run, batch)[1:]
+
+    def _detection(self, run: Pass, batch: Batch) -> tuple[Prediction, Tensor, dict[str, Tensor]]:
+        detector = self.model.detector
+        prediction = detector.predict(run)
+        auxiliary = detector.auxiliary_predictions(run.decoded)
+        return prediction, *detr_loss(self.model.config, prediction, auxiliary, batch.targets)
+
+
+class MaskObjective(DetectorObjective):
+    """The loss of the masks, on top of a detector that is trained with them or stays as it is.
+
+    Masks are drawn only for the queries that have an object: the others enter no term of the loss.
+    """
+
+    def __init__(self, model: DetrForSegmentation, with_detector: bool) -> None:
+        super().__init__(model)
+        self.with_detector = with_detector
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss and its terms."""
+        with torch.set_grad_enabled(self.with_detector and torch.is_grad_enabled()):
+            run = self.model.base.run(batch.pixel_values, batch.pixel_mask)
+            prediction, loss, terms = self._detection(run, batch)
+        config = self.model.config
+        matcher = HungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost)
+        matches = matcher(prediction.logits, prediction.pred_boxes, batch.targets)
+        masks, matches = self._masks(run, matches)
+        boxes = mean_boxes(batch.targets, masks.device)
+        of_masks = mask_terms(masks, batch.targets, matches, boxes)
+        mask_loss = weighted_sum(config, of_masks)
+        return mask_loss + loss if self.with_detector else mask_loss, terms | of_masks
+
+    def _masks(self, run: Pass, matches: list[Match]) -> tuple[Tensor, list[Match]]:
+        """Masks (B, M, h, w) of the matched queries, filled up with query 0 to the same M, and the matches among them."""
+        assert isinstance(self.model, DetrForSegmentation)
+        hidden = run.decoded.last_hidden_state
+        assert hidden is not None
+        most = max(1, *(len(queries) for queries, _ in matches))
+        chosen = torch.stack([functional.pad(queries, (0, most - len(queries))) for queries, _ in matches]).to(hidden.device)
+        own = hidden.gather(1, chosen[..., None].expand(-1, -1, hidden.shape[-1]))
+        return self.model.draw_masks(run, own), [(torch.arange(len(objects)), objects) for _, objects in matches]

@@ -1,0 +1,63 @@
+"""The processes that share a training run: one, or as many as torchrun started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import distributed
+
+from runtimes.errors import BackendError
+from runtimes.session import parse_device
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of the run."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this one writes the files and talks to the user."""
+        return self.rank == 0
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Processes]:
+    """Joins the other processes of a torchrun, if there are any, and leaves them at the end.
+
+    Args:
+        device: `cpu`, `cuda` or `cuda:N`; under torchrun each process takes the GPU of its own number.
+
+    Raises:
+        BackendError: the device is not there.
+    """
+    kind, index = parse_device(device)
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise BackendError("device is cuda, but this PyTorch sees no GPU; use --device cpu, or install a CUDA build")
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield Processes(0, 1, _device(kind, index))
+        return
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    own = _device(kind, local)
+    distributed.init_process_group("nccl" if kind == "cuda" else "gloo")
+    try:
+        yield Processes(distributed.get_rank(), count, own)
+    finally:
+        distributed.destroy_process_group()
+
+
+def _device(kind: str, index: int) -> torch.device:
+    if kind == "cpu":
+        return torch.device("cpu")
+    if index >= torch.cuda.device_count():
+        raise BackendError(f"device is cuda:{index}, but this PyTorch sees {torch.cuda.device_count()} GPUs")
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)

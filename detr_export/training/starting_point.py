@@ -1,0 +1,103 @@
+"""The model that training starts from: a configuration with fresh weights, or a checkpoint with what the task adds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from detr_export.checkpoint import Checkpoint, load_strictly
+from detr_export.config import DetrConfig
+from detr_export.modeling.batch_norm import unfreeze_batch_norm
+from detr_export.modeling.detr import DetrForObjectDetection, DetrWithHeads
+from detr_export.modeling.segmentation import DetrForSegmentation
+from detr_export.training.coco_folder import CocoSplit
+from detr_export.training.initialization import draw_class_head, draw_mask_head, draw_weights
+from detr_export.training.options import TrainingOptions
+from runtimes.errors import InputError
+from runtimes.processing.image_processor import CONFIG_NAME, DetrImageProcessor
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """A model to be trained."""
+
+    model: DetrWithHeads
+    processor: DetrImageProcessor
+    notes: tuple[str, ...]  # what is fresh in it, for people
+
+
+def starting_point(
+    split: CocoSplit, options: TrainingOptions, config: str | Path | None, checkpoint: Checkpoint | None
+) -> StartingPoint:
+    """Builds the model.
+
+    Args:
+        split: its classes become the model's. A checkpoint that has them under the same ids keeps its own, and its
+            classifier; any other gets a fresh one.
+        options: the recipe.
+        config: a `config.json`, or the folder that holds it; `preprocessor_config.json` beside it is used as well.
+        checkpoint: weights to start from. With `config` too, that describes the model, and the weights must fit it.
+
+    Raises:
+        InputError: neither is given.
+        CheckpointError: the configuration is not usable, or the weights do not fit it.
+    """
+    torch.manual_seed(options.seed)
+    kind = DetrForSegmentation if options.task == "panoptic" else DetrForObjectDetection
+    if checkpoint is None:
+        if config is None:
+            raise InputError("there is nothing to train; give a config.json (--config) or a checkpoint (--from)")
+        return _fresh(kind, split, options, Path(config))
+    base = checkpoint.config if config is None else DetrConfig.from_pretrained(config)
+    known = all(checkpoint.config.id2label.get(label) == name for label, name in split.categories.items())
+    labels = checkpoint.config.id2label if known else split.id2label
+    model = kind(_for_training(base, labels, split))
+    notes = [] if known else [f"the classes are not those of {checkpoint.source}: the classifier starts afresh"]
+    state = dict(checkpoint.state_dict)
+    if kind is DetrForObjectDetection and checkpoint.task == "segmentation":
+        state = {name.removeprefix("detr."): value for name, value in state.items() if name.startswith("detr.")}
+    elif kind is DetrForSegmentation and checkpoint.task == "detection":
+        assert isinstance(model, DetrForSegmentation)
+        draw_mask_head(model.mask_head)
+        fresh = {name: value for name, value in model.state_dict().items() if not name.startswith("detr.")}
+        state = {f"detr.{name}": value for name, value in state.items()} | fresh
+        notes.append(f"{checkpoint.source} has no mask head: it starts afresh")
+    if not known:
+        draw_class_head(model)
+        state |= {name: value for name, value in model.state_dict().items() if "class_labels_classifier." in name}
+    load_strictly(model, state, checkpoint.source)
+    if options.train_batch_norm:
+        _train_whole_backbone(model)
+    processor = checkpoint.processor if config is None else _processor_beside(Path(config)) or checkpoint.processor
+    return StartingPoint(model, processor, tuple(notes))
+
+
+def _fresh(kind: type[DetrWithHeads], split: CocoSplit, options: TrainingOptions, config: Path) -> StartingPoint:
+    described = DetrConfig.from_pretrained(config)
+    model = kind.from_config(_for_training(described, split.id2label, split))
+    draw_weights(model)
+    if isinstance(model, DetrForSegmentation):
+        draw_mask_head(model.mask_head)
+    from_scratch = not described.use_pretrained_backbone
+    if options.train_batch_norm if options.train_batch_norm is not None else from_scratch:
+        _train_whole_backbone(model)
+    backbone = "a fresh backbone" if from_scratch else f"a pretrained {described.backbone}"
+    return StartingPoint(model, _processor_beside(config) or DetrImageProcessor(), (f"training from scratch on {backbone}",))
+
+
+def _for_training(config: DetrConfig, labels: Mapping[int, str], split: CocoSplit) -> DetrConfig:
+    extra = {**config.extra, "label_ids_to_fuse": list(split.stuff)} if split.stuff else config.extra
+    return replace(config, id2label=dict(labels), auxiliary_loss=True, extra=extra)
+
+
+def _train_whole_backbone(model: DetrWithHeads) -> None:
+    unfreeze_batch_norm(model.base.backbone)
+    model.base.unfreeze_backbone()
+
+
+def _processor_beside(config: Path) -> DetrImageProcessor | None:
+    folder = config if config.is_dir() else config.parent
+    return DetrImageProcessor.from_pretrained(folder) if (folder / CONFIG_NAME).is_file() else None
