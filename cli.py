@@ -7,23 +7,25 @@ Annotations stay unquoted here: on Python 3.9 typer does not resolve the strings
 makes of them, and every option would lose its name and its help.
 """
 
+import contextlib
 import functools
 import importlib.util
 import io
 import json
+import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
-from runtimes.errors import DetrError, missing_extra
+from runtimes.errors import BackendError, DetrError, missing_extra
 
 app = typer.Typer(
     name="detr-export",
-    help="Turn DETR checkpoints into verified ONNX files, and run them.",
+    help="Turn DETR checkpoints into verified ONNX files; run, train and score them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -38,6 +40,13 @@ class ExportTask(str, Enum):
     segmentation = "segmentation"
 
 
+class TrainTask(str, Enum):
+    """What is trained."""
+
+    detection = "detection"
+    panoptic = "panoptic"
+
+
 class PredictTask(str, Enum):
     """What to predict."""
 
@@ -50,7 +59,8 @@ class PredictTask(str, Enum):
 CheckpointArgument = Annotated[
     str,
     typer.Argument(
-        metavar="CHECKPOINT", help="A directory, an original .pth file, or a hub id like facebook/detr-resnet-50."
+        metavar="[CHECKPOINT]",
+        help="A directory, an original .pth file, a hub id like facebook/detr-resnet-50, or demo, the one that comes along.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
@@ -96,7 +106,11 @@ def _print_error(error: Exception) -> None:
 
 
 def _progress(line: str) -> None:
-    typer.echo(f"  {line}", err=True)
+    tqdm = sys.modules.get("tqdm")
+    if tqdm is None:
+        typer.echo(f"  {line}", err=True)
+    else:  # above a progress bar that may be there
+        tqdm.tqdm.write(f"  {line}", file=sys.stderr)
 
 
 def _print_json(document: Any) -> None:
@@ -123,7 +137,7 @@ def _options(
 @app.command("onnx")
 @reports_errors
 def onnx_command(
-    checkpoint: CheckpointArgument,
+    checkpoint: CheckpointArgument = "demo",
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("model.onnx"),
     task: Annotated[
         ExportTask, typer.Option(help="auto is the checkpoint's own; a panoptic one also gives its detector.")
@@ -170,7 +184,9 @@ def onnx_command(
 @reports_errors
 def verify(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")],
-    checkpoint: Annotated[str, typer.Option(help="The checkpoint that it must agree with.")],
+    checkpoint: Annotated[
+        Optional[str], typer.Option(help="The checkpoint that it must agree with; the one it came from if left out.")
+    ] = None,
     dilation: DilationOption = None,
     revision: RevisionOption = None,
     as_json: JsonOption = False,
@@ -241,6 +257,170 @@ def predict(
         _print_json(outcomes)
     if any("error" in outcome for outcome in outcomes):
         raise typer.Exit(1)
+
+
+@app.command()
+@reports_errors
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="An ONNX file or a checkpoint.")],
+    images: Annotated[Path, typer.Option(help="The folder of the annotated images.")],
+    annotations: Annotated[Path, typer.Option(help="A COCO instances file; its category ids are the model's label ids.")],
+    panoptic: Annotated[
+        Optional[tuple[Path, Path]],
+        typer.Option(metavar="FILE DIR", help="A COCO panoptic file and the folder of its PNGs, for PQ."),
+    ] = None,
+    limit: Annotated[Optional[int], typer.Option(min=1, help="Score that many images; all if left out.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images that are read and run together.")] = 1,
+    threshold: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Lowest score in a panoptic segmentation; AP takes all detections.")
+    ] = 0.85,
+    against: Annotated[
+        Optional[str],
+        typer.Option(metavar="CHECKPOINT", help="A checkpoint or file to score on the same images, and the differences."),
+    ] = None,
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score a model on annotated images: box AP, mask AP and, with --panoptic, PQ."""
+    if sys.version_info < (3, 10):
+        raise BackendError(f"evaluate needs Python 3.10 or newer; this is {platform.python_version()}")
+    from benchmarks.evaluation import evaluate as evaluate_model
+
+    found = evaluate_model(model, images, annotations, panoptic, limit, batch, device, threads, threshold, against)
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        typer.echo(found.summary())
+
+
+@app.command("demo-data")
+@reports_errors
+def demo_data(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The data set's folder; other splits in it stay.")],
+    images: Annotated[int, typer.Option(min=1, help="How many to draw.")],
+    split: Annotated[str, typer.Option(help="Its name, from which the pictures are drawn: train, val, ...")] = "train",
+) -> None:
+    """Draw a COCO data set of shapes in landscapes, the same for everybody: what `demo` was trained on."""
+    from detr_export.demo_data import write_demo_data
+
+    with _bar("drawing", images) as drawn:
+        write_demo_data(directory, images, split, lambda done: drawn(done, ""))
+    typer.echo(f"{directory}  {images} images of the split {split}")
+
+
+@app.command()
+@reports_errors
+def train(
+    data: Annotated[
+        Path, typer.Option(help="A COCO folder: train*/, annotations/instances_train*.json or panoptic_train*.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A folder for the checkpoint, its log and its plot.")],
+    config: Annotated[
+        Optional[Path], typer.Option(help="A config.json to train from scratch; preprocessor_config.json may lie beside it.")
+    ] = None,
+    checkpoint: Annotated[
+        Optional[str], typer.Option("--from", metavar="CHECKPOINT", help="Fine-tune this one; its classes may differ.")
+    ] = None,
+    task: Annotated[TrainTask, typer.Option(help="Boxes; or boxes of things and stuff, then masks.")] = TrainTask.detection,
+    epochs: Annotated[int, typer.Option(min=0, help="Of the detector, or of all with --jointly.")] = 300,
+    mask_epochs: Annotated[int, typer.Option(min=0, help="Panoptic: of the mask head, on the finished detector.")] = 25,
+    jointly: Annotated[bool, typer.Option("--jointly", help="Panoptic: train detector and mask head together.")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Images of a step, in each process.")] = 2,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="Of all but the backbone.")] = 1e-4,
+    backbone_learning_rate: Annotated[float, typer.Option(min=0.0, help="Of the backbone.")] = 1e-5,
+    weight_decay: Annotated[float, typer.Option(min=0.0, help="AdamW's.")] = 1e-4,
+    clip: Annotated[float, typer.Option(min=0.0, help="Largest norm of the gradient; 0 for no limit.")] = 0.1,
+    drop: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of a stage after which the rates fall to a tenth.")
+    ] = 2 / 3,
+    warmup: Annotated[int, typer.Option(min=0, help="Steps in which the rates rise from 0.")] = 0,
+    flip: Annotated[float, typer.Option(min=0.0, max=1.0, help="Probability of a horizontal flip.")] = 0.5,
+    scale: Annotated[
+        tuple[float, float], typer.Option(metavar="LOW HIGH", help="Range of the image size, relative to the processor's.")
+    ] = (0.6, 1.0),
+    batch_norm: Annotated[
+        Optional[bool],
+        typer.Option(
+            "--train-batch-norm/--keep-batch-norm",
+            help="Whether the whole backbone with its batch norm is trained; left out: when it starts from scratch.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, order, augmentation and dropout.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare images.")] = 2,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --output.")] = False,
+    overwrite: OverwriteOption = False,
+    device: DeviceOption = "cpu",
+    dilation: DilationOption = None,
+    revision: RevisionOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train or fine-tune on a COCO folder; also under torchrun. Ctrl-C keeps the state for --resume."""
+    _require_export_extra()
+    for package in ("matplotlib", "tqdm"):
+        if importlib.util.find_spec(package) is None:
+            raise missing_extra(package, "train")
+    from detr_export.checkpoint import load_checkpoint
+    from detr_export.training.options import TrainingOptions
+    from detr_export.training.trainer import train as train_model
+
+    options = TrainingOptions(
+        task=task.value,
+        epochs=epochs,
+        mask_epochs=mask_epochs,
+        jointly=jointly,
+        batch_size=batch,
+        learning_rate=learning_rate,
+        backbone_learning_rate=backbone_learning_rate,
+        weight_decay=weight_decay,
+        clip=clip,
+        drop=drop,
+        warmup=warmup,
+        flip=flip,
+        scale=scale,
+        train_batch_norm=batch_norm,
+        seed=seed,
+    )
+    start = None if checkpoint is None else load_checkpoint(checkpoint, dilation, revision)
+    with _bar("training") as trained:
+        result = train_model(
+            data,
+            output,
+            options,
+            config,
+            start,
+            device,
+            workers,
+            resume,
+            overwrite,
+            _progress,
+            lambda stage, done, steps, losses: trained(done, f"{stage}: {losses}", steps),
+        )
+    if result is None:  # another process of a torchrun reports
+        return
+    if as_json:
+        _print_json(result.to_dict())
+    else:
+        typer.echo(f"{result.directory}  {result.steps} steps, loss {result.last['loss']}")
+
+
+@contextlib.contextmanager
+def _bar(title: str, total: Optional[int] = None) -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr, where that is a terminal; yields what sets it: (done, note, total)."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield lambda done, note, total=None: None
+        return
+    with tqdm(total=total, desc=title, disable=None, leave=False) as bar:
+
+        def set_to(done: int, note: str, total: Optional[int] = None) -> None:
+            bar.total = bar.total if total is None else total
+            bar.set_description_str(note or title, refresh=False)
+            bar.update(done - bar.n)
+
+        yield set_to
 
 
 def main() -> None:

@@ -120,15 +120,17 @@ def export_onnx(
 
 def verify_file(
     file: str | Path,
-    checkpoint: str | Path,
+    checkpoint: str | Path | None = None,
     dilation: bool | None = None,
     revision: str | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Parity:
     """Compares an exported file with a checkpoint, as the export does; `verification.require` makes it a gate.
 
+    When `checkpoint` is None it is the one that the file names as its source.
+
     Raises:
-        ArtifactError: the file is missing, damaged, or not a DETR.
+        ArtifactError: the file is missing, damaged, not a DETR, or names no source where one is needed.
         CheckpointError: the checkpoint is missing, damaged, or not a DETR.
     """
     from runtimes.ort_session import OrtSession
@@ -136,6 +138,10 @@ def verify_file(
 
     with OrtSession(file, spinning=False) as candidate:
         require_detr(candidate)
+        if checkpoint is None:
+            checkpoint = candidate.metadata.source.get("name") if candidate.metadata is not None else None
+            if checkpoint is None:
+                raise ArtifactError(f"{file} does not say which checkpoint it came from; add --checkpoint CHECKPOINT")
         progress(f"reading {checkpoint}")
         loaded = load_checkpoint(checkpoint, dilation, revision)
         mask = any(spec.name == "pixel_mask" for spec in candidate.inputs)

@@ -89,12 +89,18 @@ def test_the_console_script_and_the_module() -> None:
     ("arguments", "message"),
     [
         (("nope",), "No such command 'nope'"),
-        (("onnx",), "Missing argument"),
+        (("onnx", "a", "b", "c"), "unexpected extra argument"),
         (("onnx", "a", "--opset", "16"), "Invalid value for '--opset'"),
         (("onnx", "a", "--opset", "x"), "Invalid value for '--opset'"),
         (("onnx", "a", "--nope"), "No such option: --nope"),
         (("onnx", "a", "b"), "unexpected extra argument"),
-        (("verify", "a"), "Missing option '--checkpoint'"),
+        (("verify",), "Missing argument"),
+        (("evaluate", "a", "--images", "b"), "Missing option '--annotations'"),
+        (("demo-data", "a"), "Missing option '--images'"),
+        (("demo-data", "a", "--images", "0"), "Invalid value for '--images'"),
+        (("train", "--data", "a"), "Missing option '--output'"),
+        (("train", "--data", "a", "-o", "b", "--task", "c"), "Invalid value for '--task'"),
+        (("train", "--data", "a", "-o", "b", "--scale", "1"), "Option '--scale' requires 2 arguments"),
         (("predict", "a"), "Missing argument"),
         (("predict", "a", "b", "--threshold", "1.5"), "Invalid value for '--threshold'"),
         (("predict", "a", "b", "--threshold", "nan"), "Invalid value for '--threshold'"),
@@ -137,6 +143,20 @@ def test_verify(tiny_onnx: Path, tiny_checkpoint: Path) -> None:
     done = run("verify", tiny_onnx, "--checkpoint", tiny_checkpoint, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["passed"] is True
+
+
+def test_verify_with_the_checkpoint_that_the_file_names(tiny_onnx: Path, tmp_path: Path) -> None:
+    import onnx
+
+    done = run("verify", tiny_onnx)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("verified over 8 batches")
+    model = onnx.load(tiny_onnx)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "bare.onnx")
+    done = run("verify", tmp_path / "bare.onnx")
+    assert done.returncode == 1
+    assert done.stderr.endswith("does not say which checkpoint it came from; add --checkpoint CHECKPOINT\n")
 
 
 def test_inspect(tiny_onnx: Path) -> None:

@@ -1,0 +1,253 @@
+"""Whole runs: they learn, stop, go on to the same weights, and leave checkpoints that others read."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from detr_export.checkpoint import load_checkpoint
+from detr_export.training.coco_folder import read_split
+from detr_export.training.options import TrainingOptions
+from detr_export.training.starting_point import starting_point
+from detr_export.training.trainer import STATE_NAME, Training, train
+from detr_export.training.training_log import COLUMNS
+from runtimes import Predictor
+from runtimes.errors import AnnotationError, BackendError, DetrError, ImageError, InputError, OutputError
+
+FAST = TrainingOptions(
+    task="panoptic",
+    epochs=2,
+    mask_epochs=1,
+    batch_size=5,  # four batches an epoch
+    learning_rate=1e-3,
+    backbone_learning_rate=1e-3,
+    scale=(0.8, 1.0),
+)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "training_log.csv").read_text().splitlines()))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_fifty_steps_lower_the_loss(shapes: Path, config_folder: Path, tmp_path: Path) -> None:
+    options = replace(FAST, task="detection", epochs=13, warmup=5, flip=0.0)
+    result = train(shapes, tmp_path / "out", options, config_folder, workers=0)
+    assert result is not None
+    assert result.steps == 52
+    losses = [float(row["loss"]) for row in rows(tmp_path / "out")]
+    assert np.mean(losses[-3:]) < 0.85 * losses[0]
+    assert float(rows(tmp_path / "out")[-1]["loss_ce"]) < float(rows(tmp_path / "out")[0]["loss_ce"])
+
+
+@pytest.fixture(scope="module")
+def panoptic(shapes: Path, config_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole panoptic run."""
+    folder = tmp_path_factory.mktemp("panoptic") / "out"
+    train(shapes, folder, FAST, config_folder, workers=1)
+    return folder
+
+
+def test_what_a_run_leaves(panoptic: Path) -> None:
+    assert sorted(file.name for file in panoptic.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "recipe.json",
+        "training_log.csv",
+        "training_log.png",
+    ]
+    log = rows(panoptic)
+    assert tuple(log[0]) == COLUMNS
+    assert [(row["stage"], row["epoch"], row["step"]) for row in log] == [
+        ("detector", "1", "4"),
+        ("detector", "2", "8"),
+        ("masks", "1", "4"),
+    ]
+    assert [bool(row["loss_mask"]) for row in log] == [False, False, True]
+    # Of eight steps the rate drops after round(2 / 3 * 8) = 5.
+    assert [row["learning_rate"] for row in log] == ["0.001", "0.0001", "0.0001"]
+    recipe = json.loads((panoptic / "recipe.json").read_text())
+    assert (recipe["images"], recipe["steps"], recipe["options"]["batch_size"]) == (24, 12, 5)
+    with Image.open(panoptic / "training_log.png") as plot:
+        assert plot.width == 2 * 6 * 120
+
+
+def test_the_checkpoint_is_one_for_transformers_and_for_the_predictor(panoptic: Path, shapes: Path) -> None:
+    import transformers
+
+    checkpoint = load_checkpoint(panoptic)
+    assert not checkpoint.config.auxiliary_loss
+    assert checkpoint.config.extra["label_ids_to_fuse"] == [6, 7, 8, 9]
+    theirs = transformers.DetrForSegmentation.from_pretrained(panoptic).eval()
+    image = shapes / "train" / "000001.jpg"
+    with Predictor.load(panoptic) as predictor, torch.no_grad():
+        inputs = predictor.processor(Image.open(image), return_tensors="np")
+        ours = predictor.session.run({name: inputs[name] for name in ("pixel_values", "pixel_mask")})
+        expected = theirs(**{name: torch.from_numpy(inputs[name]) for name in ("pixel_values", "pixel_mask")})
+        predictor.segment_panoptic(image)
+    for name in ("logits", "pred_boxes", "pred_masks"):
+        assert np.allclose(ours[name], expected[name].numpy(), atol=2e-4), name
+    variances = [value for name, value in weights(panoptic).items() if name.endswith("running_var")]
+    assert variances
+    assert all((value - 1).abs().max() > 1e-3 for value in variances)  # batch norm has learnt
+
+
+def interrupt_at(stage: str, step: int) -> Callable[[str, int, int, str], None]:
+    def bar(of_stage: str, done: int, steps: int, losses: str) -> None:
+        if (of_stage, done) == (stage, step):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return bar
+
+
+@pytest.mark.parametrize(("stage", "step"), [("detector", 3), ("detector", 4), ("detector", 8), ("masks", 2)])
+@pytest.mark.parametrize("dropout", [0.1])
+def test_an_interrupted_run_ends_in_the_same_weights(
+    stage: str, step: int, dropout: float, panoptic: Path, shapes: Path, config_folder: Path, tmp_path: Path
+) -> None:
+    assert json.loads((panoptic / "config.json").read_text())["dropout"] == dropout
+    folder, lines = tmp_path / "out", list[str]()
+    with pytest.raises(KeyboardInterrupt):
+        train(shapes, folder, FAST, config_folder, workers=1, report=lines.append, bar=interrupt_at(stage, step))
+    assert lines[-1].endswith("add --resume to go on")
+    assert (folder / STATE_NAME).is_file()
+    assert not (folder / "model.safetensors").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(OutputError, match=r"training_state\.pt exists; add --resume to go on, or --overwrite"):
+        train(shapes, folder, FAST, config_folder, workers=0)
+    with pytest.raises(InputError, match="is of a run with other options"):
+        train(shapes, folder, replace(FAST, seed=1), config_folder, workers=0, resume=True)
+    train(shapes, folder, FAST, config_folder, workers=0, resume=True)
+    expected, found = weights(panoptic), weights(folder)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+    # Rows are closed at the end of an epoch, so the log of both is the same but for the speed.
+    for one, other in zip(rows(panoptic), rows(folder), strict=True):
+        assert {name: value for name, value in one.items() if name in ("stage", "epoch", "step", "learning_rate")} == {
+            name: value for name, value in other.items() if name in ("stage", "epoch", "step", "learning_rate")
+        }
+
+
+def test_fine_tuning_goes_on_from_the_checkpoint(panoptic: Path, shapes: Path, tmp_path: Path) -> None:
+    """With a learning rate of nothing the weights stay what they were, and batch norm stays frozen."""
+    options = replace(FAST, learning_rate=0.0, backbone_learning_rate=0.0, weight_decay=0.0, epochs=1, jointly=True)
+    train(shapes, tmp_path / "out", options, None, load_checkpoint(panoptic), workers=0)
+    expected, found = weights(panoptic), weights(tmp_path / "out")
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+def test_the_mask_stage_leaves_the_detector_alone(panoptic: Path, shapes: Path, tmp_path: Path) -> None:
+    options = replace(FAST, epochs=0)
+    train(shapes, tmp_path / "out", options, None, load_checkpoint(panoptic), workers=0)
+    before, after = weights(panoptic), weights(tmp_path / "out")
+    changed = {name.partition(".")[0] for name, value in before.items() if not torch.equal(after[name], value)}
+    assert changed == {"mask_head", "bbox_attention"}
+
+
+def test_clipping_and_separate_rates(shapes: Path, config_folder: Path, tmp_path: Path) -> None:
+    """Without a rate of its own the backbone's parameters stay; the norm that is logged is that before clipping."""
+    options = replace(FAST, task="detection", epochs=1, backbone_learning_rate=0.0, weight_decay=0.0)
+    train(shapes, tmp_path / "still", options, config_folder, workers=0)
+    train(shapes, tmp_path / "none", replace(options, learning_rate=0.0), config_folder, workers=0)
+    still, none = weights(tmp_path / "still"), weights(tmp_path / "none")
+    changed = {name for name, value in none.items() if not torch.equal(still[name], value)}
+    assert changed
+    assert not {name for name in changed if "conv_encoder" in name and "running" not in name}
+    assert float(rows(tmp_path / "still")[0]["gradient_norm"]) > options.clip
+
+
+def test_two_processes(shapes: Path, config_folder: Path, tmp_path: Path) -> None:
+    """Under torchrun each process takes half of a batch; without batch norm and dropout that is the run of one process."""
+    config = json.loads((config_folder / "config.json").read_text()) | {"dropout": 0.0}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "preprocessor_config.json").write_text((config_folder / "preprocessor_config.json").read_text())
+    options = ["--epochs", "1", "--keep-batch-norm", "--learning-rate", "1e-3", "--workers", "0", "--config", str(tmp_path)]
+    options += ["--data", str(shapes)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cli", "train"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *options, "--batch", "3", "--output", str(tmp_path / "two")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("two  4 steps, loss") == 1
+    alone = [sys.executable, "-m", "cli", "train", *options, "--batch", "6", "--output", str(tmp_path / "one")]
+    subprocess.run(alone, env=environment, capture_output=True, check=True)
+    assert json.loads((tmp_path / "two" / "recipe.json").read_text())["processes"] == 2
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    start = starting_point(read_split(shapes, "train", "detection"), TrainingOptions(train_batch_norm=False), tmp_path, None)
+    begin = start.model.state_dict()
+    moved = [torch.cat([(run[name] - begin[name]).flatten() for name in begin]) for run in (one, two)]
+    # Not equal: each process weighs its classes by itself. Other images, or another order, would give about 0.7.
+    assert torch.cosine_similarity(*moved, dim=0) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "error", "message"),
+    [
+        ({"batch_size": 25}, {}, InputError, "24 images do not fill a batch of 25"),
+        ({"learning_rate": 1e30}, {}, InputError, "NaN|not finite|is nan|is inf"),
+        ({}, {"resume": True}, InputError, "there is no unfinished run to resume"),
+        ({}, {"device": "cuda"}, BackendError, "sees no GPU"),
+        ({}, {"device": "tpu"}, BackendError, "device is 'tpu'"),
+        ({}, {"data": "nothing"}, AnnotationError, "should hold one annotation file"),
+    ],
+)
+def test_refusals(
+    changes: dict, arguments: dict, error: type[DetrError], message: str, shapes: Path, config_folder: Path, tmp_path: Path
+) -> None:
+    values = {"data": shapes, "config": config_folder, "workers": 0, **arguments}
+    with pytest.raises(error, match=message):
+        train(output=tmp_path / "out", options=replace(FAST, **changes), **values)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_broken_image_is_named_also_from_a_worker(shapes: Path, config_folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "train").mkdir(parents=True)
+    (data / "annotations").symlink_to(shapes / "annotations")
+    for file in (shapes / "train").iterdir():
+        (data / "train" / file.name).symlink_to(file)
+    (data / "train" / "000007.jpg").unlink()
+    (data / "train" / "000007.jpg").write_bytes(b"no picture")
+    options = replace(FAST, task="detection", batch_size=24)
+    with pytest.raises(ImageError, match=r"000007\.jpg") as caught:
+        train(data, tmp_path / "out", options, config_folder, workers=1)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_a_finished_run_is_not_overwritten_by_accident(panoptic: Path, shapes: Path, config_folder: Path) -> None:
+    with pytest.raises(OutputError, match=r"model\.safetensors exists; add --overwrite to begin anew"):
+        train(shapes, panoptic, FAST, config_folder)
+
+
+def test_a_damaged_state(panoptic: Path, shapes: Path, config_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / STATE_NAME).write_bytes(b"nothing")
+    with pytest.raises(InputError, match="is damaged and cannot be resumed"):
+        train(shapes, tmp_path, FAST, config_folder, resume=True)
+
+
+def test_results_as_json(panoptic: Path) -> None:
+    assert json.loads(json.dumps(Training(panoptic, 3, {"loss": "1"}).to_dict()))["steps"] == 3
