@@ -348,6 +348,7 @@ def train(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, order, augmentation and dropout.")] = 0,
+    half: Annotated[bool, typer.Option("--half", help="Store the weights as float16, in half the space.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare images.")] = 2,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --output.")] = False,
     overwrite: OverwriteOption = False,
@@ -381,6 +382,7 @@ def train(
         scale=scale,
         train_batch_norm=batch_norm,
         seed=seed,
+        half=half,
     )
     start = None if checkpoint is None else load_checkpoint(checkpoint, dilation, revision)
     with _bar("training") as trained:

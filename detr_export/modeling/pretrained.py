@@ -58,9 +58,14 @@ class DetrPreTrainedModel(nn.Module):
             load_strictly(encoders[0].model, pretrained_backbone(config), f"timm's {config.backbone}")
         return model
 
-    def save_pretrained(self, directory: str | Path, processor: DetrImageProcessor | None = None) -> Path:
-        """Writes the checkpoint as transformers does, with the settings of `processor` (the published ones when None)."""
-        return save_checkpoint(self, processor or DetrImageProcessor(), directory)
+    def save_pretrained(
+        self, directory: str | Path, processor: DetrImageProcessor | None = None, half: bool = False
+    ) -> Path:
+        """Writes the checkpoint as transformers does, with the settings of `processor` (the published ones when None).
+
+        With `half`, in half the space: see `save_checkpoint`.
+        """
+        return save_checkpoint(self, processor or DetrImageProcessor(), directory, half)
 
     @classmethod
     def _own_part(cls, checkpoint: Checkpoint) -> dict[str, Tensor]:

@@ -310,7 +310,7 @@ class _Run:
         load_strictly(frozen, {name: value.cpu() for name, value in self.model.state_dict().items()}, "training")
         self.log.write()
         self.log.plot()
-        frozen.save_pretrained(self.folder, self.processor)
+        frozen.save_pretrained(self.folder, self.processor, self.options.half)
         recipe = {
             "data": Path(data).name,
             "images": self.identity["records"],

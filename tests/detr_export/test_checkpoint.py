@@ -18,6 +18,7 @@ from torch import Tensor
 
 from detr_export.checkpoint import load_checkpoint, read_weights
 from detr_export.loading import load_model
+from detr_export.modeling.detr import DetrForObjectDetection
 from detr_export.seeding import random_images
 from runtimes.errors import CheckpointError
 from tests import models
@@ -73,6 +74,18 @@ def test_half_precision_is_loaded_as_float32(dtype: torch.dtype, tiny_checkpoint
     half.save_pretrained(tmp_path / "half")
     assert {value.dtype for value in load_file(tmp_path / "half" / "model.safetensors").values()} == {dtype}
     assert_same_model(tmp_path / "half", half.float().eval())
+
+
+def test_a_checkpoint_saved_in_half_precision(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    model = DetrForObjectDetection.from_pretrained(tiny_checkpoint)
+    model.save_pretrained(tmp_path / "half", half=True)
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (tmp_path / "half", tiny_checkpoint)]
+    assert sizes[0] < 0.65 * sizes[1]  # of a tiny model the names are a good part
+    stored = load_file(tmp_path / "half" / "model.safetensors")
+    assert {value.dtype for value in stored.values() if value.dim() > 1} == {torch.float16}
+    loaded = load_checkpoint(tmp_path / "half").state_dict
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded[name], value.half().float() if value.dim() > 1 else value), name
 
 
 def test_processor_and_labels_come_along(tiny_checkpoint: Path, copy: Path) -> None:
