@@ -34,7 +34,7 @@ from detr_export.training.processes import Processes, joined
 from detr_export.training.starting_point import StartingPoint, starting_point
 from detr_export.training.training_log import TrainingLog
 from runtimes.errors import DetrError, InputError, OutputError
-from runtimes.files import write_atomically
+from runtimes.files import require_writable, write_atomically
 
 STATE_NAME = "training_state.pt"  # there until the last step is done
 RECIPE_NAME = "recipe.json"
@@ -138,12 +138,13 @@ class _Run:
     def begin(self, resume: bool, overwrite: bool, records: int) -> None:
         """Reads the state to go on from, or makes sure that there is none."""
         self.identity = {
-            "options": json.dumps(self.options.to_dict()),
+            **self.options.to_dict(),
             "config": json.dumps(self.model.config.to_dict(), sort_keys=True),
-            "records": records,
+            "images": records,
             "processes": self.processes.count,
         }
         state_file = self.folder / STATE_NAME
+        require_writable(state_file, overwrite=True)
         if resume:
             self._read_state(state_file)
         elif not overwrite:
@@ -161,11 +162,10 @@ class _Run:
             self.first_stage, self.first_step, self.optimizer_state = state["stage"], state["step"], state["optimizer"]
         except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for
             raise InputError(f"{file} is damaged and cannot be resumed; begin anew with --overwrite") from error
-        for name, value in self.identity.items():
-            if identity.get(name) != value:
-                raise InputError(
-                    f"{file} is of a run with other {name}; resume with those of that run: {identity.get(name)}"
-                )
+        other = [name for name, value in self.identity.items() if identity.get(name) != value]
+        if other:
+            told = ", ".join(name if name == "config" else f"{name} {identity.get(name)}" for name in other)
+            raise InputError(f"{file} is of another run: {told}; resume with the options of that run")
         self.model.load_state_dict(model)
         if self.first_stage < len(self.options.stages):
             self.log.resume(self.options.stages[self.first_stage].name, self.first_step)
@@ -313,7 +313,7 @@ class _Run:
         frozen.save_pretrained(self.folder, self.processor, self.options.half)
         recipe = {
             "data": Path(data).name,
-            "images": self.identity["records"],
+            "images": self.identity["images"],
             "steps": self.steps,
             "processes": self.processes.count,
             "device": self.processes.device.type,

@@ -132,7 +132,7 @@ def test_an_interrupted_run_ends_in_the_same_weights(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     with pytest.raises(OutputError, match=r"training_state\.pt exists; add --resume to go on, or --overwrite"):
         train(shapes, folder, FAST, config_folder, workers=0)
-    with pytest.raises(InputError, match="is of a run with other options"):
+    with pytest.raises(InputError, match="is of another run: seed 0; resume with the options of that run"):
         train(shapes, folder, replace(FAST, seed=1), config_folder, workers=0, resume=True)
     train(shapes, folder, FAST, config_folder, workers=0, resume=True)
     expected, found = weights(panoptic), weights(folder)
@@ -212,15 +212,19 @@ def test_two_processes(shapes: Path, config_folder: Path, tmp_path: Path) -> Non
         ({}, {"resume": True}, InputError, "there is no unfinished run to resume"),
         ({}, {"device": "cuda"}, BackendError, "sees no GPU"),
         ({}, {"device": "tpu"}, BackendError, "device is 'tpu'"),
+        ({}, {"output": "{file}"}, OutputError, "is not a folder that this user may write to"),
         ({}, {"data": "nothing"}, AnnotationError, "should hold one annotation file"),
     ],
 )
 def test_refusals(
     changes: dict, arguments: dict, error: type[DetrError], message: str, shapes: Path, config_folder: Path, tmp_path: Path
 ) -> None:
-    values = {"data": shapes, "config": config_folder, "workers": 0, **arguments}
+    (tmp_path / "file").touch()
+    if "output" in arguments:
+        arguments = {"output": tmp_path / "file"}
+    values = {"data": shapes, "config": config_folder, "output": tmp_path / "out", "workers": 0, **arguments}
     with pytest.raises(error, match=message):
-        train(output=tmp_path / "out", options=replace(FAST, **changes), **values)
+        train(options=replace(FAST, **changes), **values)
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
