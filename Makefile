@@ -7,12 +7,17 @@ WORKERS ?= 2
 
 .PHONY: demo test lint format clean
 
+DEMO := $(DEMO_VENV)/bin/detr-export
+SHAPES := demo/shapes/annotations
+
 demo: $(DEMO_VENV)/installed
-	$(DEMO_VENV)/bin/python examples/make_seeded_checkpoint.py demo/checkpoint
-	$(DEMO_VENV)/bin/detr-export onnx demo/checkpoint --output demo/model.onnx --overwrite
-	$(DEMO_VENV)/bin/python -c "import sklearn.datasets, shutil, pathlib; \
-	    shutil.copy(pathlib.Path(sklearn.datasets.__file__).parent / 'images' / 'china.jpg', 'demo')"
-	$(DEMO_VENV)/bin/detr-export predict demo/model.onnx demo/china.jpg --threshold 0.5 --output demo/pictures --overwrite
+	rm -rf demo/shapes
+	$(DEMO) demo-data demo/shapes --images 100 --split val
+	$(DEMO) onnx --output demo/model.onnx --overwrite
+	$(DEMO) predict demo/model.onnx demo/shapes/val/000016.jpg --threshold 0.8 --output demo/detection --overwrite
+	$(DEMO) predict demo/model.onnx demo/shapes/val/000016.jpg --threshold 0.8 --task panoptic --output demo/panoptic --overwrite
+	$(DEMO) evaluate demo/model.onnx --images demo/shapes/val --annotations $(SHAPES)/instances_val.json \
+	    --panoptic $(SHAPES)/panoptic_val.json $(SHAPES)/panoptic_val --against demo
 
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS)  # more threads than cores would fight
@@ -28,12 +33,12 @@ format: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python $(INSTALL) '.[export,cpu,oracle,demo,dev]'
+	$(VENV)/bin/python $(INSTALL) '.[export,cpu,train,bench,oracle,dev]'
 	touch $@
 
 $(DEMO_VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(DEMO_VENV)
-	$(DEMO_VENV)/bin/python $(INSTALL) '.[export,cpu,demo]'
+	$(DEMO_VENV)/bin/python $(INSTALL) '.[export,cpu,bench]'
 	touch $@
 
 clean:

@@ -27,6 +27,10 @@ from runtimes.files import sha256_of_files, user_path
 from runtimes.processing.image_processor import DetrImageProcessor
 from runtimes.processing.image_processor_fast import processor_from_dict
 
+# The trained checkpoint that comes with the package; a folder of that name is given as ./demo.
+DEMO = "demo"
+_DEMO_DIRECTORY = Path(__file__).parent / "demo_checkpoint"
+
 _LFS_HEADER = b"version https://git-lfs"
 # How torch names what it will not unpickle: an object of another class, or a program.
 _FOREIGN = re.compile("GLOBAL|Unsupported class|TorchScript")
@@ -54,13 +58,17 @@ def load_checkpoint(source: str | Path, dilation: bool | None = None, revision: 
 
     Args:
         source: a directory with `config.json` and weights, a `.pth` file of facebookresearch/detr, or a hub id such as
-            `facebook/detr-resnet-50`. What exists on disk is never looked for on the hub.
+            `facebook/detr-resnet-50`. What exists on disk is never looked for on the hub. The name `demo` is that of the
+            small checkpoint that comes with this package, whatever lies on disk.
         dilation: for `.pth` files, whether it is a DC5 model; refused elsewhere, where the configuration says it.
         revision: for hub ids, a branch, tag or commit.
 
     Raises:
         CheckpointError: it is missing, damaged, or not a DETR; the message says which file and why.
     """
+    if source == DEMO:
+        _refuse(dilation is not None or revision is not None, f"{DEMO} comes with the package; leave the other options out")
+        return _load_directory(_DEMO_DIRECTORY, DEMO)
     path = user_path(source)
     if os.path.isfile(path):  # false, not an error, for a name that is too long
         _refuse(revision is not None, f"{path} is a file; --revision goes with a hub id")

@@ -30,8 +30,8 @@ STUFF = {6: "sky", 7: "water", 8: "grass", 9: "sand"}
 
 _AREA = 256 * 256  # pixels of a picture, about
 _ASPECT_RATIOS = (0.7, 1.43)  # width / height
-_THINGS_PER_PICTURE = (1, 6)
-_DIAMETERS = (0.22, 0.55)  # of the shorter side
+_THINGS_PER_PICTURE = (1, 5)
+_DIAMETERS = (0.3, 0.65)  # of the shorter side
 _LEAST_VISIBLE = 0.45  # share of a thing that must stay visible
 _LEAST_STUFF = 0.02  # share of the picture; a smaller scrap of stuff belongs to no segment
 _PLACING_ATTEMPTS = 12  # a picture that is full keeps fewer things
