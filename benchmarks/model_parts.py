@@ -1,0 +1,102 @@
+"""Which part of a DETR a node of its graph belongs to: what a cost or a time is shared out by.
+
+Exporters and optimisers rename nodes, merge them and fold weights into each other, but some weights keep the names that the
+checkpoint gave them (`...decoder.layers.0.fc1.bias`), and the data flows one way: backbone, encoder, decoder, heads. So the
+nodes that read such a weight belong to its part, and every other node to the first part that cannot do without it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+import onnx
+
+# Encoder: with the projection of the feature map, the resizing of the mask and the position encoding that it starts from.
+PARTS = ("backbone", "encoder", "decoder", "mask_head", "heads", "other")
+
+# Names of the hub's checkpoints, then of facebookresearch/detr's. The backbone comes first: it holds a `conv_encoder`.
+_WEIGHTS = (
+    ("backbone", re.compile(r"(^|\.)backbone\.")),
+    ("mask_head", re.compile(r"(^|\.)(mask_head|bbox_attention)\.")),
+    ("encoder", re.compile(r"(^|\.)(encoder|input_projection|input_proj)\.")),
+    ("decoder", re.compile(r"(^|\.)(decoder|query_position_embeddings|query_embed)\.")),
+    ("heads", re.compile(r"(^|\.)(class_labels_classifier|bbox_predictor|class_embed|bbox_embed)\.")),
+)
+_PROJECTION = re.compile(r"(^|\.)input_proj(ection)?\.")  # what reads the backbone's last feature map
+_OUTPUTS = {"cross_attention": "decoder", "logits": "heads", "pred_boxes": "heads", "pred_masks": "mask_head"}
+_FLOW = ("backbone", "encoder", "decoder", "heads", "mask_head")  # each uses those before it, none those after it
+_LAYOUT = re.compile(r"(_nchwc)?(_token_\d+)?$")  # what ONNX Runtime appends to a tensor's name to make a node's
+
+
+def parts_of(graph: onnx.GraphProto) -> dict[str, str]:
+    """The part that computes each tensor.
+
+    Args:
+        graph: of a file as it was exported, simplified or not; its weights' values are not read.
+
+    Returns:
+        One of `PARTS` for every output of every node. All of a graph that is no DETR's is "other".
+    """
+    weights = {tensor.name for tensor in graph.initializer}
+    writer = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    named = [_named_part(node, weights) for node in graph.node]
+    roots: dict[str, list[int]] = {part: [] for part in _FLOW}
+    for index, node in enumerate(graph.node):
+        if (part := named[index]) is not None:
+            roots[part].append(index)
+        if any(_PROJECTION.search(name) for name in _names(node, weights)):
+            roots["backbone"] += [writer[name] for name in node.input if name in writer]
+    for output in graph.output:
+        if output.name in _OUTPUTS and output.name in writer:
+            roots[_OUTPUTS[output.name]].append(writer[output.name])
+
+    found: dict[int, str] = {}
+    for part in _FLOW:
+        waiting = list(roots[part])
+        while waiting:
+            index = waiting.pop()
+            if index in found or named[index] not in (None, part):
+                continue
+            found[index] = part
+            waiting += [writer[name] for name in graph.node[index].input if name in writer]
+    return {name: found.get(index, "other") for name, index in writer.items()}
+
+
+def parts_of_optimized(optimized: onnx.GraphProto, original: Mapping[str, str]) -> dict[str, str]:
+    """The part of each node of a graph that ONNX Runtime has rewritten, whose weights have lost more names.
+
+    Args:
+        optimized: what `SessionOptions.optimized_model_filepath` writes.
+        original: `parts_of` the file that it was made of.
+
+    Returns:
+        One of `PARTS` by node name. A node that merges several writes a tensor of the last of them, or is named after one;
+        one that only changes the layout of a tensor belongs to what writes it, or else to what reads it.
+    """
+    parts: dict[str, str] = {}
+    of_tensor: dict[str, str] = {}
+    for node in optimized.node:
+        names = (*node.output, _LAYOUT.sub("", node.name), *node.input)
+        part = next((found for name in names if (found := of_tensor.get(name) or original.get(name))), None)
+        if part is not None:
+            parts[node.name] = part
+            of_tensor.update(dict.fromkeys(filter(None, node.output), part))
+    for node in reversed(optimized.node):  # what is left reads nothing but the model's inputs: look at who reads it
+        if node.name not in parts:
+            readers = (other for other in optimized.node if set(node.output) & set(other.input))
+            parts[node.name] = next((parts[other.name] for other in readers if other.name in parts), "other")
+    return parts
+
+
+def _named_part(node: onnx.NodeProto, weights: Iterable[str]) -> str | None:
+    for name in _names(node, weights):
+        for part, pattern in _WEIGHTS:
+            if pattern.search(name):
+                return part
+    return None
+
+
+def _names(node: onnx.NodeProto, weights: Iterable[str]) -> list[str]:
+    """The weights that a node reads; and its own name, in which the TorchScript exporter writes `/model/encoder/...`."""
+    return [*(name for name in node.input if name in weights), node.name.replace("/", ".")]
