@@ -5,7 +5,7 @@ DEMO_VENV := .venv-demo
 INSTALL := -m pip install --quiet --constraint constraints.txt --editable
 WORKERS ?= 2
 
-.PHONY: demo test lint format clean
+.PHONY: demo benchmark test lint format clean
 
 DEMO := $(DEMO_VENV)/bin/detr-export
 SHAPES := demo/shapes/annotations
@@ -18,6 +18,14 @@ demo: $(DEMO_VENV)/installed
 	$(DEMO) predict demo/model.onnx demo/shapes/val/000016.jpg --threshold 0.8 --task panoptic --output demo/panoptic --overwrite
 	$(DEMO) evaluate demo/model.onnx --images demo/shapes/val --annotations $(SHAPES)/instances_val.json \
 	    --panoptic $(SHAPES)/panoptic_val.json $(SHAPES)/panoptic_val --against demo
+
+# README's table: R50 with seeded weights, this project's files beside what people would use instead.
+R50 := demo/r50
+benchmark: $(VENV)/installed
+	$(VENV)/bin/python examples/make_seeded_checkpoint.py $(R50)
+	$(VENV)/bin/detr-export onnx $(R50) --output $(R50).onnx --overwrite
+	$(VENV)/bin/detr-bench transformers:$(R50) torch:$(R50) torch-compile:$(R50) $(R50).onnx openvino:$(R50).onnx \
+	    --size 800x1066 --rounds 10 --runs 2 --output benchmarks/results/r50-cpu --overwrite
 
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS)  # more threads than cores would fight

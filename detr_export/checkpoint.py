@@ -29,7 +29,7 @@ from runtimes.processing.image_processor_fast import processor_from_dict
 
 # The trained checkpoint that comes with the package; a folder of that name is given as ./demo.
 DEMO = "demo"
-_DEMO_DIRECTORY = Path(__file__).parent / "demo_checkpoint"
+DEMO_DIRECTORY = Path(__file__).parent / "demo_checkpoint"
 
 _LFS_HEADER = b"version https://git-lfs"
 # How torch names what it will not unpickle: an object of another class, or a program.
@@ -68,7 +68,7 @@ def load_checkpoint(source: str | Path, dilation: bool | None = None, revision: 
     """
     if source == DEMO:
         _refuse(dilation is not None or revision is not None, f"{DEMO} comes with the package; leave the other options out")
-        return _load_directory(_DEMO_DIRECTORY, DEMO)
+        return _load_directory(DEMO_DIRECTORY, DEMO)
     path = user_path(source)
     if os.path.isfile(path):  # false, not an error, for a name that is too long
         _refuse(revision is not None, f"{path} is a file; --revision goes with a hub id")

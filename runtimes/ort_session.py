@@ -103,6 +103,11 @@ class OrtSession(Session):
         except Exception as error:
             raise BackendError(f"ONNX Runtime failed: {first_line(error)}") from error
 
+    @property
+    def runtime(self) -> Any:
+        """The `onnxruntime.InferenceSession`, for what the contract does not cover; None when the session is closed."""
+        return self._session
+
     def close(self) -> None:
         self._session = None
 

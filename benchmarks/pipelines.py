@@ -1,0 +1,169 @@
+"""A variant inside its process: a session, and the pre- and post-processing that people use with it.
+
+The files and checkpoints of this project go with its own processor, transformers' model with transformers' slow one. The
+size is always the one under test, so every variant computes the same number of pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from importlib import metadata as distributions
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.device_stages import Stages, run_ort_in_stages
+from benchmarks.peers import OpenVinoSession, TransformersSession
+from benchmarks.targets import BACKENDS
+from runtimes.files import user_path
+from runtimes.predictor import require_detr
+from runtimes.processing.image_processor import DetrImageProcessor
+from runtimes.processing.image_processor_fast import processor_from_dict
+from runtimes.processing.image_sizes import output_size
+from runtimes.session import Session
+
+if TYPE_CHECKING:
+    from runtimes.ort_session import OrtSession
+
+THRESHOLD = 0.5  # of the detections; `Predictor.detect`'s
+USUAL_PICTURE = (480, 640)  # height and width of most of COCO, which a model's own size is derived from
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class Pipeline(ABC):
+    """From pictures to detections, in three steps."""
+
+    def __init__(self, session: Session, version: str) -> None:
+        require_detr(session)
+        self.session = session
+        self.version = version  # of the backend's library
+        self._names = [spec.name for spec in session.inputs]
+
+    def preprocess(self, pictures: Sequence[Image.Image], height: int, width: int) -> dict[str, np.ndarray]:
+        """The session's inputs of a batch, every picture resized to exactly (height, width)."""
+        batch = self._preprocess(list(pictures), {"height": height, "width": width})
+        if "pixel_mask" in self._names and "pixel_mask" not in batch:  # the settings say do_pad=False
+            pixels = batch["pixel_values"]
+            batch = {**batch, "pixel_mask": np.ones((pixels.shape[0], *pixels.shape[2:]), dtype=np.int64)}
+        return {name: np.asarray(batch[name]) for name in self._names}
+
+    @abstractmethod
+    def _preprocess(self, pictures: list[Image.Image], size: dict[str, int]) -> Mapping[str, Any]: ...
+
+    @abstractmethod
+    def postprocess(self, outputs: Arrays, sizes: list[tuple[int, int]]) -> Any:
+        """Detections of pictures of these (height, width)."""
+
+    @abstractmethod
+    def own_size(self) -> tuple[int, int]:
+        """(height, width) that the model's settings make of a picture of `USUAL_PICTURE`."""
+
+    def stages(self, inputs: Arrays) -> Stages | None:
+        """One run of the session in stages; None where there is no device apart from the host."""
+        return None
+
+    def start_case(self) -> None:  # noqa: B027  # most have nothing to do
+        """Called before the first run at a new size or batch size."""
+
+
+class OwnPipeline(Pipeline):
+    """With this project's processor, in the settings of the model or, where it says none, the usual ones."""
+
+    def __init__(self, session: Session, version: str) -> None:
+        super().__init__(session, version)
+        metadata = session.metadata
+        self._processor = processor_from_dict(metadata.processor) if metadata else DetrImageProcessor()
+
+    def _preprocess(self, pictures: list[Image.Image], size: dict[str, int]) -> Mapping[str, Any]:
+        return self._processor.preprocess(pictures, size=size, return_tensors="np")
+
+    def postprocess(self, outputs: Arrays, sizes: list[tuple[int, int]]) -> Any:
+        return self._processor.post_process_object_detection(outputs, THRESHOLD, sizes)
+
+    def own_size(self) -> tuple[int, int]:
+        return output_size(*USUAL_PICTURE, self._processor.size)
+
+
+class CudaPipeline(OwnPipeline):
+    """ONNX Runtime on a GPU."""
+
+    session: OrtSession
+
+    def stages(self, inputs: Arrays) -> Stages:
+        return run_ort_in_stages(self.session.runtime, inputs)[1]
+
+
+class CompiledPipeline(OwnPipeline):
+    """`torch.compile` of this project's model, for one shape at a time."""
+
+    def start_case(self) -> None:
+        import torch
+
+        torch._dynamo.reset()  # after eight shapes it would give up, and run eagerly without a word
+
+
+class TransformersPipeline(Pipeline):
+    """With transformers' slow processor."""
+
+    session: TransformersSession
+
+    def _preprocess(self, pictures: list[Image.Image], size: dict[str, int]) -> Mapping[str, Any]:
+        batch: Mapping[str, Any] = self.session.processor(pictures, size=size, return_tensors="np")
+        return batch
+
+    def postprocess(self, outputs: Arrays, sizes: list[tuple[int, int]]) -> Any:
+        return self.session.post_process(outputs, THRESHOLD, sizes)
+
+    def own_size(self) -> tuple[int, int]:
+        return output_size(*USUAL_PICTURE, dict(self.session.processor.size))
+
+
+def open_pipeline(backend: str, source: str, threads: int) -> Pipeline:
+    """Opens a model in a backend of `targets.BACKENDS`.
+
+    Raises:
+        ArtifactError, CheckpointError: the model is missing, damaged or no DETR.
+        BackendError: the backend's package or device is missing.
+    """
+    if backend in ("ort", "ort-cuda"):
+        from runtimes.ort_session import OrtSession
+
+        device = BACKENDS[backend].device
+        kind = OwnPipeline if device == "cpu" else CudaPipeline
+        return kind(OrtSession(user_path(source), device, threads), _version("onnxruntime", "onnxruntime-gpu"))
+    if backend == "openvino":
+        openvino = OpenVinoSession(user_path(source), threads)
+        return OwnPipeline(openvino, openvino.version)
+    if backend == "transformers":
+        transformers = TransformersSession(user_path(source), threads)
+        return TransformersPipeline(transformers, transformers.version)
+    from runtimes.torch_session import TorchSession
+
+    if backend == "torch":
+        return OwnPipeline(TorchSession.open(source, threads=threads), _version("torch"))
+    return CompiledPipeline(_compiled_session(source, threads), _version("torch"))
+
+
+def _compiled_session(source: str, threads: int) -> Session:
+    import torch
+
+    from detr_export.checkpoint import load_checkpoint
+    from detr_export.description import describe
+    from detr_export.loading import load_model
+    from detr_export.modeling.deployed import DeployedModel
+    from runtimes.torch_session import TorchSession
+
+    checkpoint = load_checkpoint(source)
+    model = cast(torch.nn.Module, torch.compile(DeployedModel(load_model(checkpoint)).eval(), dynamic=False))
+    return TorchSession(model, describe(checkpoint), checkpoint.config.num_channels, threads=threads)
+
+
+def _version(*packages: str) -> str:
+    for package in packages:
+        with contextlib.suppress(distributions.PackageNotFoundError):
+            return distributions.version(package)
+    return "unknown"
