@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ _VARIANTS = ("variant", "version", "precision", "file MB", "load s", "first run 
 _STAGED = ("variant", "size", "batch", *(name.removesuffix("_ms").replace("_", " ") + " ms" for name in STAGES))
 _ACCURACY = ("variant", "images", "box AP", "box AP50", "mask AP", "PQ")
 _EMPTY = "-"
+_LEAST_SHARE = 0.005  # of an operator that has a row of its own
 
 
 def terminal_tables(report: Report) -> list[RenderableType]:
@@ -147,7 +148,7 @@ def tables(report: Report) -> Iterator[tuple[str, Sequence[str], list[list[str]]
             ("operator", "calls", "total ms", "share"),
             [
                 [item["operator"], str(item["calls"]), f"{item['total_ms']:.2f}", f"{item['share']:.1%}"]
-                for item in profile["operators"]
+                for item in _largest(profile["operators"])
             ],
         )
 
@@ -201,6 +202,16 @@ def _measured(item: Measurement) -> list[str]:
         f"{cost.gflop_per_s:.0f} ({cost.share_of_gemm_peak:.0%})" if cost else _EMPTY,
         _rounds(item),
     ]
+
+
+def _largest(operators: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those that matter, and the others in one row; report.json has them all."""
+    shown = [item for item in operators if item["share"] >= _LEAST_SHARE]
+    others = [item for item in operators if item["share"] < _LEAST_SHARE]
+    if len(others) < 2:
+        return list(operators)
+    row = {name: sum(item[name] for item in others) for name in ("calls", "total_ms", "share")}
+    return [*shown, {"operator": f"{len(others)} others", **row}]
 
 
 def _rounds(item: Measurement) -> str:

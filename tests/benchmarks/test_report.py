@@ -254,3 +254,15 @@ def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="is not a folder"):
         require_report_folder(tmp_path / "file", overwrite=True)
+
+
+def test_operators_that_hardly_count_share_a_row(report: Report) -> None:
+    shares = {"Conv": 0.7, "MatMul": 0.29, "Add": 0.004, "Mul": 0.004, "Cast": 0.002}
+    operators = [{"operator": name, "calls": 2, "total_ms": 100 * share, "share": share} for name, share in shares.items()]
+    profile = {**report.profiles[0], "operators": operators}
+    text = markdown(replace(report, profiles=[profile]))
+    assert "| MatMul | 2 | 29.00 | 29.0% |" in text
+    assert "| 3 others | 6 | 1.00 | 1.0% |" in text
+    assert "| Add |" not in text
+    text = markdown(replace(report, profiles=[{**profile, "operators": operators[:3]}]))
+    assert "| Add | 2 | 0.40 | 0.4% |" in text
