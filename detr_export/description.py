@@ -20,6 +20,7 @@ def describe(
     precision: str = "fp32",
     opset: int | None = None,
     task: str | None = None,
+    input: str = "float",
 ) -> Metadata:
     """What can be said of a checkpoint, or of a file exported from it, before anything was compared."""
     return Metadata(
@@ -28,6 +29,7 @@ def describe(
         processor=checkpoint.processor.to_dict(),
         pixel_mask=pixel_mask,
         precision=precision,
+        input=input,
         opset=opset,
         ranges=input_ranges(checkpoint.config),
         label_ids_to_fuse=label_ids_to_fuse(checkpoint.config),

@@ -11,6 +11,7 @@ from typing import Any, Optional
 from runtimes.errors import ArtifactError
 
 METADATA_KEY = "detr_export"  # of the entry in ONNX's metadata_props
+UINT8 = "uint8"  # of `Metadata.input`
 FORMAT_VERSION = 1  # raised when a reader of the older format would misread the document
 
 Range = tuple[int, Optional[int]]  # smallest and largest size, None = no limit
@@ -24,7 +25,10 @@ class Metadata:
     id2label: Mapping[int, str]  # names of the classes; "no object" is the class after the last
     processor: Mapping[str, Any]  # the content of preprocessor_config.json
     pixel_mask: bool  # whether the model takes padded batches
-    precision: str = "fp32"
+    precision: str = "fp32"  # or "fp16"
+    # What `pixel_values` is: "float", what the processor makes, (B, 3, H, W); or "uint8", RGB as it is, (B, H, W, 3), which
+    # the model scales, with `valid_sizes` (height, width) in place of a mask.
+    input: str = "float"
     opset: Optional[int] = None
     ranges: Mapping[str, Range] = field(default_factory=dict)  # sizes of "batch", "height" and "width" that it takes
     label_ids_to_fuse: tuple[int, ...] = ()  # classes of stuff, whose regions a panoptic map joins

@@ -13,6 +13,7 @@ from PIL import Image
 
 from runtimes.errors import ArtifactError, BackendError, InputError
 from runtimes.files import user_path
+from runtimes.metadata import UINT8
 from runtimes.processing.image_processor_fast import processor_from_dict
 from runtimes.processing.images import ImageSource, load_image
 from runtimes.processing.post_processing import softmax
@@ -22,6 +23,7 @@ from runtimes.processing.segmentation import (
     post_process_semantic_segmentation,
     query_masks,
 )
+from runtimes.processing.uint8_batch import uint8_batch
 from runtimes.results import Detections
 from runtimes.segments import Segmentation, make_segmentation
 from runtimes.session import DETR_INPUTS, DETR_OUTPUTS, Session
@@ -82,7 +84,7 @@ def require_detr(session: Session) -> None:
     if "pixel_values" not in inputs or not inputs.issubset(DETR_INPUTS) or not outputs.issuperset(DETR_OUTPUTS):
         raise ArtifactError(
             f"the model is not a DETR: it maps {', '.join(sorted(inputs))} to {', '.join(sorted(outputs))}; "
-            "expected pixel_values [and pixel_mask] to logits and pred_boxes"
+            "expected pixel_values [and pixel_mask or valid_sizes] to logits and pred_boxes"
         )
 
 
@@ -102,7 +104,8 @@ class Predictor:
             raise ArtifactError(
                 "the file has no detr-export metadata (classes, image size); export it with: detr-export onnx"
             )
-        channels = next(spec.shape[1] for spec in session.inputs if spec.name == "pixel_values")
+        axis = 3 if session.metadata.input == UINT8 else 1
+        channels = next(spec.shape[axis] for spec in session.inputs if spec.name == "pixel_values")
         if channels != 3:
             raise ArtifactError(
                 f"the model takes images of {channels} channels; a Predictor feeds RGB, use the session itself"
@@ -114,7 +117,7 @@ class Predictor:
         except (ValueError, TypeError) as error:
             raise ArtifactError(f"the file's image settings are not usable: {error}; export it again") from error
         self.id2label: Mapping[int, str] = session.metadata.id2label
-        self._takes_mask = any(spec.name == "pixel_mask" for spec in session.inputs)
+        self._takes_mask = any(spec.name in ("pixel_mask", "valid_sizes") for spec in session.inputs)
 
     @classmethod
     def load(
@@ -376,13 +379,15 @@ class Predictor:
         results: list[Any] = [None] * len(pictures)
         for indices in _batches(pictures, padded and self._takes_mask):
             chosen = [pictures[index] for index in indices]
-            outputs = self.session.run(self._inputs(chosen))
+            outputs = {name: _widened(value) for name, value in self.session.run(self._inputs(chosen)).items()}
             for index, result in zip(indices, finish(outputs, [(picture.height, picture.width) for picture in chosen])):
                 results[index] = result
         return results if several else results[0]
 
     def _inputs(self, pictures: list[Any]) -> dict[str, np.ndarray]:
         try:
+            if self.metadata.input == UINT8:
+                return self._of_declared_dtypes(uint8_batch(self.processor, pictures))
             batch = self.processor.preprocess(pictures, return_tensors="np")
         except ValueError as error:  # of the settings; images raise ImageError
             raise ArtifactError(
@@ -392,7 +397,11 @@ class Predictor:
         if "pixel_mask" in names and "pixel_mask" not in batch:  # the settings say do_pad=False
             pixels = batch["pixel_values"]
             batch["pixel_mask"] = np.ones((pixels.shape[0], *pixels.shape[2:]), dtype=np.int64)
-        return {name: batch[name] for name in names}
+        return self._of_declared_dtypes(batch)
+
+    def _of_declared_dtypes(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The session's inputs among `batch`; a file with fp16 inputs gets them so."""
+        return {spec.name: batch[spec.name].astype(spec.dtype, copy=False) for spec in self.session.inputs}
 
     def close(self) -> None:
         """Closes the session."""
@@ -411,6 +420,11 @@ def _batches(pictures: list[Image.Image], together: bool) -> list[list[int]]:
     for index, picture in enumerate(pictures):
         by_size.setdefault(None if together else picture.size, []).append(index)
     return list(by_size.values())
+
+
+def _widened(output: np.ndarray) -> np.ndarray:
+    """float16 outputs as float32: post-processing is to round no more than the model did."""
+    return output.astype(np.float32) if output.dtype == np.float16 else output
 
 
 def _surer_than(threshold: float, logits: np.ndarray) -> np.ndarray:

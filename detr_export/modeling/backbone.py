@@ -71,11 +71,11 @@ def downsample_mask(pixel_mask: Tensor, feature_map: Tensor) -> Tensor:
     They are written out because the ONNX `Resize` operator divides by the rounded h / H instead, and then picks the
     neighbouring row where i * H / h is a whole number (H=750, h=24, i=4), which moves the edge of the padding.
     """
-    mask = pixel_mask != 0
+    mask = pixel_mask if pixel_mask.dtype == torch.bool else pixel_mask != 0
     for dim in (1, 2):
         size, target = mask.shape[dim], feature_map.shape[dim + 1]
         steps = torch.arange(target, device=mask.device, dtype=torch.float32)
-        rows = (steps * (size / target)).floor().to(torch.int64).clamp(max=size - 1)
+        rows = (steps * (size / target)).floor().to(torch.int64)  # below `size`: the last is size - size / target
         mask = mask.index_select(dim, rows)
     return mask
 

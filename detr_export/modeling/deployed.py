@@ -1,7 +1,10 @@
-"""A model as it is deployed: tensors in, tensors out by name, nothing optional."""
+"""A model as it is deployed: tensors in, tensors out by name, nothing optional. And one that starts from uint8 images."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
 from detr_export.modeling.detr import DetrForObjectDetection
@@ -45,3 +48,53 @@ class DeployedModel(nn.Module):
             assert run.decoded.cross_attentions is not None
             outputs["cross_attention"] = run.decoded.cross_attentions[-1].unflatten(3, run.projected.shape[-2:])
         return outputs
+
+
+class Uint8Model(nn.Module):
+    """A `DeployedModel` that scales its images itself, as `DetrImageProcessor` does: rescale, normalise, zeros as padding.
+
+    The processor rescales in float64; here all is float32, one rounding apart.
+
+    Args:
+        model: the model of the scaled images.
+        factor: what pixels are multiplied by; None leaves them.
+        mean, std: of each channel; None leaves the pixels as they are.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, model: DeployedModel, factor: float | None, mean: Sequence[float] | None, std: Sequence[float] | None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.factor = factor
+        self.normalizes = mean is not None and std is not None
+        self.register_buffer("mean", torch.tensor(mean or [0.0], dtype=torch.float32))
+        self.register_buffer("std", torch.tensor(std or [1.0], dtype=torch.float32))
+        self.eval()
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Keys of what `forward` returns, in order."""
+        return self.model.output_names
+
+    def forward(self, pixel_values: Tensor, valid_sizes: Tensor | None = None) -> dict[str, Tensor]:
+        """Runs the model on uint8 (B, H, W, 3), RGB, each image in the top left, and int64 (B, 2), its (height, width).
+
+        What lies beyond an image's size does not matter; without sizes, all is image. Returns what `DeployedModel` does.
+        """
+        images = pixel_values.to(torch.float32)
+        if self.factor is not None:
+            images = images * self.factor
+        if self.normalizes:
+            images = (images - self.mean) / self.std
+        images = images.permute(0, 3, 1, 2)
+        if valid_sizes is None:
+            return self.model(images)
+        height, width = images.shape[2:]
+        rows = torch.arange(height, device=images.device) < valid_sizes[:, :1]
+        columns = torch.arange(width, device=images.device) < valid_sizes[:, 1:]
+        mask = rows[:, :, None] & columns[:, None, :]
+        return self.model(torch.where(mask[:, None], images, 0.0), mask)

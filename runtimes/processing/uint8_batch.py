@@ -1,0 +1,36 @@
+"""Batches of uint8 images, for models that scale their images themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from runtimes.processing.image_processor import DetrImageProcessor
+from runtimes.processing.image_sizes import as_pad_size, padded_size
+from runtimes.processing.image_transforms import LAST
+
+
+def uint8_batch(processor: DetrImageProcessor, pictures: list[Any]) -> dict[str, np.ndarray]:
+    """Resizes and pads images as the processor does, and leaves the rest to the model.
+
+    Args:
+        processor: its size, resampling filter and `pad_size` count.
+        pictures: RGB images, PIL's or uint8 arrays (h, w, 3).
+
+    Returns:
+        `pixel_values` uint8 (B, H, W, 3), each image in the top left, zeros elsewhere, and `valid_sizes` int64 (B, 2), the
+        (height, width) of each. A quarter of the bytes of float32 images, and none of a mask.
+
+    Raises:
+        ImageError: an image cannot be processed.
+        ValueError: the processor's options are not usable.
+    """
+    batch = processor.preprocess(pictures, do_rescale=False, do_normalize=False, do_pad=False, data_format=LAST)
+    images = batch["pixel_values"]
+    sizes = [image.shape[:2] for image in images]
+    height, width = padded_size(sizes, as_pad_size(processor.pad_size))
+    values = np.zeros((len(images), height, width, 3), dtype=np.uint8)
+    for target, image, (valid_height, valid_width) in zip(values, images, sizes):
+        target[:valid_height, :valid_width] = image
+    return {"pixel_values": values, "valid_sizes": np.array(sizes, dtype=np.int64)}
