@@ -43,6 +43,20 @@ class ExportTask(str, Enum):
     segmentation = "segmentation"
 
 
+class Precision(str, Enum):
+    """What an exported file computes in."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+
+
+class ImageInput(str, Enum):
+    """What an exported file takes."""
+
+    float = "float"
+    uint8 = "uint8"
+
+
 class TrainTask(str, Enum):
     """What is trained."""
 
@@ -150,6 +164,22 @@ def onnx_command(
     ] = False,
     no_mask: Annotated[bool, typer.Option("--no-mask", help="Leave pixel_mask out: one image size per batch.")] = False,
     opset: Annotated[Optional[int], typer.Option(min=17, max=25, help="ONNX operator set; 18 if left out.")] = None,
+    precision: Annotated[
+        Precision, typer.Option(help="fp16: half the file, with fp32 where half precision would break the model.")
+    ] = Precision.fp32,
+    fp16_io: Annotated[bool, typer.Option("--fp16-io", help="With fp16: float inputs and outputs are fp16, too.")] = False,
+    image_input: Annotated[
+        ImageInput,
+        typer.Option("--input", help="uint8: the graph starts from RGB images and their sizes, scales and masks them."),
+    ] = ImageInput.float,
+    accuracy: Annotated[
+        Optional[Path],
+        typer.Option(metavar="DATA", help="A COCO folder: nothing is written if AP or PQ on its validation split drop."),
+    ] = None,
+    max_ap_drop: Annotated[
+        Optional[float], typer.Option(min=0.0, max=1.0, help="How much they may; 0.002 if left out.")
+    ] = None,
+    accuracy_images: Annotated[Optional[int], typer.Option(min=1, help="That many images; all if left out.")] = None,
     no_simplify: Annotated[bool, typer.Option("--no-simplify", help="Write the graph as it was traced.")] = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not compare the file with its checkpoint.")] = False,
     overwrite: OverwriteOption = False,
@@ -158,10 +188,19 @@ def onnx_command(
     as_json: JsonOption = False,
 ) -> None:
     """Export a checkpoint to one verified ONNX file with free batch, height and width."""
+    if accuracy is None and (max_ap_drop is not None or accuracy_images is not None):
+        raise typer.BadParameter("--max-ap-drop and --accuracy-images go with --accuracy DATA")
+    if accuracy is not None and (dilation is not None or revision is not None):
+        raise typer.BadParameter("--accuracy opens the checkpoint by its name alone; leave --dilation and --revision out")
     _require_export_extra()
     from runtimes.files import require_writable
 
     require_writable(output, overwrite, ".onnx")
+    data = None
+    if accuracy is not None:
+        from benchmarks import accuracy_gate
+
+        data = accuracy_gate.find_validation_data(accuracy)
     _progress(f"reading {checkpoint}")
     from detr_export.checkpoint import load_checkpoint
     from detr_export.onnx_export import DEFAULT_OPSET, ExportOptions, export_onnx
@@ -171,16 +210,36 @@ def onnx_command(
         attentions=with_attentions,
         pixel_mask=not no_mask,
         opset=opset or DEFAULT_OPSET,
+        precision=precision.value,
+        fp16_io=fp16_io,
+        input=image_input.value,
         simplify=not no_simplify,
         verify=not no_verify,
         overwrite=overwrite,
     )
-    result = export_onnx(load_checkpoint(checkpoint, dilation, revision), output, options, _progress)
+    loaded = load_checkpoint(checkpoint, dilation, revision)
+    scores: list[Any] = []
+
+    def accept(file: Path) -> None:
+        if data is not None:
+            _progress("scoring")
+            drop = accuracy_gate.DEFAULT_MAX_DROP if max_ap_drop is None else max_ap_drop
+            found = accuracy_gate.require_accuracy(
+                file, checkpoint, data, options.task or loaded.task, drop, accuracy_images
+            )
+            scores.append(found)
+
+    result = export_onnx(loaded, output, options, _progress, accept)
     if as_json:
-        _print_json(result.to_dict())
+        _print_json({**result.to_dict(), **({"accuracy": scores[0].to_dict()} if scores else {})})
         return
-    typer.echo(f"{result.path}  {result.size_bytes / 1e6:.1f} MB, {result.metadata.task}, opset {result.metadata.opset}")
+    about = result.metadata
+    typer.echo(f"{result.path}  {result.size_bytes / 1e6:.1f} MB, {about.task}, {about.precision}, opset {about.opset}")
     typer.echo(result.parity.summary() if result.parity else "not verified: --no-verify")
+    if result.half is not None:
+        typer.echo(result.half.summary())
+    for found in scores:
+        typer.echo(accuracy_gate.summary(found))
 
 
 @app.command()
