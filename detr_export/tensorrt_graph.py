@@ -57,9 +57,8 @@ def parser_rules(version: str) -> ParserRules:
         for name in item["versions"]:
             known.append(name)
             if version == name or version.startswith(f"{name}."):
-                dtypes = {
-                    operator: frozenset(group["dtypes"]) for group in item["groups"] for operator in group["operators"]
-                }
+                groups = item["groups"]
+                dtypes = {operator: frozenset(group["dtypes"]) for group in groups for operator in group["operators"]}
                 low, high = item["opsets"]
                 return ParserRules(version, range(low, high + 1), dtypes, item["read_as"], item["constant_inputs"])
     raise ArtifactError(f"there is no list of what TensorRT {version} reads; expected a version of {', '.join(known)}")
@@ -191,7 +190,7 @@ def _problems(model: onnx.ModelProto, rules: ParserRules) -> Iterator[str]:
 
 
 def _typed_values(node: onnx.NodeProto, opset: int) -> list[str]:
-    """The values whose dtype the lists are about: those of the operator's own type variables, not indices, sizes or flags."""
+    """The values whose dtype the lists are about: what the operator computes with, not its indices, sizes or flags."""
     schema = onnx.defs.get_schema(node.op_type, opset, "")
     free = {item.type_param_str for item in schema.type_constraints if len(item.allowed_type_strs) > 1}
     meant = {item[0].type_str for item in (schema.inputs, schema.outputs) if item} & free

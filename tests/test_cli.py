@@ -123,7 +123,7 @@ def test_onnx(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
     assert first.startswith(f"{file}  ")
-    assert first.endswith("MB, detection, opset 18")
+    assert first.endswith("MB, detection, fp32, opset 18")
     assert second.startswith(f"verified over {len(GRID)} batches, largest differences: logits ")
     assert done.stderr.splitlines()[:2] == [f"  reading {tiny_checkpoint}", "  tracing"]
     assert names(tmp_path) == ["a.onnx"]
