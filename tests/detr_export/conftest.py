@@ -1,0 +1,17 @@
+"""Exported files that several modules test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from detr_export.checkpoint import load_checkpoint
+from detr_export.onnx_export import ExportOptions, ExportResult, export_onnx
+
+
+@pytest.fixture(scope="session")
+def half_images(segmenter: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
+    """The segmentation checkpoint as an fp16 file of opset 17 that takes uint8 images, verified; not to be changed."""
+    options = ExportOptions(precision="fp16", fp16_io=True, input="uint8", opset=17)
+    return export_onnx(load_checkpoint(segmenter), tmp_path_factory.mktemp("half") / "images.onnx", options)
