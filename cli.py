@@ -199,8 +199,9 @@ def onnx_command(
     data = None
     if accuracy is not None:
         from benchmarks import accuracy_gate
+        from benchmarks.accuracy import find_annotated
 
-        data = accuracy_gate.find_validation_data(accuracy)
+        data = find_annotated(accuracy)
     _progress(f"reading {checkpoint}")
     from detr_export.checkpoint import load_checkpoint
     from detr_export.onnx_export import DEFAULT_OPSET, ExportOptions, export_onnx

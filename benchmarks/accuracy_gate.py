@@ -6,50 +6,20 @@ half-precision file.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.accuracy import Annotated
 from benchmarks.evaluation import Evaluation, evaluate
-from runtimes.errors import AnnotationError, VerificationError
+from runtimes.errors import VerificationError
 
 DEFAULT_MAX_DROP = 0.002
 _SCORES = (("box", "AP"), ("mask", "AP"), ("panoptic", "PQ"))
 
 
-@dataclass(frozen=True)
-class ValidationData:
-    """The validation split of a COCO folder."""
-
-    images: Path
-    annotations: Path
-    panoptic: tuple[Path, Path] | None  # the panoptic file and the folder of its PNGs, where there are any
-
-
-def find_validation_data(root: str | Path) -> ValidationData:
-    """Looks into `ROOT/annotations` for `instances_val*.json`, and for `panoptic_val*.json` with its PNGs.
-
-    Raises:
-        AnnotationError: there is no such file, or more than one, or no folder of images that goes with it.
-    """
-    found = sorted(Path(root).glob("annotations/instances_val*.json"))
-    if len(found) != 1:
-        raise AnnotationError(
-            f"{root} is no COCO folder with one validation split; expected annotations/instances_val*.json, "
-            f"found {', '.join(file.name for file in found) or 'none'}"
-        )
-    split = found[0].stem.removeprefix("instances_")
-    images = Path(root) / split
-    if not images.is_dir():
-        raise AnnotationError(f"{images} does not exist; {found[0]} is about the images in it")
-    panoptic = found[0].with_name(f"panoptic_{split}.json")
-    masks = panoptic.with_suffix("")
-    return ValidationData(images, found[0], (panoptic, masks) if panoptic.is_file() and masks.is_dir() else None)
-
-
 def require_accuracy(
     file: str | Path,
     checkpoint: str,
-    data: ValidationData,
+    data: Annotated,
     task: str,
     max_drop: float = DEFAULT_MAX_DROP,
     limit: int | None = None,
@@ -58,7 +28,7 @@ def require_accuracy(
 
     Args:
         file, checkpoint: what is compared.
-        data: from `find_validation_data`; PQ is scored for a segmentation model where the data has panoptic annotations.
+        data: from `accuracy.find_annotated`; PQ is scored for a segmentation model where the data has panoptic annotations.
         task: the file's.
         max_drop: how much lower box AP, mask AP and PQ may be, of 1.
         limit: that many images; all when None.
@@ -68,7 +38,7 @@ def require_accuracy(
         Others as `evaluate`.
     """
     panoptic = data.panoptic if task == "segmentation" else None
-    evaluation = evaluate(file, data.images, data.annotations, panoptic, limit, against=checkpoint)
+    evaluation = evaluate(file, data.images, data.instances, panoptic, limit, against=checkpoint)
     difference = evaluation.difference() or {}
     changes = {f"{kind} {name}": difference[kind][name] for kind, name in _SCORES if kind in difference}
     known = {name: change for name, change in changes.items() if change is not None}

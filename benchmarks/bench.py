@@ -105,7 +105,7 @@ def run(
             raise missing_extra("matplotlib", "bench")
     data = None if accuracy is None else find_annotated(accuracy)
     pictures = _load_pictures(images, max(batches, default=max(_SWEEP_BATCHES) if sweep else 1))
-    from detr_export.verification import TOLERANCE
+    from detr_export.verification import tolerance_of_precision
 
     started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     with contextlib.ExitStack() as stack:
@@ -116,7 +116,7 @@ def run(
             chosen, unreadable = _export_demo(stack), []
         based_on = None if baseline is None else find_baseline(baseline, chosen)
         calibration = stack.enter_context(contextlib.closing(Calibration(threads)))
-        runner = stack.enter_context(Runner(chosen, threads, TOLERANCE, calibration.measure))
+        runner = stack.enter_context(Runner(chosen, threads, tolerance_of_precision, calibration.measure))
         findings = _Findings(runner, based_on)
         try:
             _measure(runner, sizes, batches, sweep, pictures, pace, progress)

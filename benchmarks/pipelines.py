@@ -19,10 +19,12 @@ from benchmarks.device_stages import Stages, run_ort_in_stages
 from benchmarks.peers import OpenVinoSession, TransformersSession
 from benchmarks.targets import BACKENDS
 from runtimes.files import user_path
+from runtimes.metadata import UINT8
 from runtimes.predictor import require_detr
 from runtimes.processing.image_processor import DetrImageProcessor
 from runtimes.processing.image_processor_fast import processor_from_dict
 from runtimes.processing.image_sizes import output_size
+from runtimes.processing.uint8_batch import uint8_batch
 from runtimes.session import Session
 
 if TYPE_CHECKING:
@@ -42,14 +44,24 @@ class Pipeline(ABC):
         self.session = session
         self.version = version  # of the backend's library
         self._names = [spec.name for spec in session.inputs]
+        self._takes_bytes = session.metadata is not None and session.metadata.input == UINT8
 
     def preprocess(self, pictures: Sequence[Image.Image], height: int, width: int) -> dict[str, np.ndarray]:
         """The session's inputs of a batch, every picture resized to exactly (height, width)."""
-        batch = self._preprocess(list(pictures), {"height": height, "width": width})
+        return self._declared(self._preprocess(list(pictures), {"height": height, "width": width}))
+
+    def inputs(self, processor: DetrImageProcessor, pictures: list[Image.Image]) -> dict[str, np.ndarray]:
+        """The session's inputs of a batch as this processor makes them, and not the model's own."""
+        if self._takes_bytes:
+            return self._declared(uint8_batch(processor, pictures))
+        return self._declared(processor.preprocess(pictures, return_tensors="np"))
+
+    def _declared(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The session's inputs among `batch`, with a mask where the settings made none; fp16 where the file takes that."""
         if "pixel_mask" in self._names and "pixel_mask" not in batch:  # the settings say do_pad=False
             pixels = batch["pixel_values"]
             batch = {**batch, "pixel_mask": np.ones((pixels.shape[0], *pixels.shape[2:]), dtype=np.int64)}
-        return {name: np.asarray(batch[name]) for name in self._names}
+        return {spec.name: np.asarray(batch[spec.name]).astype(spec.dtype, copy=False) for spec in self.session.inputs}
 
     @abstractmethod
     def _preprocess(self, pictures: list[Image.Image], size: dict[str, int]) -> Mapping[str, Any]: ...
@@ -79,6 +91,8 @@ class OwnPipeline(Pipeline):
         self._processor = processor_from_dict(metadata.processor) if metadata else DetrImageProcessor()
 
     def _preprocess(self, pictures: list[Image.Image], size: dict[str, int]) -> Mapping[str, Any]:
+        if self._takes_bytes:
+            return uint8_batch(self._processor, pictures, size)
         return self._processor.preprocess(pictures, size=size, return_tensors="np")
 
     def postprocess(self, outputs: Arrays, sizes: list[tuple[int, int]]) -> Any:

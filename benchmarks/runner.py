@@ -223,7 +223,7 @@ class Runner:
     Args:
         targets: with names that differ.
         threads: of one run.
-        tolerance: by output name, the largest difference from the first variant.
+        tolerance: of a precision, by output name, the largest difference from the first variant; of two, the wider counts.
         calibrate: how long the calibration kernel takes now, in milliseconds.
         start: makes the process of a target.
 
@@ -236,7 +236,7 @@ class Runner:
         self,
         targets: Sequence[Target],
         threads: int,
-        tolerance: Mapping[str, float],
+        tolerance: Callable[[str], Mapping[str, float]],
         calibrate: Callable[[], float],
         start: Callable[[int], Process] = WorkerProcess,
     ) -> None:
@@ -286,17 +286,21 @@ class Runner:
 
     def _compare(self, case: Case, raws: Mapping[str, Raw], step: Callable[[str], None]) -> None:
         reference: dict[str, np.ndarray] | None = None
+        first = "fp32"
         for contestant in self.able:
             raw = raws[contestant.target.name]
             step(f"{case}: first run of {raw.name}")
             with self._noting(contestant, raw):
-                require_in_range(case, cast(Opened, contestant.opened).ranges)
+                opened = cast(Opened, contestant.opened)
+                require_in_range(case, opened.ranges)
                 prepared: Prepared = self._ask(contestant, Prepare(case.height, case.width, case.batches))
                 if contestant.first_inference_ms is None:
                     contestant.first_inference_ms = prepared.first_inference_ms
-                reference = prepared.outputs if reference is None else reference
+                if reference is None:
+                    reference, first = prepared.outputs, opened.precision
                 raw.largest_difference = largest_differences(prepared.outputs, reference)
-                raw.tolerance = {name: self._tolerance[name] for name in raw.largest_difference}
+                own, theirs = self._tolerance(opened.precision), self._tolerance(first)
+                raw.tolerance = {name: max(own[name], theirs[name]) for name in raw.largest_difference}
                 raw.correct = within(raw.largest_difference, raw.tolerance)
 
     def _time(self, ready: Sequence[Contestant], raws: Mapping[str, Raw], pace: Pace, step: Callable[[str], None]) -> None:

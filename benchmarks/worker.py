@@ -162,9 +162,7 @@ class Worker:
         self._pictures = [[Image.fromarray(array) for array in batch] for batch in command.batches]
         # The session is fed the same arrays in every variant, whatever its own processor would make of the pictures.
         processor = DetrImageProcessor(size={"height": command.height, "width": command.width})
-        names = [spec.name for spec in self._pipeline.session.inputs]
-        batches = [processor.preprocess(batch, return_tensors="np") for batch in self._pictures]
-        self._inputs = [{name: batch[name] for name in names} for batch in batches]
+        self._inputs = [self._pipeline.inputs(processor, batch) for batch in self._pictures]
         self._pipeline.start_case()
         begin = time.perf_counter()
         outputs = self._pipeline.session.run(self._inputs[0])

@@ -159,16 +159,24 @@ def make_both(
     return given, {name: expected[name] for name in names}
 
 
+def tolerance_of_precision(precision: str) -> Mapping[str, float]:
+    """The tolerances for `fp32` or `fp16`.
+
+    Raises:
+        ArtifactError: the precision is unknown.
+    """
+    if precision not in _TOLERANCES:
+        raise ArtifactError(f"the file's precision is {precision!r}; expected one of {', '.join(_TOLERANCES)}")
+    return _TOLERANCES[precision]
+
+
 def tolerance_of(metadata: Metadata | None) -> Mapping[str, float]:
     """The tolerances for the precision that a file says it has; those of fp32 when it says nothing.
 
     Raises:
         ArtifactError: the precision is unknown.
     """
-    precision = metadata.precision if metadata is not None else "fp32"
-    if precision not in _TOLERANCES:
-        raise ArtifactError(f"the file's precision is {precision!r}; expected one of {', '.join(_TOLERANCES)}")
-    return _TOLERANCES[precision]
+    return tolerance_of_precision(metadata.precision if metadata is not None else "fp32")
 
 
 def compare(

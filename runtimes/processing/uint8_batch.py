@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 
@@ -11,12 +11,15 @@ from runtimes.processing.image_sizes import as_pad_size, padded_size
 from runtimes.processing.image_transforms import LAST
 
 
-def uint8_batch(processor: DetrImageProcessor, pictures: list[Any]) -> dict[str, np.ndarray]:
+def uint8_batch(
+    processor: DetrImageProcessor, pictures: list[Any], size: Optional[dict[str, int]] = None
+) -> dict[str, np.ndarray]:
     """Resizes and pads images as the processor does, and leaves the rest to the model.
 
     Args:
         processor: its size, resampling filter and `pad_size` count.
         pictures: RGB images, PIL's or uint8 arrays (h, w, 3).
+        size: in place of the processor's.
 
     Returns:
         `pixel_values` uint8 (B, H, W, 3), each image in the top left, zeros elsewhere, and `valid_sizes` int64 (B, 2), the
@@ -26,7 +29,7 @@ def uint8_batch(processor: DetrImageProcessor, pictures: list[Any]) -> dict[str,
         ImageError: an image cannot be processed.
         ValueError: the processor's options are not usable.
     """
-    batch = processor.preprocess(pictures, do_rescale=False, do_normalize=False, do_pad=False, data_format=LAST)
+    batch = processor.preprocess(pictures, size=size, do_rescale=False, do_normalize=False, do_pad=False, data_format=LAST)
     images = batch["pixel_values"]
     sizes = [image.shape[:2] for image in images]
     height, width = padded_size(sizes, as_pad_size(processor.pad_size))

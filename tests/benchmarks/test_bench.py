@@ -23,6 +23,8 @@ from benchmarks.bench import (
 )
 from benchmarks.report import Report
 from benchmarks.report_tables import REPORT_FILES
+from detr_export.checkpoint import load_checkpoint
+from detr_export.onnx_export import ExportOptions, export_onnx
 from runtimes.errors import AnnotationError, DetrError, ImageError, InputError, OutputError
 
 QUICK = {"rounds": 3, "runs": 2, "threads": 1, "callers": 1}
@@ -108,6 +110,21 @@ def test_three_rounds_of_right_wrong_and_missing(
 
     # The bar never goes backwards, and has its end before it.
     assert all(done <= total for done, total in seen)
+
+
+def test_files_of_other_precision_and_input(tiny_checkpoint: Path, tiny_onnx: Path, tmp_path: Path) -> None:
+    half, half_io, raw = (tmp_path / f"{name}.onnx" for name in ("half", "half_io", "raw"))
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    export_onnx(checkpoint, half, ExportOptions(precision="fp16", verify=False))
+    export_onnx(checkpoint, half_io, ExportOptions(precision="fp16", fp16_io=True, verify=False))
+    export_onnx(checkpoint, raw, ExportOptions(input="uint8", verify=False))
+    report = run([str(path) for path in (tiny_onnx, half, half_io, raw)], sizes=[(96, 128)], batches=[2], **QUICK)
+    assert report.problems() == []
+    assert [item.correct for item in report.measurements] == [True] * 4
+    assert [item.precision for item in report.variants] == ["fp32", "fp16", "fp16", "fp32"]
+    largest = [item.largest_difference["logits"] for item in report.measurements]
+    assert largest[1] > 1e-4  # half precision shows, or it was not there
+    assert largest[3] < 1e-4
 
 
 def test_no_target_is_the_demo_in_every_backend(monkeypatch: pytest.MonkeyPatch) -> None:

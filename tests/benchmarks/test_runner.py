@@ -15,6 +15,7 @@ from benchmarks.worker import Measure, Measured, Memory, Open, Opened, Prepare, 
 from runtimes.errors import BackendError
 
 TOLERANCE = {"logits": 1e-3, "pred_boxes": 1e-4}
+TOLERANCES = {"fp32": TOLERANCE, "fp16": {"logits": 0.2, "pred_boxes": 0.1}}
 CASE = Case(64, 96, 1, ((np.zeros((8, 8, 3), np.uint8),),))
 PACE = Pace(rounds=3, warmup_runs=1, runs=2, seconds=None, callers=2, throughput_seconds=0.0)
 NAMES = ("torch:a", "torch:b", "torch:c")
@@ -37,7 +38,7 @@ class Fake:
         if callable(answer):
             return answer()
         if isinstance(command, Open):
-            return Opened(0.1, "1", "fp32", (64, 96), self.answers.get("ranges", {}), False)
+            return Opened(0.1, "1", self.answers.get("precision", "fp32"), (64, 96), self.answers.get("ranges", {}), False)
         if isinstance(command, Prepare):
             outputs = {"logits": np.zeros((1, 2, 3), np.float32), "pred_boxes": np.zeros((1, 2, 4), np.float32)}
             return Prepared(5.0, {**outputs, **self.answers.get("outputs", {})})
@@ -65,7 +66,11 @@ def race(
     waiting = iter(fakes)
     notes: list[str] = []
     runner = Runner(
-        [Target(backend, fake.name, fake.name) for fake in fakes], 1, TOLERANCE, calibrate, lambda threads: next(waiting)
+        [Target(backend, fake.name, fake.name) for fake in fakes],
+        1,
+        TOLERANCES.__getitem__,
+        calibrate,
+        lambda threads: next(waiting),
     )
     with runner:
         runner.open(notes.append)
@@ -108,6 +113,18 @@ def test_a_wrong_variant_is_not_timed(wrong: float) -> None:
     assert bad.turns == []
     assert (NAMES[1], "Measure") not in journal
     assert len(right.turns) == len(other.turns) == 3
+
+
+@pytest.mark.parametrize("first", ["fp32", "fp16"])
+def test_half_precision_has_a_tolerance_of_its_own(first: str) -> None:
+    outputs = {"logits": np.full((1, 2, 3), 0.1, np.float32)}
+    answers: list[dict[str, Any]] = [{"precision": "fp32"}, {"precision": "fp16", "outputs": outputs}, {}]
+    if first == "fp16":
+        answers = [answers[1], answers[0], {"outputs": {"logits": np.full((1, 2, 3), 0.5, np.float32)}}]
+    runner, *_ = race(answers)
+    assert [raw.correct for raw in runner.results] == [True, True, first == "fp32"]
+    assert runner.results[1].tolerance == TOLERANCES["fp16"]
+    assert runner.results[2].tolerance == TOLERANCES[first]
 
 
 def test_one_that_cannot_be_opened_is_left_out() -> None:
@@ -168,7 +185,11 @@ def test_an_interruption_leaves_what_was_measured() -> None:
     fakes = [Fake(name, journal) for name in NAMES[:2]]
     waiting = iter(fakes)
     runner = Runner(
-        [Target("torch", fake.name, fake.name) for fake in fakes], 1, TOLERANCE, interrupted, lambda threads: next(waiting)
+        [Target("torch", fake.name, fake.name) for fake in fakes],
+        1,
+        TOLERANCES.__getitem__,
+        interrupted,
+        lambda threads: next(waiting),
     )
 
     def go() -> None:
