@@ -135,9 +135,7 @@ def _rewritten(node: onnx.NodeProto, constants: _Constants) -> list[onnx.NodePro
 def _layer_norm(node: onnx.NodeProto, attributes: dict[str, Any], constants: _Constants) -> list[onnx.NodeProto]:
     axis = attributes.get("axis", -1)
     if axis >= 0 or any(node.output[1:]):
-        raise ArtifactError(
-            f"{node.name} normalises from axis {axis} or has several outputs; expected one, and the last axes"
-        )
+        raise ArtifactError(f"{node.name} has axis {axis} or several outputs; expected a negative axis and one output")
     value, scale, *bias = node.input
     name = f"{node.name}/{{}}".format
     axes = list(range(axis, 0))
