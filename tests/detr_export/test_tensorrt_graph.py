@@ -95,9 +95,7 @@ def test_the_form_for_8_5_of_fp16_and_uint8(half_segmenter: onnx.ModelProto, tmp
 
 
 def test_opset_18_is_refused_for_8_5(detector: onnx.ModelProto) -> None:
-    with pytest.raises(
-        ArtifactError, match="the graph has opset 18, and TensorRT 8.5 reads 17 at most; export with --opset 17"
-    ):
+    with pytest.raises(ArtifactError, match=r"the graph has opset 18, and TensorRT 8\.5 .*; export with --opset 17"):
         rewrite_for_8_5(detector)
 
 
@@ -202,5 +200,7 @@ def test_rules() -> None:
 
 @pytest.mark.parametrize("version", ["8.6", "9.2", "1", "100.1", ""])
 def test_unknown_versions(version: str) -> None:
-    with pytest.raises(ArtifactError, match="there is no list of what TensorRT .* reads; expected a version of 8.5, 10, 11"):
+    with pytest.raises(
+        ArtifactError, match=r"there is no list of what TensorRT .* reads; expected a version of 8\.5, 10, 11"
+    ):
         parser_rules(version)
