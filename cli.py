@@ -50,6 +50,13 @@ class Precision(str, Enum):
     fp16 = "fp16"
 
 
+class KeptPart(str, Enum):
+    """What may stay fp32 in an fp16 file."""
+
+    attention = "attention"
+    transformer = "transformer"
+
+
 class ImageInput(str, Enum):
     """What an exported file takes."""
 
@@ -168,6 +175,10 @@ def onnx_command(
         Precision, typer.Option(help="fp16: half the file, with fp32 where half precision would break the model.")
     ] = Precision.fp32,
     fp16_io: Annotated[bool, typer.Option("--fp16-io", help="With fp16: float inputs and outputs are fp16, too.")] = False,
+    keep_fp32: Annotated[
+        Optional[KeptPart],
+        typer.Option(help="With fp16: keep the products of the attention, or all of the transformer, in fp32."),
+    ] = None,
     image_input: Annotated[
         ImageInput,
         typer.Option("--input", help="uint8: the graph starts from RGB images and their sizes, scales and masks them."),
@@ -213,6 +224,7 @@ def onnx_command(
         opset=opset or DEFAULT_OPSET,
         precision=precision.value,
         fp16_io=fp16_io,
+        keep_fp32=None if keep_fp32 is None else keep_fp32.value,
         input=image_input.value,
         simplify=not no_simplify,
         verify=not no_verify,

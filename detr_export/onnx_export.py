@@ -56,6 +56,7 @@ class ExportOptions:
     opset: int = DEFAULT_OPSET
     precision: str = "fp32"  # or "fp16", with fp32 islands, see `precision`
     fp16_io: bool = False  # fp16: inputs and outputs too
+    keep_fp32: str | None = None  # fp16: "attention" or "transformer" stays fp32, see `precision.KEPT`
     input: str = "float"  # or "uint8": the graph scales the images itself, see `Uint8Model`
     simplify: bool = True
     verify: bool = True
@@ -140,7 +141,7 @@ def export_onnx(
     half: HalfReport | None = None
     if options.precision == "fp16":
         progress("casting to fp16")
-        proto, weights = to_half(proto, keep_io=not options.fp16_io)
+        proto, weights = to_half(proto, not options.fp16_io, options.keep_fp32)
         half = HalfReport(weights)
 
     parity: Parity | None = None
@@ -203,8 +204,8 @@ def _check_options(options: ExportOptions, checkpoint: Checkpoint) -> None:
             raise ArtifactError(f"{name} is {value!r}; expected {' or '.join(known)}")
     if options.opset not in OPSETS:
         raise ArtifactError(f"opset is {options.opset}; expected {OPSETS.start} to {OPSETS.stop - 1}")
-    if options.fp16_io and options.precision != "fp16":
-        raise ArtifactError("fp16 inputs and outputs are of an fp16 file; add --precision fp16")
+    if options.precision != "fp16" and (options.fp16_io or options.keep_fp32 is not None):
+        raise ArtifactError("fp16 inputs and outputs, and parts that stay fp32, are of an fp16 file; add --precision fp16")
     if options.precision == "fp16" and not options.simplify:
         raise ArtifactError("an fp16 file is made from the simplified graph; leave --no-simplify out")
     if options.input == UINT8 and checkpoint.config.num_channels != 3:

@@ -6,7 +6,8 @@ Convolutions, matrix products and what lies between them become fp16. Islands st
   epsilon of 1e-6 (subnormal in fp16: 0/0 on padded rows) and `finfo(float32).min` (-inf, whose rows become NaN);
 - softmax, and the scores from their product on with the mask that is added to them; sigmoid; every normalisation;
 - the box head's last layer: fp16 would place a box of a 1333 pixel image in steps of up to 0.65 pixels;
-- any node with a scalar that fp16 cannot hold.
+- any node with a scalar that fp16 cannot hold;
+- on request, `KEPT`: for hardware on which fp16 is not good enough there.
 
 The casting is onnxruntime's `convert_float_to_float16`. Alone it would not do: it rounds to fp16 between the nodes of one
 island, where that epsilon and that minimum live; `_join_islands` takes those casts out. It also raises tiny constants to the
@@ -37,6 +38,11 @@ _FP32 = {
     *("ReduceMean", "ReduceSum", "ReduceL2", "MeanVarianceNormalization", "LpNormalization", "GlobalAveragePool"),
 }
 _BOXES = "pred_boxes"
+_DETECTIONS = ("logits", _BOXES)
+
+# What can be asked to stay fp32: the products around each softmax; or all from the transformer's first layer to the
+# detections.
+KEPT = ("attention", "transformer")
 
 
 @dataclass(frozen=True)
@@ -53,12 +59,15 @@ class HalfWeights:
         return f"{share:.2%} of the constants are fp16, {self.flushed} of them too small for it and now 0"
 
 
-def to_half(model: onnx.ModelProto, keep_io: bool = True) -> tuple[onnx.ModelProto, HalfWeights]:
+def to_half(
+    model: onnx.ModelProto, keep_io: bool = True, keep_fp32: str | None = None
+) -> tuple[onnx.ModelProto, HalfWeights]:
     """Returns a typed mixed-precision copy of a simplified fp32 model.
 
     Args:
         model: fp32, batch norm folded into its convolutions, nodes in topological order.
         keep_io: inputs and outputs stay fp32; otherwise those become fp16.
+        keep_fp32: one of `KEPT`, which stays fp32 as well.
 
     Raises:
         ArtifactError: a weight is beyond fp16's range, or the typed graph is not valid.
@@ -66,7 +75,7 @@ def to_half(model: onnx.ModelProto, keep_io: bool = True) -> tuple[onnx.ModelPro
     """
     half = copy.deepcopy(model)
     _name_nodes(half.graph)
-    fp32 = _fp32_nodes(half.graph)
+    fp32 = _fp32_nodes(half.graph) | _kept_nodes(half.graph, keep_fp32)
     flushed = _settle_constants(half.graph, fp32)
     half = _converted(half, sorted(fp32), keep_io)
     _join_islands(half.graph)
@@ -75,15 +84,15 @@ def to_half(model: onnx.ModelProto, keep_io: bool = True) -> tuple[onnx.ModelPro
         onnx.checker.check_model(half, full_check=True)
     except Exception as error:  # the checker and shape inference have an error class each
         raise ArtifactError(f"the fp16 graph is not valid ONNX: {first_line(error)}") from error
-    check_half(half)
+    check_half(half, keep_fp32)
     sizes = Counter({TensorProto.FLOAT16: 0, TensorProto.FLOAT: 0})
     for tensor in half.graph.initializer:
         sizes[tensor.data_type] += int(np.prod(tensor.dims))
     return half, HalfWeights(sizes[TensorProto.FLOAT16], sizes[TensorProto.FLOAT], flushed)
 
 
-def check_half(model: onnx.ModelProto) -> None:
-    """Checks that a graph is what `precision: fp16` promises.
+def check_half(model: onnx.ModelProto, keep_fp32: str | None = None) -> None:
+    """Checks that a graph is what `precision: fp16` promises, but for what `keep_fp32` names.
 
     ONNX Runtime's CPU computes fp16 nodes in fp32, so its results cannot tell; the types in the graph can.
 
@@ -92,9 +101,9 @@ def check_half(model: onnx.ModelProto) -> None:
             not finite.
     """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    boxes = {node.name for node in _back_to_products(model.graph, _BOXES)}
+    allowed = {node.name for node in _back_to_products(model.graph, _BOXES)} | _kept_nodes(model.graph, keep_fp32)
     for node in model.graph.node:
-        for name in node.input if node.op_type in _PRODUCTS and node.name not in boxes else ():
+        for name in node.input if node.op_type in _PRODUCTS and node.name not in allowed else ():
             if name in constants and constants[name].data_type != TensorProto.FLOAT16:
                 raise ArtifactError(f"the weight {name!r} of {node.op_type} {node.name!r} is not fp16")
     for tensor in constants.values():
@@ -129,6 +138,40 @@ def _fp32_nodes(graph: onnx.GraphProto) -> set[str]:
             names.update(found.name for found in _back_to_products(graph, node.input[0]) if found.op_type not in _PRODUCTS)
     names.update(node.name for node in _back_to_products(graph, _BOXES))
     return names
+
+
+def _kept_nodes(graph: onnx.GraphProto, what: str | None) -> set[str]:
+    """Names of the nodes of one of `KEPT`."""
+    if what is None:
+        return set()
+    if what not in KEPT:
+        raise ArtifactError(f"keep_fp32 is {what!r}; expected {' or '.join(KEPT)}")
+    if what == "attention":
+        softmaxes = [node for node in graph.node if node.op_type == "Softmax"]
+        found = [item for node in softmaxes for item in _back_to_products(graph, node.input[0])]
+        weights = {node.output[0] for node in softmaxes}  # and what only moves them
+        for node in graph.node:
+            if not weights.isdisjoint(node.input):
+                found.append(node)
+                if node.op_type not in _PRODUCTS:
+                    weights.update(node.output)
+        return {node.name for node in found}
+    leading = _ancestors(graph, _DETECTIONS)
+    convolutions = [node for node in leading if node.op_type == "Conv"]
+    # The last one projects the feature map: whatever leads to it is the backbone, and the masks' head leads elsewhere.
+    backbone = {node.name for node in _ancestors(graph, convolutions[-1].output)} if convolutions else set()
+    return {node.name for node in leading} - backbone
+
+
+def _ancestors(graph: onnx.GraphProto, values: Iterable[str]) -> list[onnx.NodeProto]:
+    """The nodes that lead to some values, in the graph's order."""
+    wanted = set(values)
+    found = []
+    for node in reversed(graph.node):
+        if not wanted.isdisjoint(node.output):
+            wanted.update(node.input)
+            found.append(node)
+    return found[::-1]
 
 
 def _holds_scalar(tensor: TensorProto) -> bool:

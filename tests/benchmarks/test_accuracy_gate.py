@@ -10,7 +10,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from benchmarks.accuracy_gate import find_validation_data, require_accuracy, summary
+from benchmarks.accuracy import find_annotated
+from benchmarks.accuracy_gate import require_accuracy, summary
 from runtimes import AnnotationError, VerificationError
 from tests.benchmarks.conftest import Annotated
 from tests.test_cli import fails, names, run
@@ -40,25 +41,25 @@ def worse(segmenter_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def test_finds_the_validation_split(folder: Path, tmp_path: Path) -> None:
-    data = find_validation_data(folder)
+    data = find_annotated(folder)
     annotations = folder / "annotations"
-    assert (data.images, data.annotations) == (folder / "val2017", annotations / "instances_val2017.json")
+    assert (data.images, data.instances) == (folder / "val2017", annotations / "instances_val2017.json")
     assert data.panoptic == (annotations / "panoptic_val2017.json", annotations / "panoptic_val2017")
-    with pytest.raises(AnnotationError, match=r"is no COCO folder with one validation split; .* found none"):
-        find_validation_data(tmp_path)
+    with pytest.raises(AnnotationError, match=r"should hold one instances_val\*\.json; found none"):
+        find_annotated(tmp_path)
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "instances_val.json").touch()
     with pytest.raises(AnnotationError, match="val does not exist"):
-        find_validation_data(tmp_path)
+        find_annotated(tmp_path)
     (tmp_path / "val").mkdir()
-    assert find_validation_data(tmp_path).panoptic is None
+    assert find_annotated(tmp_path).panoptic is None
     (tmp_path / "annotations" / "instances_val2.json").touch()
-    with pytest.raises(AnnotationError, match="found instances_val.json, instances_val2.json"):
-        find_validation_data(tmp_path)
+    with pytest.raises(AnnotationError, match=r"found instances_val\.json, instances_val2\.json"):
+        find_annotated(tmp_path)
 
 
 def test_an_export_passes(segmenter: Path, segmenter_onnx: Path, folder: Path) -> None:
-    found = require_accuracy(segmenter_onnx, str(segmenter), find_validation_data(folder), "segmentation", limit=4)
+    found = require_accuracy(segmenter_onnx, str(segmenter), find_annotated(folder), "segmentation", limit=4)
     assert found.images == 4
     text = summary(found)
     assert text.startswith("on 4 images box AP 0.")
@@ -68,7 +69,7 @@ def test_an_export_passes(segmenter: Path, segmenter_onnx: Path, folder: Path) -
 
 
 def test_a_worse_file_does_not(segmenter: Path, worse: Path, folder: Path) -> None:
-    data = find_validation_data(folder)
+    data = find_annotated(folder)
     with pytest.raises(
         VerificationError, match=r"less accurate than its checkpoint: box AP is 0\.\d+ lower.* on 4 images; at"
     ):
@@ -84,7 +85,7 @@ def test_without_objects_there_is_nothing_to_compare(
     document = {**annotated.document(), "annotations": []}
     (tmp_path / "annotations" / "instances_val.json").write_text(json.dumps(document))
     with pytest.raises(VerificationError, match="the 2 images have no annotations that AP could be computed from"):
-        require_accuracy(segmenter_onnx, str(segmenter), find_validation_data(tmp_path), "segmentation", limit=2)
+        require_accuracy(segmenter_onnx, str(segmenter), find_annotated(tmp_path), "segmentation", limit=2)
 
 
 # ---- detr-export onnx --accuracy ----------------------------------------------------------------------------------------

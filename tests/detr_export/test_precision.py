@@ -71,6 +71,39 @@ def test_products_are_fp16_and_islands_fp32(half: onnx.ModelProto) -> None:
     assert all(types[value.name] != HALF for value in [*half.graph.input, *half.graph.output])
 
 
+@pytest.mark.parametrize("kept", ["attention", "transformer"])
+def test_parts_that_stay_fp32(kept: str, full: onnx.ModelProto, half: onnx.ModelProto, tmp_path: Path) -> None:
+    wider, weights = to_half(full, keep_fp32=kept)
+    check_half(wider, kept)
+    types = dtypes(wider)
+    products = [node for node in wider.graph.node if node.op_type == "MatMul"]
+    learned = [any(name in {item.name for item in wider.graph.initializer} for name in node.input) for node in products]
+    in_full = [types[node.output[0]] == FULL for node in products]
+    assert len(products) > 20
+    assert all(types[node.output[0]] == HALF for node in wider.graph.node if node.op_type == "Conv")
+    if kept == "attention":  # scores and their use: every product of two activations, and the box head's last layer
+        assert [full_one for full_one, has_weights in zip(in_full, learned, strict=True) if not has_weights].count(
+            False
+        ) == 0
+        assert sum(full_one and has_weights for full_one, has_weights in zip(in_full, learned, strict=True)) == 1
+        assert weights.fp32 == to_half(full)[1].fp32
+    else:
+        assert all(in_full)
+        assert weights.fp32 > 10 * to_half(full)[1].fp32
+        with pytest.raises(ArtifactError, match="is not fp16"):
+            check_half(wider)
+    # With every result rounded. What the attention adds is lost in the rounding of the rest.
+    inputs = make_inputs(CASES[1], 3, True, 0)
+    expected = run(full, inputs, tmp_path)["logits"]
+    off = [np.abs(run(rounding_twin(model)[0], inputs, tmp_path)["logits"] - expected).max() for model in (half, wider)]
+    assert 0 < off[1] < (off[0] if kept == "transformer" else FP16_TOLERANCE["logits"])
+
+
+def test_refuses_an_unknown_part(full: onnx.ModelProto) -> None:
+    with pytest.raises(ArtifactError, match="keep_fp32 is 'head'; expected attention or transformer"):
+        to_half(full, keep_fp32="head")
+
+
 def test_masks_never_become_fp16(half: onnx.ModelProto) -> None:
     """Down to the scores that they are added to: -3.4e38 would be -inf there."""
     types = dtypes(half)
@@ -287,6 +320,7 @@ def test_what_fp16_breaks_is_not_written(
     [
         (ExportOptions(precision="fp16", simplify=False), "an fp16 file is made from the simplified graph"),
         (ExportOptions(fp16_io=True), "add --precision fp16"),
+        (ExportOptions(keep_fp32="attention"), "add --precision fp16"),
         (ExportOptions(precision="bf16"), "precision is 'bf16'; expected fp32 or fp16"),
         (ExportOptions(input="uint16"), "input is 'uint16'; expected float or uint8"),
     ],
