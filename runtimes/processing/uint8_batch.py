@@ -32,7 +32,7 @@ def uint8_batch(
     batch = processor.preprocess(pictures, size=size, do_rescale=False, do_normalize=False, do_pad=False, data_format=LAST)
     images = batch["pixel_values"]
     sizes = [image.shape[:2] for image in images]
-    height, width = padded_size(sizes, as_pad_size(processor.pad_size))
+    height, width = padded_size(sizes, as_pad_size(processor.pad_size) if processor.do_pad else None)
     values = np.zeros((len(images), height, width, 3), dtype=np.uint8)
     for target, image, (valid_height, valid_width) in zip(values, images, sizes):
         target[:valid_height, :valid_width] = image
