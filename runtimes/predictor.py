@@ -44,15 +44,18 @@ def open_session(
     threads: Optional[int] = None,
     attentions: bool = False,
     spinning: bool = True,
+    trust_engine: bool = False,
 ) -> Session:
     """Opens a file or checkpoint with the backend that it is for.
 
     Args:
-        path: an `.onnx` file, or a checkpoint: a directory, a `.pth` file, a hub id.
-        device: `cpu`, `cuda` or `cuda:N`.
+        path: an `.onnx` file, a TensorRT engine (`.engine`, `.plan` or `.trt`), or a checkpoint: a directory, a `.pth` file,
+            a hub id.
+        device: `cpu`, `cuda` or `cuda:N`; an engine needs one of the last two.
         threads: of one run on the CPU; the backend's default when None.
         attentions: of a checkpoint, also return the cross-attention that `Predictor.explain` needs; a file has it or not.
         spinning: False for a file that runs in turns with another model in one process, see `OrtSession`.
+        trust_engine: open an engine whose sidecar is missing or another file's; an engine is executable code.
 
     Raises:
         ArtifactError: the file is missing, damaged or of an unknown kind.
@@ -65,12 +68,20 @@ def open_session(
 
         return OrtSession(file, device, threads, spinning=spinning)
     if file.suffix in _ENGINE_SUFFIXES:
-        raise BackendError(f"{file}: this version runs no TensorRT engines; give the ONNX file or the checkpoint")
+        _refuse_threads(threads)
+        from runtimes.tensorrt_session import TensorRTSession
+
+        return TensorRTSession(file, device, trust_engine)
     if os.path.isfile(file) and file.suffix not in _CHECKPOINT_SUFFIXES:
         raise ArtifactError(f"{file} is neither an .onnx file nor a checkpoint (a directory, a .pth file, a hub id)")
     from runtimes.torch_session import TorchSession
 
     return TorchSession.open(path, device, threads, attentions=attentions)
+
+
+def _refuse_threads(threads: Optional[int]) -> None:
+    if threads is not None:
+        raise BackendError("threads are the CPU's, and an engine runs on the GPU; leave them out")
 
 
 def require_detr(session: Session) -> None:
@@ -127,9 +138,10 @@ class Predictor:
         threads: Optional[int] = None,
         attentions: bool = False,
         spinning: bool = True,
+        trust_engine: bool = False,
     ) -> Predictor:
         """Opens a file or checkpoint; arguments and errors as in `open_session`."""
-        session = open_session(path, device, threads, attentions, spinning)
+        session = open_session(path, device, threads, attentions, spinning, trust_engine)
         try:
             return cls(session)
         except BaseException:

@@ -16,8 +16,8 @@ HEAVY = ("torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "tensorrt", "t
 BACKENDS = {
     "onnxruntime": "ort_session.py",
     "torch": "torch_session.py",
-    "tensorrt": "tensorrt_session.py",
-    "cuda": "cuda_buffers.py",
+    "tensorrt": "tensorrt_api.py",
+    "pycuda": "cuda_memory.py",
     "pycocotools": "annotations.py",
 }
 

@@ -286,7 +286,6 @@ def test_open_session_chooses_the_backend(tiny_onnx: Path, tiny_checkpoint: Path
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("a.engine", BackendError, "a.engine: this version runs no TensorRT engines"),
         ("a.txt", ArtifactError, "a.txt is neither an .onnx file nor a checkpoint"),
         ("model.safetensors", ArtifactError, "model.safetensors is neither an .onnx file nor a checkpoint"),
         ("a.pth", CheckpointError, "a.pth is truncated or not a PyTorch file"),

@@ -1,0 +1,71 @@
+"""Engines for the session's tests, made without the builder of `detr_export`."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from runtimes.engine_sidecar import EngineSidecar, write_sidecar
+from runtimes.ort_session import OrtSession
+from tests.tensorrt_double.host_device import HostDevice
+
+Range = tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, int, int]]  # (batch, height, width) each
+
+LANDSCAPE: Range = ((1, 32, 96), (1, 96, 128), (2, 96, 160))
+PORTRAIT: Range = ((1, 96, 32), (1, 128, 96), (2, 160, 96))
+SQUARE: Range = ((1, 96, 96), (2, 96, 96), (4, 160, 160))
+
+
+def write_engine(
+    onnx_file: Path,
+    engine: Path,
+    version: str,
+    profiles: tuple[Range, ...] = (LANDSCAPE, PORTRAIT, SQUARE),
+    sidecar: bool = True,
+    **changes: Any,
+) -> Path:
+    """The plan that the double would build from an ONNX file, and its sidecar with some fields changed."""
+    with OrtSession(onnx_file, spinning=False) as session:
+        inputs, outputs, metadata = session.inputs, session.outputs, session.metadata
+    shapes = []
+    for sizes in profiles:
+        named = [dict(zip(("batch", "height", "width"), size, strict=True)) for size in sizes]
+        shapes.append(
+            {
+                spec.name: [[dim if isinstance(dim, int) else size[dim] for dim in spec.shape] for size in named]
+                for spec in inputs
+            }
+        )
+    plan = {
+        "version": version,
+        "settings": {"detailed": True, "version_compatible": changes.get("version_compatible", False)},
+        "onnx": base64.b64encode(onnx_file.read_bytes()).decode(),
+        "profiles": shapes,
+        "wrong_by": 0.0,
+    }
+    engine.write_bytes(json.dumps(plan).encode())
+    if sidecar:
+        assert metadata is not None
+        values: dict[str, Any] = {
+            "sha256": hashlib.sha256(engine.read_bytes()).hexdigest(),
+            "source_sha256": "0" * 64,
+            "build_key": "0" * 64,
+            "tensorrt": version,
+            "cuda": HostDevice.driver,
+            "gpu": HostDevice.name,
+            "compute_capability": HostDevice.compute_capability,
+            "precision": "fp32",
+            "fallback": None,
+            "version_compatible": False,
+            "hardware_compatible": False,
+            "profiles": (),
+            "inputs": inputs,
+            "outputs": outputs,
+            "layers": {},
+            "metadata": metadata,
+        }
+        write_sidecar(engine, EngineSidecar(**{**values, **changes}))
+    return engine
