@@ -255,6 +255,89 @@ def onnx_command(
         typer.echo(accuracy_gate.summary(found))
 
 
+@app.command("trt")
+@reports_errors
+def trt_command(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="An ONNX file of detr-export's, or a checkpoint.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The engine to write; FILE.json is written beside it.")],
+    fp16: Annotated[bool, typer.Option("--fp16", help="Build the strongly typed half precision graph.")] = False,
+    profile: Annotated[
+        Optional[list[str]],
+        typer.Option(metavar="MIN:OPT:MAX", help="Shapes, BATCHxHEIGHTxWIDTH each; the processor's own if left out."),
+    ] = None,
+    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch of the processor's own shapes.")] = 1,
+    workspace: Annotated[Optional[int], typer.Option(min=1, help="MiB of scratch memory that a kernel may use.")] = None,
+    optimization_level: Annotated[
+        Optional[int], typer.Option(min=0, max=5, help="5 builds longest and runs fastest.")
+    ] = None,
+    timing_cache: Annotated[Optional[Path], typer.Option(help="Measurements of kernels, read and written.")] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Runs on later TensorRTs of the same major version, too.")
+    ] = False,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="Runs on every GPU from Ampere on.")
+    ] = False,
+    aux_streams: Annotated[Optional[int], typer.Option(min=0, help="Streams that kernels may use side by side.")] = None,
+    fallback: Annotated[
+        bool, typer.Option("--fallback", help="With --fp16: keep the attention, the transformer, all in fp32, as needed.")
+    ] = False,
+    checkpoint: Annotated[
+        Optional[str], typer.Option(help="What the engine must agree with; what the file came from if left out.")
+    ] = None,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not compare the engine with its checkpoint.")] = False,
+    overwrite: OverwriteOption = False,
+    device: DeviceOption = "cuda",
+    as_json: JsonOption = False,
+) -> None:
+    """Build a TensorRT engine: attested, and compared with its checkpoint in the corners of every profile."""
+    if fallback and not fp16:
+        raise typer.BadParameter("--fallback goes with --fp16")
+    _require_export_extra()
+    import tempfile
+
+    from detr_export.engine import build_with_fallback
+    from detr_export.engine_gate import FALLBACKS
+    from detr_export.engine_options import BuildSettings, EngineOptions
+    from detr_export.engine_profiles import parse_profile
+    from detr_export.engine_source import make_graph
+    from runtimes.session import parse_device
+
+    kind, index = parse_device(device)
+    if kind != "cuda":
+        raise BackendError(f"device is {device!r}; an engine is built on a GPU, 'cuda' or 'cuda:N'")
+    options = EngineOptions(
+        profiles=tuple(parse_profile(text) for text in profile or ()),
+        max_batch=max_batch,
+        settings=BuildSettings(workspace, optimization_level, version_compatible, hardware_compatible, aux_streams),
+        timing_cache=timing_cache,
+        device=index,
+        verify=not no_verify,
+        checkpoint=checkpoint,
+        overwrite=overwrite,
+    )
+    tried = (FALLBACKS if fallback else FALLBACKS[:1]) if fp16 else FALLBACKS[-1:]
+    with tempfile.TemporaryDirectory(prefix="detr-export-") as folder, _bar("building") as built:
+        result = build_with_fallback(
+            lambda step: make_graph(source, step, Path(folder), _progress),
+            output,
+            options,
+            _progress,
+            lambda phase, done, steps: built(done, phase, steps),
+            tried,
+        )
+    if as_json:
+        _print_json(result.to_dict())
+        return
+    about = result.sidecar
+    typer.echo(f"{result.path}  {result.size_bytes / 1e6:.1f} MB, {about.precision}, TensorRT {about.tensorrt}, {about.gpu}")
+    if about.fallback is not None:
+        typer.echo(f"fell back to {about.fallback}")
+    if result.parity is not None:
+        typer.echo(result.parity.summary())
+    else:
+        typer.echo("not verified: --no-verify" if result.built_here else "built by another process in the meantime")
+
+
 @app.command()
 @reports_errors
 def verify(
@@ -299,7 +382,7 @@ def inspect(
 @app.command()
 @reports_errors
 def predict(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="An ONNX file or a checkpoint.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="An ONNX file, an engine or a checkpoint.")],
     images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Files, folders and globs.")],
     task: Annotated[PredictTask, typer.Option(help="All but detection need a segmentation model.")] = PredictTask.detection,
     explain: Annotated[bool, typer.Option("--explain", help="Draw where the decoder looked for each detection.")] = False,
@@ -310,6 +393,9 @@ def predict(
     overwrite: OverwriteOption = False,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
+    trust_engine: Annotated[
+        bool, typer.Option("--trust-engine", help="Run an engine without a sidecar that names it; engines are code.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find or segment objects in images; an unreadable image is reported and the rest go on."""
@@ -321,7 +407,7 @@ def predict(
 
     paths = iter_image_paths(images)
     outcomes = []
-    with Predictor.load(model, device, threads, attentions=explain) as predictor:
+    with Predictor.load(model, device, threads, attentions=explain, trust_engine=trust_engine) as predictor:
         for outcome in predict_files(predictor, paths, threshold, output, overwrite, "attention" if explain else task.value):
             outcomes.append(outcome.to_dict())
             if outcome.error is not None:

@@ -40,10 +40,12 @@ class Case:
     height: int  # pixels
     width: int
     valid: tuple[tuple[int, int], ...]  # (height, width) of each image before padding; its length is the batch size
+    identical: bool = False  # one image, repeated
 
     def __str__(self) -> str:
         padded = sum(size != (self.height, self.width) for size in self.valid)
-        return f"{len(self.valid)}x{self.height}x{self.width}" + (f" ({padded} padded)" if padded else "")
+        notes = [f"{padded} padded"] * bool(padded) + ["identical"] * self.identical
+        return f"{len(self.valid)}x{self.height}x{self.width}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 GRID = (
@@ -103,7 +105,7 @@ def fitting_cases(metadata: Metadata, grid: Iterable[Case] = GRID) -> list[Case]
         ranges = ((size, *metadata.ranges.get(name, (1, None))) for name, size in limits.items())
         if all(size >= low and (high is None or size <= high) for size, low, high in ranges):
             full = ((case.height, case.width),) * len(case.valid)
-            cases.append(case if metadata.pixel_mask else Case(case.height, case.width, full))
+            cases.append(case if metadata.pixel_mask else replace(case, valid=full))
     return cases
 
 
@@ -111,6 +113,8 @@ def make_inputs(case: Case, channels: int, pixel_mask: bool, seed: int) -> dict[
     """Random images with structure, padded with zeros as the processor pads, and their mask."""
     batch = len(case.valid)
     pixels = random_images((batch, channels, case.height, case.width), seed)
+    if case.identical:
+        pixels[:] = pixels[0]
     mask = np.zeros((batch, case.height, case.width), dtype=np.int64)
     for index, (height, width) in enumerate(case.valid):
         mask[index, :height, :width] = 1
