@@ -161,9 +161,9 @@ class ExecutionSlot:
 
     def output_shapes(self, profile: int, shapes: Shapes, names: list[str], stream: Stream) -> dict[str, tuple[int, ...]]:
         """Shapes of the outputs for those of the inputs."""
-        context = self._require_open()
-        context.set_shapes(profile, shapes, stream)
-        return context.output_shapes(names)
+        plain = self._require_open()
+        plain.set_shapes(profile, shapes, stream)
+        return plain.output_shapes(names)
 
     def execute(self, work: Work, stream: Stream) -> None:
         """Queues the computation. A work that comes a second time is captured, from the third time on it is a graph."""
@@ -212,11 +212,11 @@ class ExecutionSlot:
         self._device.destroy_stream(self.stream)
 
     def _capture(self, work: Work, stream: Stream) -> None:
-        context = self._new_context()
-        context.enqueue(work, stream)  # this time's result; also what TensorRT does at a new shape and must not be captured
+        captured = self._new_context()
+        captured.enqueue(work, stream)  # this time's result; also what TensorRT does at a new shape and must not be captured
         try:
             with self._device.capture(self.stream) as graphs:
-                context.enqueue_again(self.stream)
+                captured.enqueue_again(self.stream)
         except BackendError as error:
             self._limit = 0
             _LOGGER.warning("no CUDA graph could be captured, so kernels are launched one by one: %s", error)
@@ -225,7 +225,7 @@ class ExecutionSlot:
         if len(self._graphs) == self._limit:
             self._device.synchronize(stream)
             self._drop_oldest()
-        self._graphs[work] = (context, graphs[0])
+        self._graphs[work] = (captured, graphs[0])
 
     def _drop_oldest(self) -> None:
         _, (_, graph) = self._graphs.popitem(last=False)

@@ -591,3 +591,56 @@ def test_profiles_cover_what_they_say() -> None:
     """Or the tests above would compare other shapes than they name."""
     for low, best, high in (LANDSCAPE, PORTRAIT, SQUARE):
         assert all(a <= b <= c for a, b, c in zip(low, best, high, strict=True))
+
+
+# ---- DLPack -------------------------------------------------------------------------------------------------------------
+
+
+class Capsule:
+    """What torch and CuPy offer: DLPack on device 2, CUDA. numpy makes the capsule, over the double's device memory."""
+
+    def __init__(self, device: HostDevice, array: np.ndarray) -> None:
+        with device.active():
+            address = device.allocate(array.nbytes)
+        self.data = device.memory(address, array.nbytes).view(array.dtype).reshape(array.shape)
+        self.data[:] = array
+        self.asked: list[int] = []
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+    def __dlpack__(self, stream: int) -> Any:
+        self.asked.append(stream)
+        return self.data.__dlpack__()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_dlpack(dtype: Any, engine: Path, tensorrt: Knobs, reference: OrtSession) -> None:
+    with open_engine(engine) as session:
+        arrays = {name: Capsule(tensorrt.device, array) for name, array in INPUTS.items()}
+        if dtype == np.float16:
+            arrays["pixel_values"] = Capsule(tensorrt.device, INPUTS["pixel_values"].astype(dtype))
+            with pytest.raises(InputError, match="pixel_values is float16 on the device; the engine takes float32"):
+                session.run_on_device(arrays)
+            return
+        outputs = session.run_on_device(arrays)
+        require_same({name: array.numpy() for name, array in outputs.items()}, reference.run(INPUTS))
+        assert tensorrt.device.counts.uploads == []
+        assert all(capsule.asked[0] in tensorrt.device.streams for capsule in arrays.values())
+
+
+def test_dlpack_that_is_not_contiguous(engine: Path, tensorrt: Knobs) -> None:
+    with open_engine(engine) as session:
+        pixels = Capsule(tensorrt.device, INPUTS["pixel_values"])
+        pixels.data = pixels.data.transpose(0, 1, 3, 2)
+        with pytest.raises(
+            InputError, match=r"pixel_values is not contiguous on the device; make it so, with torch: .*contiguous"
+        ):
+            session.run_on_device({**INPUTS, "pixel_values": pixels})
+
+
+def test_numpy_arrays_are_the_hosts(engine: Path, reference: OrtSession) -> None:
+    """They have DLPack, too, of the CPU's memory."""
+    with open_engine(engine) as session:
+        outputs = session.run_on_device(INPUTS)
+        require_same({name: array.numpy() for name, array in outputs.items()}, reference.run(INPUTS))

@@ -367,9 +367,8 @@ def fake_tensorrt(version: str, knobs: Knobs) -> types.ModuleType:
         def get_timing_cache(self) -> ITimingCache | None:
             return self._cache
 
-    class NetworkDefinitionCreationFlag(enum.IntEnum):
-        EXPLICIT_BATCH = 0
-        STRONGLY_TYPED = 1
+    flags = {"EXPLICIT_BATCH": 0} if major < 10 else {"STRONGLY_TYPED": 1}
+    NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", flags)  # type: ignore[misc]
 
     class ILayer:
         def __init__(self, tensors: tuple[Any, Any]) -> None:
@@ -503,11 +502,6 @@ def fake_tensorrt(version: str, knobs: Knobs) -> types.ModuleType:
                 pass
 
         module.IProgressMonitor = IProgressMonitor
-    else:
-        del NetworkDefinitionCreationFlag
-
-        class NetworkDefinitionCreationFlag(enum.IntEnum):  # type: ignore[no-redef]
-            EXPLICIT_BATCH = 0
 
     def _log(severity: Severity, text: str) -> None:
         from runtimes import tensorrt_api

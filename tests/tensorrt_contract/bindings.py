@@ -1,0 +1,112 @@
+"""Asks the real bindings of a version which attributes they do not have.
+
+They are pure Python over a shared object that links three libraries; three small stand-ins, compiled here, let it load on a
+machine without TensorRT, CUDA or a GPU. Nothing in them is ever called.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+PACKAGE = "tensorrt-cu13-bindings"
+STAND_INS = {
+    "nvinfer": (
+        "createInferBuilder_INTERNAL",
+        "createInferRefitter_INTERNAL",
+        "createInferRuntime_INTERNAL",
+        "getBuilderPluginRegistry",
+        "getPluginRegistry",
+    ),
+    "nvonnxparser": (
+        "createNvOnnxParser_INTERNAL",
+        "createNvOnnxParserRefitter_INTERNAL",
+        "getNvOnnxParserVersion",
+    ),
+    "nvinfer_plugin": ("initLibNvInferPlugins",),
+}
+_ASK = """
+import json, sys
+import tensorrt_bindings as trt
+asked = json.load(sys.stdin)
+missing = []
+for name, attributes in asked.items():
+    owner = getattr(trt, name, None) if name else trt
+    if owner is None:
+        missing.append(name)
+    else:
+        missing += [f"{name}.{item}".lstrip(".") for item in attributes if not hasattr(owner, item)]
+print(json.dumps({"version": trt.__version__, "missing": sorted(missing)}))
+"""
+
+
+class Unavailable(Exception):
+    """Why the bindings cannot be had here."""
+
+
+def require_platform() -> None:
+    """Raises Unavailable where there are no bindings."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        raise Unavailable(f"there are no TensorRT bindings to compare with for {sys.platform} {platform.machine()}")
+
+
+def installed(version: str) -> Path:
+    """Where pip has installed a version.
+
+    Raises:
+        Unavailable: it has not.
+    """
+    try:
+        distribution = importlib.metadata.distribution(PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        raise Unavailable(f"{PACKAGE} is not installed; run: pip install 'detr-export[contract]'") from None
+    if distribution.version != version:
+        raise Unavailable(f"{PACKAGE} is {distribution.version}; expected {version}")
+    return Path(str(distribution.locate_file("")))
+
+
+def fetched(version: str, cache: Path) -> Path:
+    """A folder with the unpacked wheel of a version, fetched by pip the first time.
+
+    Raises:
+        Unavailable: pip does not reach a package index.
+    """
+    folder = cache / f"{PACKAGE}-{version}-{sys.implementation.cache_tag}"
+    if not (folder / "tensorrt_bindings").is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        wheel = f"{PACKAGE}=={version}"
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), wheel]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        if run.returncode != 0:
+            raise Unavailable(f"pip cannot fetch {wheel}: {run.stderr.strip().splitlines()[-1:]}")
+        for file in folder.glob("*.whl"):
+            with zipfile.ZipFile(file) as archive:
+                archive.extractall(folder)
+    return folder
+
+
+def compile_stand_ins(folder: Path, major: int) -> Path:
+    """Compiles the stand-ins for a major version with gcc."""
+    for name, functions in STAND_INS.items():
+        source = folder / f"{name}.c"
+        source.write_text("".join(f"void *{function}(void) {{ return 0; }}\n" for function in functions))
+        library = folder / f"lib{name}.so.{major}"
+        subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    return folder
+
+
+def missing(bindings: Path, libraries: Path, asked: dict[str, set[str]]) -> tuple[str, list[str]]:
+    """The version that answered, and what it does not have."""
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(libraries), "PYTHONPATH": str(bindings)}
+    given = json.dumps({name: sorted(attributes) for name, attributes in asked.items()})
+    command = [sys.executable, "-c", _ASK]
+    run = subprocess.run(command, input=given, capture_output=True, text=True, check=False, env=environment)
+    assert run.returncode == 0, run.stderr
+    answer = json.loads(run.stdout)
+    return answer["version"], answer["missing"]

@@ -1,0 +1,128 @@
+"""Every attribute of TensorRT's that the project or the double uses exists in the real API of 11.4 and of 10.16."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.tensorrt_contract import bindings
+from tests.tensorrt_contract.usage import ROOT, Usage, merged, sources, usage
+from tests.tensorrt_double import Knobs, fake_tensorrt
+from tests.tensorrt_double.fixtures import NEWEST, TEN, Install
+
+VERSIONS = (NEWEST, TEN)
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "detr-export"
+
+
+def ask(version: str, asked: Usage, folder: Path) -> list[str]:
+    """What a version lacks. Where its bindings cannot be had the test is skipped, but never in CI."""
+    try:
+        bindings.require_platform()
+        place = bindings.installed(version) if version == NEWEST else bindings.fetched(version, CACHE)
+    except bindings.Unavailable as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+    libraries = bindings.compile_stand_ins(folder, int(version.split(".")[0]))
+    answered, lacking = bindings.missing(place, libraries, asked)
+    assert answered == version
+    return lacking
+
+
+def current() -> Usage:
+    return merged([usage(path.read_text(encoding="utf-8")) for path in sources()])
+
+
+def old() -> Usage:
+    return merged([usage(path.read_text(encoding="utf-8"), old=True) for path in sources()])
+
+
+def test_the_reader_finds_what_is_used() -> None:
+    """Or the tests below would pass on a reader that finds nothing."""
+    assert {path.name for path in sources()} >= {
+        "tensorrt_api.py",
+        "tensorrt_execution.py",
+        "tensorrt_session.py",
+        "engine_builder.py",
+    }
+    found = current()
+    assert found["IExecutionContext"] >= {
+        "execute_async_v3",
+        "set_input_shape",
+        "set_tensor_address",
+        "set_optimization_profile_async",
+        "get_tensor_shape",
+        "set_device_memory",
+    }
+    assert found["ICudaEngine"] >= {"num_io_tensors", "get_tensor_name", "get_tensor_profile_shape", "device_memory_size_v2"}
+    assert found["IProgressMonitor"] == {"phase_start", "step_complete", "phase_finish"}
+    assert found["ILogger"] == {"log"}
+    assert found["BuilderFlag"] == {"TF32", "VERSION_COMPATIBLE"}
+    assert found["Builder"] >= {"build_serialized_network", "create_network"}
+    assert "STRONGLY_TYPED" in found["NetworkDefinitionCreationFlag"]
+    assert "progress_monitor" in found["IBuilderConfig"]
+    assert old()["BuilderFlag"] >= {"FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS"}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_project_uses_what_there_is(version: str, tmp_path: Path) -> None:
+    assert ask(version, current(), tmp_path) == []
+
+
+def test_what_is_for_8_is_the_old_api(tmp_path: Path) -> None:
+    """10.16 still has what 8.5 has and 11 has not."""
+    assert ask(TEN, old(), tmp_path) == []
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_dtypes_and_severities_are_named_as_here(version: str, tmp_path: Path, install_tensorrt: Install) -> None:
+    install_tensorrt(version)
+    from runtimes import tensorrt_api
+
+    names: Usage = {"DataType": set(tensorrt_api._NUMPY_NAMES), "ILogger": set(tensorrt_api.log._levels)}
+    assert names["ILogger"] == {"VERBOSE", "INFO", "WARNING"}
+    assert ask(version, names, tmp_path) == []
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_double_has_nothing_of_its_own(version: str, tmp_path: Path) -> None:
+    module = fake_tensorrt(version, Knobs())
+    offered: Usage = {"": {name for name in vars(module) if not name.startswith("_")}}
+    log = module.ILogger()
+    builder = module.Builder(log)
+    network = builder.create_network(2)
+    made = [builder, network, builder.create_builder_config(), builder.create_optimization_profile()]
+    made += [module.Runtime(log), module.OnnxParser(network, log), module.ILayer((None, None)), module.ITimingCache(b"")]
+    attributes = {type(item).__name__: set(vars(item)) for item in made}
+    for name in offered[""]:
+        own = {item for item in vars(getattr(module, name)) if not item.startswith("_")}
+        own |= {item for item in attributes.get(name, ()) if not item.startswith("_")}
+        offered[name] = own - set(dir(bytes)) - set(dir(int))
+    assert sum(map(len, offered.values())) > 80
+    assert ask(version, offered, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["execute_async_v3", "set_tensor_address", "STRONGLY_TYPED", "IProgressMonitor", "step_complete"]
+)
+def test_a_renamed_one_fails(name: str, tmp_path: Path) -> None:
+    renamed = merged(
+        [usage(re.sub(rf"\b{name}\b", f"{name}_renamed", path.read_text(encoding="utf-8"))) for path in sources()]
+    )
+    lacking = ask(NEWEST, renamed, tmp_path)
+    assert lacking
+    assert all(f"{name}_renamed" in item for item in lacking)
+
+
+def test_the_newest_has_no_precision_flags(tmp_path: Path) -> None:
+    """The reason for `Generation8`; were they back, it would be worth knowing."""
+    lacking = ask(NEWEST, old(), tmp_path)
+    assert {"BuilderFlag.FP16", "BuilderFlag.INT8", "ILayer.precision", "ILayer.set_output_type"} <= set(lacking)
+
+
+def test_the_newest_is_the_extras_and_the_constraints() -> None:
+    for file in ("pyproject.toml", "constraints.txt"):
+        assert f"{bindings.PACKAGE}=={NEWEST}" in (ROOT / file).read_text(encoding="utf-8")
