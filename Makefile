@@ -41,7 +41,7 @@ format: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python $(INSTALL) '.[export,cpu,train,bench,oracle,contract,dev]' filelock
+	$(VENV)/bin/python $(INSTALL) '.[export,cpu,train,bench,oracle,contract,dev]'
 	touch $@
 
 $(DEMO_VENV)/installed: pyproject.toml constraints.txt
