@@ -298,8 +298,8 @@ def trt_command(
     from detr_export.engine import build_with_fallback
     from detr_export.engine_gate import FALLBACKS
     from detr_export.engine_options import BuildSettings, EngineOptions
-    from detr_export.engine_profiles import parse_profile
     from detr_export.engine_source import make_graph
+    from runtimes.engine_profiles import parse_profile
     from runtimes.session import parse_device
 
     kind, index = parse_device(device)

@@ -20,11 +20,11 @@ from detr_export.build_lock import build_lock
 from detr_export.engine_attestation import attest, graph_precision, node_precisions
 from detr_export.engine_gate import FALLBACKS, TOLERANCES, engine_grid, open_reference, require_engine
 from detr_export.engine_options import EngineOptions
-from detr_export.engine_profiles import EngineProfile, default_profiles, shape_profile
 from detr_export.inspection import Inspection, inspect_onnx
 from detr_export.verification import Parity, compare
 from runtimes import cuda_memory
 from runtimes.cuda_memory import CudaDevice
+from runtimes.engine_profiles import EngineProfile, default_profiles, shape_profile
 from runtimes.engine_sidecar import EngineSidecar, read_sidecar, write_sidecar
 from runtimes.errors import ArtifactError, OutputError, VerificationError
 from runtimes.files import require_writable, write_atomically
@@ -61,6 +61,7 @@ def build_engine(
     progress: Callable[[str], None] = lambda line: None,
     steps: Callable[[str, int, int], None] = lambda phase, done, count: None,
     step: str | None = None,
+    fell_back: bool = False,
 ) -> EngineResult:
     """Builds, attests, verifies and only then writes an engine and its sidecar.
 
@@ -71,6 +72,7 @@ def build_engine(
         progress: called with one line for each stage.
         steps: called during the build with a phase, its steps that are done, and all its steps.
         step: which of `FALLBACKS` the graph is, when it is one of several that are tried.
+        fell_back: whether an earlier step was tried and disagreed, which the sidecar then records.
 
     Raises:
         OutputError: the output exists, or its folder cannot be written.
@@ -126,7 +128,7 @@ def build_engine(
             gpu=device.name,
             compute_capability=device.compute_capability,
             precision=precision,
-            fallback=step if step != FALLBACKS[0] else None,
+            fallback=step if fell_back else None,
             version_compatible=options.settings.version_compatible,
             hardware_compatible=options.settings.hardware_compatible,
             profiles=tuple(map(str, profiles)),
@@ -167,7 +169,7 @@ def build_with_fallback(
     """
     for number, step in enumerate(tried):
         try:
-            return build_engine(make_graph(step), output, options, progress, steps, step)
+            return build_engine(make_graph(step), output, options, progress, steps, step, fell_back=number > 0)
         except VerificationError as error:  # noqa: PERF203  # a build takes minutes
             if number + 1 == len(tried):
                 raise

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from detr_export.engine_profiles import BatchSize, EngineProfile
 from detr_export.verification import TOLERANCE, Case, Parity
+from runtimes.engine_profiles import BatchSize, EngineProfile
 from runtimes.errors import ArtifactError, VerificationError
 from runtimes.metadata import Metadata
 from runtimes.session import Session

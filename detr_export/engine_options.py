@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from detr_export.engine_profiles import EngineProfile
+from runtimes.engine_profiles import EngineProfile
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,11 @@ def is_device_array(value: Any) -> bool:
     return hasattr(value, "__cuda_array_interface__")
 
 
+def described(view: DeviceView) -> np.ndarray:
+    """An array without memory, of the same shape and dtype: for checks that want numpy's."""
+    return np.broadcast_to(np.empty((), view.dtype), view.shape)
+
+
 def device_view(name: str, value: Any, device: CudaDevice, stream: Stream) -> DeviceView:
     """Where an array lies; `stream` is made to wait for what still writes it.
 

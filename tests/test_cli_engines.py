@@ -53,6 +53,7 @@ def test_json_and_options(tiny_onnx: Path, tmp_path: Path) -> None:
     assert document["built_here"] is True
     assert document["sidecar"]["profiles"] == [PROFILE, "2x96x96:2x96x96:2x96x96"]
     assert document["sidecar"]["version_compatible"] is True
+    assert document["sidecar"]["fallback"] is None
     assert document["sidecar"]["metadata"]["parity"] is None
 
 

@@ -22,8 +22,8 @@ from detr_export.engine import build_engine, build_with_fallback
 from detr_export.engine_attestation import attest, graph_precision, node_precisions
 from detr_export.engine_gate import FALLBACKS, engine_grid
 from detr_export.engine_options import BuildSettings, EngineOptions
-from detr_export.engine_profiles import EngineProfile, default_profiles, parse_profile
 from detr_export.verification import make_inputs
+from runtimes.engine_profiles import EngineProfile, default_profiles, parse_profile
 from runtimes.engine_sidecar import read_sidecar, sidecar_path
 from runtimes.errors import ArtifactError, BackendError, InputError, OutputError, VerificationError
 from runtimes.metadata import METADATA_KEY, Metadata
