@@ -21,6 +21,7 @@ from detr_export.engine_attestation import attest, graph_precision, node_precisi
 from detr_export.engine_gate import FALLBACKS, TOLERANCES, engine_grid, open_reference, require_engine
 from detr_export.engine_options import EngineOptions
 from detr_export.inspection import Inspection, inspect_onnx
+from detr_export.tensorrt_graph import readable_graph
 from detr_export.verification import Parity, compare
 from runtimes import cuda_memory
 from runtimes.cuda_memory import CudaDevice
@@ -91,7 +92,7 @@ def build_engine(
     device = cuda_memory.open_device(options.device)
     about = inspect_onnx(source)
     metadata = _require_metadata(about)
-    model = onnx.load(str(source))
+    model = readable_graph(onnx.load(str(source)), tensorrt_api.full_version())
     precision = graph_precision(model)
     if precision != "int8" and precision != metadata.precision:
         raise ArtifactError(f"{source} says that it is {metadata.precision} and its graph is {precision}; export it again")
@@ -112,7 +113,10 @@ def build_engine(
                 build_lock(shared, lambda: progress("waiting for another process that uses the timing cache"))
             )
         timed = _read_timing_cache(options.timing_cache)
-        plan = build_plan(source, shapes, precision, options.settings, device, timed, steps)
+        with tempfile.TemporaryDirectory(prefix="detr-export-") as folder:
+            readable = Path(folder) / source.name
+            onnx.save(model, str(readable))
+            plan = build_plan(readable, shapes, precision, options.settings, device, timed, steps)
         if options.timing_cache is not None:
             write_atomically(options.timing_cache, plan.timing_cache)
         with device.active():

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from detr_export.checkpoint import load_checkpoint
 from detr_export.engine_gate import FALLBACKS
 from detr_export.inspection import inspect_onnx
-from detr_export.onnx_export import SUFFIX, export_onnx
-from runtimes.errors import ArtifactError, BackendError
+from detr_export.onnx_export import SUFFIX, ExportOptions, export_onnx
+from runtimes.errors import ArtifactError
+
+_EXPORTS: Mapping[str, Mapping[str, Any]] = {
+    "fp16": {"precision": "fp16"},
+    "fp32-attention": {"precision": "fp16", "keep_fp32": "attention"},
+    "fp32-transformer": {"precision": "fp16", "keep_fp32": "transformer"},
+    "fp32": {},
+}
 
 
 def make_graph(source: str, step: str, folder: Path, progress: Callable[[str], None] = lambda line: None) -> Path:
@@ -23,7 +31,8 @@ def make_graph(source: str, step: str, folder: Path, progress: Callable[[str], N
 
     Raises:
         ArtifactError: an ONNX file is of another precision.
-        BackendError: this version makes no such graph.
+        BackendError: TensorRT is not installed, or too old.
+        VerificationError: the graph itself already disagrees with the checkpoint.
         CheckpointError: the checkpoint is missing, damaged, or not a DETR.
     """
     if source.endswith(SUFFIX):
@@ -34,10 +43,11 @@ def make_graph(source: str, step: str, folder: Path, progress: Callable[[str], N
         if step not in (FALLBACKS[0], FALLBACKS[-1]):
             raise ArtifactError(f"{step} cannot be made from {source}; give the checkpoint")
         return Path(source)
-    if step != FALLBACKS[-1]:
-        raise BackendError(f"this detr-export makes no {step} graph of a checkpoint; leave --fp16 and --fallback out")
     output = folder / f"{step}{SUFFIX}"
     if not output.exists():
-        progress(f"exporting {source}")
-        export_onnx(load_checkpoint(source), output, progress=progress)
+        from runtimes import tensorrt_api  # a box without TensorRT is told so here
+
+        progress(f"exporting {source}, {step}")
+        options = ExportOptions(opset=tensorrt_api.generation().export_opset, **_EXPORTS[step])
+        export_onnx(load_checkpoint(source), output, options, progress)
     return output

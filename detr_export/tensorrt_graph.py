@@ -77,6 +77,18 @@ def check_parsable(model: onnx.ModelProto, version: str) -> None:
         raise ArtifactError(f"TensorRT {version} does not read the graph: {', '.join(problems)}{remedy}")
 
 
+def readable_graph(model: onnx.ModelProto, version: str) -> onnx.ModelProto:
+    """The graph in a form that TensorRT of that version reads: as it is, or before 10 rewritten.
+
+    Raises:
+        ArtifactError: the version does not read it, or nothing is known of the version.
+    """
+    if version.startswith("8."):  # 8.6 reads more, but all that 8.5 does
+        return rewrite_for_8_5(model)
+    check_parsable(model, version)
+    return model
+
+
 def rewrite_for_8_5(model: onnx.ModelProto) -> onnx.ModelProto:
     """Returns a copy that computes the same in operators that TensorRT 8.5 reads.
 

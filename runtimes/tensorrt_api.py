@@ -82,6 +82,7 @@ def full_version() -> str:
 class Generation:
     """TensorRT from 10.1 on."""
 
+    export_opset = 18  # of ONNX files for it: detr-export's usual one
     shares_profiles = True  # several execution contexts may use one profile at a time
     cancels_builds = True
 
@@ -146,6 +147,7 @@ class Generation:
 class Generation8(Generation):
     """TensorRT 8.5 and 8.6."""
 
+    export_opset = 17  # the last that 8.5 reads
     shares_profiles = False
     cancels_builds = False
 

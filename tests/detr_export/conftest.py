@@ -15,3 +15,10 @@ def half_images(segmenter: Path, tmp_path_factory: pytest.TempPathFactory) -> Ex
     """The segmentation checkpoint as an fp16 file of opset 17 that takes uint8 images, verified; not to be changed."""
     options = ExportOptions(precision="fp16", fp16_io=True, input="uint8", opset=17)
     return export_onnx(load_checkpoint(segmenter), tmp_path_factory.mktemp("half") / "images.onnx", options)
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx_17(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint in the last opset that TensorRT 8.5 reads; not to be changed."""
+    options = ExportOptions(opset=17, verify=False)
+    return export_onnx(load_checkpoint(tiny_checkpoint), tmp_path_factory.mktemp("onnx17") / "tiny.onnx", options).path

@@ -77,12 +77,12 @@ def listing(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("version", [NEWEST, TEN, OLDEST])
 def test_builds_attests_verifies_and_writes(
-    version: str, install_tensorrt: Install, tiny_onnx: Path, tmp_path: Path
+    version: str, install_tensorrt: Install, tiny_onnx_17: Path, tmp_path: Path
 ) -> None:
     knobs = install_tensorrt(version)
     lines: list[str] = []
     output = tmp_path / "a.engine"
-    result = build_engine(tiny_onnx, output, EngineOptions(profiles=(SMALL,)), lines.append)
+    result = build_engine(tiny_onnx_17, output, EngineOptions(profiles=(SMALL,)), lines.append)
     assert listing(tmp_path) == ["a.engine", "a.engine.json"]
     assert result.parity is not None
     assert result.parity.passed
@@ -103,7 +103,7 @@ def test_builds_attests_verifies_and_writes(
     from runtimes.tensorrt_session import TensorRTSession
 
     given = make_inputs(engine_grid([SMALL])[-1], 3, True, seed=3)
-    with TensorRTSession(output) as session, OrtSession(tiny_onnx) as reference:
+    with TensorRTSession(output) as session, OrtSession(tiny_onnx_17) as reference:
         expected = reference.run(given)
         for name, array in session.run(given).items():
             assert np.abs(array - expected[name]).max() <= 1e-5
@@ -135,11 +135,11 @@ def test_settings_reach_the_builder(tensorrt: Knobs, tiny_onnx: Path, tmp_path: 
     ],
 )
 def test_8_5_refuses_what_it_does_not_have(
-    settings: BuildSettings, option: str, install_tensorrt: Install, tiny_onnx: Path, tmp_path: Path
+    settings: BuildSettings, option: str, install_tensorrt: Install, tiny_onnx_17: Path, tmp_path: Path
 ) -> None:
     install_tensorrt(OLDEST)
     with pytest.raises(BackendError, match=f"{option} needs TensorRT 8.6 or later, and this is 8.5.3.1; leave it out"):
-        build_engine(tiny_onnx, tmp_path / "a.engine", EngineOptions(profiles=(SMALL,), settings=settings))
+        build_engine(tiny_onnx_17, tmp_path / "a.engine", EngineOptions(profiles=(SMALL,), settings=settings))
     assert listing(tmp_path) == []
 
 
@@ -467,7 +467,7 @@ def test_a_killed_builder_leaves_no_lock(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", [NEWEST, OLDEST])
-def test_ctrl_c_cancels(version: str, install_tensorrt: Install, tiny_onnx: Path, tmp_path: Path) -> None:
+def test_ctrl_c_cancels(version: str, install_tensorrt: Install, tiny_onnx_17: Path, tmp_path: Path) -> None:
     knobs = install_tensorrt(version)
     done = threading.Event()
     reached: list[int] = []
@@ -484,14 +484,14 @@ def test_ctrl_c_cancels(version: str, install_tensorrt: Install, tiny_onnx: Path
 
     knobs.on_step = on_step
     with pytest.raises(KeyboardInterrupt):
-        build_engine(tiny_onnx, tmp_path / "a.engine", QUICK)
+        build_engine(tiny_onnx_17, tmp_path / "a.engine", QUICK)
     if version == NEWEST:
         assert reached == [0, 1]
     else:
         assert done.wait(30)  # it cannot be stopped, and nobody waits for it
     assert listing(tmp_path) == []
     knobs.on_step = lambda step: None
-    build_engine(tiny_onnx, tmp_path / "a.engine", QUICK)  # the lock is free
+    build_engine(tiny_onnx_17, tmp_path / "a.engine", QUICK)  # the lock is free
 
 
 def test_progress(tensorrt: Knobs, tiny_onnx: Path, tmp_path: Path) -> None:
