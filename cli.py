@@ -422,6 +422,19 @@ def predict(
 
 @app.command()
 @reports_errors
+def doctor(as_json: JsonOption = False) -> None:
+    """Show what is installed, what of it works here, and what is known to go wrong with it."""
+    from runtimes.doctor import diagnose
+
+    found = diagnose()
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        typer.echo(found.summary())
+
+
+@app.command()
+@reports_errors
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="An ONNX file or a checkpoint.")],
     images: Annotated[Path, typer.Option(help="The folder of the annotated images.")],

@@ -22,7 +22,7 @@ from detr_export.modeling.segmentation import DetrForSegmentation  # noqa: E402
 from detr_export.onnx_export import ExportOptions, export_onnx  # noqa: E402
 from detr_export.seeding import seed_weights  # noqa: E402
 from tests import models  # noqa: E402
-from tests.tensorrt_double.fixtures import install_tensorrt, tensorrt  # noqa: E402, F401
+from tests.tensorrt_double.fixtures import install_tensorrt, no_tensorrt, tensorrt  # noqa: E402, F401
 
 # Workers side by side share the cores; a full set of threads in each makes all of them many times slower.
 torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -482,10 +481,10 @@ def test_threads_of_a_cpu_are_refused(engine: Path) -> None:
         open_session(engine, "cuda", threads=2)
 
 
-def test_without_tensorrt(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith("runtimes.tensorrt")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
+@pytest.mark.usefixtures("no_tensorrt")
+def test_without_tensorrt(tmp_path: Path) -> None:
+    engine = tmp_path / "a.engine"
+    engine.write_bytes(b"")
     with pytest.raises(BackendError, match=r"tensorrt is not installed; run: pip install 'detr-export\[trt\]'"):
         open_session(engine, "cuda")
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+import runtimes
 from tests.tensorrt_double.host_device import HostDevice
 from tests.tensorrt_double.module import Knobs, fake_tensorrt
 
@@ -36,3 +37,12 @@ def install_tensorrt(monkeypatch: pytest.MonkeyPatch) -> Install:
 def tensorrt(install_tensorrt: Install) -> Knobs:
     """The double of the newest TensorRT."""
     return install_tensorrt()
+
+
+@pytest.fixture
+def no_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without TensorRT, whatever was imported before."""
+    for name in [name for name in sys.modules if name.startswith("runtimes.tensorrt")]:
+        monkeypatch.delitem(sys.modules, name)
+        monkeypatch.delattr(runtimes, name.partition(".")[2], raising=False)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)

@@ -1,0 +1,186 @@
+"""What is installed here, what of it will work, and what is known to go wrong with it.
+
+Everything is tried, nothing is assumed: a package that is installed and does not load is a finding, not a crash.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import metadata as distributions
+from importlib import resources
+from typing import Any, Optional
+
+from runtimes import cuda_memory
+from runtimes.errors import DetrError, first_line
+
+_PACKAGES = (
+    ("torch",),
+    ("onnxruntime", "onnxruntime-gpu"),
+    ("onnxruntime-ep-nv-tensorrt-rtx-cu13", "onnxruntime-ep-nv-tensorrt-rtx-cu12"),
+    ("tensorrt",),
+    ("cuda-python", "cuda-bindings"),
+    ("pycuda",),
+)
+
+
+@dataclass(frozen=True)
+class KnownIssue:
+    """Something that goes wrong with some versions on some GPUs."""
+
+    reference: str  # address of the public report
+    what: str
+    oldest: str  # TensorRT
+    newest: Optional[str]  # TensorRT; None: no version is known to be without it
+    compute_capability: Optional[tuple[tuple[int, int], ...]]  # None: of every GPU
+    precisions: tuple[str, ...]
+    remedy: str
+
+    def concerns(self, tensorrt: str, compute_capability: Optional[tuple[int, int]]) -> bool:
+        """Whether it is to be reckoned with; on an unknown GPU, what some GPUs have is."""
+        here = _version(tensorrt)
+        if here < _version(self.oldest) or (self.newest is not None and here > _version(self.newest)):
+            return False
+        return self.compute_capability is None or compute_capability is None or compute_capability in self.compute_capability
+
+
+@dataclass(frozen=True)
+class Ability:
+    """Something that one may want to do here."""
+
+    name: str
+    works: bool
+    note: str  # with what, or what is missing and how to get it
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The findings."""
+
+    python: str
+    platform: str
+    packages: dict[str, Optional[str]]  # versions; None = not installed
+    providers: tuple[str, ...]  # of ONNX Runtime
+    tensorrt: Optional[str]  # the library's own version, when it loads
+    gpu: Optional[str]
+    compute_capability: Optional[tuple[int, int]]
+    driver_cuda: Optional[str]  # newest CUDA version that the driver runs
+    abilities: tuple[Ability, ...]
+    issues: tuple[KnownIssue, ...]  # those that concern this TensorRT and GPU
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def summary(self) -> str:
+        """Some lines for people."""
+        gpu = "none"
+        if self.gpu is not None and self.compute_capability is not None:
+            major, minor = self.compute_capability
+            gpu = f"{self.gpu} (compute capability {major}.{minor}), driver for CUDA up to {self.driver_cuda}"
+        lines = [f"Python {self.python} on {self.platform}", f"GPU: {gpu}", "installed:"]
+        lines += [f"  {name} {version or '-'}" for name, version in self.packages.items()]
+        lines += [f"  ONNX Runtime's providers: {', '.join(self.providers) or '-'}", "what works:"]
+        lines += [f"  {'yes' if item.works else 'no '} {item.name}: {item.note}" for item in self.abilities]
+        if self.issues:
+            lines += [f"known to go wrong with TensorRT {self.tensorrt}" + (" here:" if self.gpu else ", on some GPUs:")]
+            lines += [f"  {item.what}; {item.remedy} ({item.reference})" for item in self.issues]
+        return "\n".join(lines)
+
+
+def diagnose() -> Diagnosis:
+    """Looks around; raises nothing."""
+    device, no_device = _try(cuda_memory.open_device)
+    providers, no_onnxruntime = _try(_onnxruntime_providers)
+    tensorrt, no_tensorrt = _try(_tensorrt_version)
+    capability = device.compute_capability if device is not None else None
+    abilities = (
+        _torch_ability(),
+        Ability("ONNX files on the CPU", providers is not None, no_onnxruntime or "CPUExecutionProvider"),
+        _provider_ability("ONNX files with CUDA (--device cuda)", "CUDAExecutionProvider", providers, no_device),
+        _provider_ability("ONNX files with TensorRT (--device tensorrt)", "TensorrtExecutionProvider", providers, no_device),
+        Ability(
+            "TensorRT engines (detr-export trt, --device cuda)",
+            tensorrt is not None and device is not None,
+            no_tensorrt or no_device or f"TensorRT {tensorrt}",
+        ),
+    )
+    return Diagnosis(
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.machine()}",
+        packages={name: version for group in _PACKAGES for name, version in [_installed(group)]},
+        providers=providers or (),
+        tensorrt=tensorrt,
+        gpu=device.name if device is not None else None,
+        compute_capability=capability,
+        driver_cuda=device.driver if device is not None else None,
+        abilities=abilities,
+        issues=tuple(item for item in known_issues() if tensorrt is not None and item.concerns(tensorrt, capability)),
+    )
+
+
+def known_issues() -> tuple[KnownIssue, ...]:
+    """All that are on record, in `known_issues.json`."""
+    records = json.loads((resources.files("runtimes") / "known_issues.json").read_text(encoding="utf-8"))
+    found = []
+    for record in records:
+        capabilities = record["compute_capability"]
+        pairs = None if capabilities is None else tuple((major, minor) for major, minor in capabilities)
+        found.append(KnownIssue(**{**record, "compute_capability": pairs, "precisions": tuple(record["precisions"])}))
+    return tuple(found)
+
+
+def _try(look: Callable[[], Any]) -> tuple[Any, str]:
+    """What a look finds, or None and why."""
+    try:
+        return look(), ""
+    except DetrError as error:
+        return None, str(error)
+    except Exception as error:  # a library that is installed and does not load raises what it likes
+        return None, f"{type(error).__name__}: {first_line(error)}"
+
+
+def _onnxruntime_providers() -> tuple[str, ...]:
+    from runtimes import ort_providers
+
+    return tuple(ort_providers.onnxruntime.get_available_providers())
+
+
+def _tensorrt_version() -> str:
+    from runtimes import tensorrt_api
+
+    tensorrt_api.version()
+    return tensorrt_api.full_version()
+
+
+def _torch_ability() -> Ability:
+    name = "checkpoints in PyTorch"
+    found, reason = _try(_torch_devices)
+    return Ability(name, found is not None, reason or found)
+
+
+def _torch_devices() -> str:
+    from runtimes import torch_session
+
+    return "CPU and CUDA" if torch_session.torch.cuda.is_available() else "CPU; this PyTorch sees no CUDA device"
+
+
+def _provider_ability(name: str, provider: str, providers: Optional[tuple[str, ...]], no_device: str) -> Ability:
+    if providers is None or provider not in providers:
+        return Ability(name, False, f"this onnxruntime has no {provider}; it comes with: pip install 'detr-export[gpu]'")
+    return Ability(name, not no_device, no_device or provider)
+
+
+def _installed(names: tuple[str, ...]) -> tuple[str, Optional[str]]:
+    """The first of some packages that is installed, or the first with None."""
+    versions = [(name, _try(lambda name=name: distributions.version(name))[0]) for name in names]  # type: ignore[misc]
+    return next((item for item in versions if item[1] is not None), versions[0])
+
+
+def _version(text: str) -> tuple[int, int]:
+    """Major and minor."""
+    major, minor = re.findall(r"\d+", text)[:2]
+    return int(major), int(minor)
