@@ -5,7 +5,7 @@ DEMO_VENV := .venv-demo
 INSTALL := -m pip install --quiet --constraint constraints.txt --editable
 WORKERS ?= 2
 
-.PHONY: demo benchmark test lint format clean
+.PHONY: demo benchmark test lint format gpu-check clean
 
 DEMO := $(DEMO_VENV)/bin/detr-export
 SHAPES := demo/shapes/annotations
@@ -48,6 +48,9 @@ $(DEMO_VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(DEMO_VENV)
 	$(DEMO_VENV)/bin/python $(INSTALL) '.[export,cpu,bench]'
 	touch $@
+
+gpu-check:  # in an environment of your own, with what fits the GPU's driver: see docs/tensorrt.md
+	$(PYTHON) -m benchmarks.gpu_check
 
 clean:
 	rm -rf $(VENV) $(DEMO_VENV) demo
