@@ -6,12 +6,14 @@ machine without TensorRT, CUDA or a GPU. Nothing in them is ever called.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -78,16 +80,21 @@ def fetched(version: str, cache: Path) -> Path:
         Unavailable: pip does not reach a package index.
     """
     folder = cache / f"{PACKAGE}-{version}-{sys.implementation.cache_tag}"
-    if not (folder / "tensorrt_bindings").is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
+    if folder.is_dir():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as work:
         wheel = f"{PACKAGE}=={version}"
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), wheel]
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", work, wheel]
         run = subprocess.run(command, capture_output=True, text=True, check=False)
         if run.returncode != 0:
             raise Unavailable(f"pip cannot fetch {wheel}: {run.stderr.strip().splitlines()[-1:]}")
-        for file in folder.glob("*.whl"):
+        unpacked = Path(work) / "unpacked"
+        for file in Path(work).glob("*.whl"):
             with zipfile.ZipFile(file) as archive:
-                archive.extractall(folder)
+                archive.extractall(unpacked)
+        with contextlib.suppress(OSError):  # another test process was faster
+            unpacked.rename(folder)
     return folder
 
 
