@@ -627,7 +627,8 @@ def bench_run(
         Optional[list[str]],
         typer.Argument(
             metavar="[TARGET]...",
-            help="{torch,torch-compile,transformers}:CHECKPOINT, {ort,ort-cuda,openvino}:FILE.onnx, or a path alone; "
+            help="{torch,torch-compile,transformers}:CHECKPOINT, {ort,ort-cuda,openvino}:FILE.onnx, tensorrt:FILE.engine, "
+            "or a path alone; "
             "the demo checkpoint in all that is installed if left out.",
             show_default=False,
         ),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from PIL import Image
 
-from benchmarks.device_stages import Stages, run_ort_in_stages
+from benchmarks.device_stages import Stages, run_engine_in_stages, run_ort_in_stages
 from benchmarks.peers import OpenVinoSession, TransformersSession
 from benchmarks.targets import BACKENDS
 from runtimes.files import user_path
@@ -29,6 +29,7 @@ from runtimes.session import Session
 
 if TYPE_CHECKING:
     from runtimes.ort_session import OrtSession
+    from runtimes.tensorrt_session import TensorRTSession
 
 THRESHOLD = 0.5  # of the detections; `Predictor.detect`'s
 USUAL_PICTURE = (480, 640)  # height and width of most of COCO, which a model's own size is derived from
@@ -111,6 +112,15 @@ class CudaPipeline(OwnPipeline):
         return run_ort_in_stages(self.session.runtime, inputs)[1]
 
 
+class EnginePipeline(OwnPipeline):
+    """A TensorRT engine."""
+
+    session: TensorRTSession
+
+    def stages(self, inputs: Arrays) -> Stages:
+        return run_engine_in_stages(self.session, inputs)[1]
+
+
 class CompiledPipeline(OwnPipeline):
     """`torch.compile` of this project's model, for one shape at a time."""
 
@@ -149,6 +159,10 @@ def open_pipeline(backend: str, source: str, threads: int) -> Pipeline:
         device = BACKENDS[backend].device
         kind = OwnPipeline if device == "cpu" else CudaPipeline
         return kind(OrtSession(user_path(source), device, threads), _version("onnxruntime", "onnxruntime-gpu"))
+    if backend == "tensorrt":
+        from runtimes.tensorrt_session import TensorRTSession
+
+        return EnginePipeline(TensorRTSession(user_path(source), BACKENDS[backend].device), _version("tensorrt"))
     if backend == "openvino":
         openvino = OpenVinoSession(user_path(source), threads)
         return OwnPipeline(openvino, openvino.version)

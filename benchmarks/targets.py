@@ -20,17 +20,23 @@ class Backend:
 
     package: str  # what is imported
     extra: str  # what installs it
-    onnx: bool  # opens an ONNX file; otherwise a checkpoint
+    opens: str  # "checkpoint", "onnx" or "engine"
     device: str = "cpu"
+
+    @property
+    def example(self) -> str:
+        """What is to be typed for the model."""
+        return {"checkpoint": "CHECKPOINT", "onnx": "FILE.onnx", "engine": "FILE.engine"}[self.opens]
 
 
 BACKENDS = {
-    "torch": Backend("torch", "export", onnx=False),
-    "torch-compile": Backend("torch", "export", onnx=False),
-    "ort": Backend("onnxruntime", "cpu", onnx=True),
-    "ort-cuda": Backend("onnxruntime", "gpu", onnx=True, device="cuda"),
-    "transformers": Backend("transformers", "oracle", onnx=False),
-    "openvino": Backend("openvino", "bench", onnx=True),
+    "torch": Backend("torch", "export", "checkpoint"),
+    "torch-compile": Backend("torch", "export", "checkpoint"),
+    "ort": Backend("onnxruntime", "cpu", "onnx"),
+    "ort-cuda": Backend("onnxruntime", "gpu", "onnx", device="cuda"),
+    "transformers": Backend("transformers", "oracle", "checkpoint"),
+    "tensorrt": Backend("tensorrt", "trt", "engine", device="cuda"),
+    "openvino": Backend("openvino", "bench", "onnx"),
 }
 _ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
@@ -47,20 +53,19 @@ class Target:
     @property
     def onnx(self) -> Path | None:
         """The ONNX file, None for a checkpoint."""
-        return user_path(self.source) if BACKENDS[self.backend].onnx else None
+        return user_path(self.source) if BACKENDS[self.backend].opens == "onnx" else None
 
 
 def parse_target(text: str, cuda: bool = False) -> list[Target]:
     """Reads what stands on the command line.
 
     Args:
-        text: `BACKEND:MODEL`, or a model alone: an ONNX file is for `ort`, and with `cuda` for `ort-cuda` as well;
-            everything else is a checkpoint for `torch`.
+        text: `BACKEND:MODEL`, or a model alone: an ONNX file is for `ort`, and with `cuda` for `ort-cuda` as well; an
+            engine is for `tensorrt`, and everything else is a checkpoint for `torch`.
         cuda: whether there is a GPU that ONNX Runtime can use.
 
     Raises:
         InputError: the backend is none of `BACKENDS`, or the model is left out.
-        BackendError: it is an engine.
     """
     backend, colon, source = text.partition(":")
     # A drive letter and a file with a colon in its name are no backends.
@@ -68,11 +73,13 @@ def parse_target(text: str, cuda: bool = False) -> list[Target]:
         if backend not in BACKENDS:
             raise InputError(f"{text}: there is no backend {backend!r}; expected one of {', '.join(BACKENDS)}, or a path")
         if not source:
-            raise InputError(f"{text} names no model; expected {backend}:{'FILE.onnx' if BACKENDS[backend].onnx else 'DIR'}")
+            raise InputError(f"{text} names no model; expected {backend}:{BACKENDS[backend].example}")
         return [Target(backend, source, _name(backend, source))]
+    backends = ["torch"]
     if text.endswith(_ENGINE_SUFFIXES):
-        raise BackendError(f"{text}: this version runs no TensorRT engines; give the ONNX file or the checkpoint")
-    backends = ["ort", *(["ort-cuda"] if cuda else [])] if text.endswith(".onnx") else ["torch"]
+        backends = ["tensorrt"]
+    elif text.endswith(".onnx"):
+        backends = ["ort", *(["ort-cuda"] if cuda else [])]
     return [Target(backend, text, _name(backend, text)) for backend in backends]
 
 
@@ -113,8 +120,9 @@ def require_runnable(target: Target) -> None:
     if importlib.util.find_spec(backend.package) is None:
         raise missing_extra(backend.package, backend.extra)
     path = user_path(target.source)
-    if backend.onnx and not path.is_file():
-        raise ArtifactError(f"{path} does not exist or is not a file; expected an ONNX file")
+    if backend.opens != "checkpoint" and not path.is_file():
+        kind = "an ONNX file" if backend.opens == "onnx" else "a TensorRT engine"
+        raise ArtifactError(f"{path} does not exist or is not a file; expected {kind}")
     if target.backend == "transformers" and not path.is_dir():
         raise ArtifactError(f"{path} is not a folder; transformers is given a checkpoint's folder, with its config.json")
     if target.backend == "torch-compile" and not has_compiler():
@@ -194,5 +202,5 @@ def _parsed(text: str, cuda: bool) -> tuple[list[Target], str | None]:
 def _name(backend: str, source: str) -> str:
     """The backend and the last part of a path; a hub id as it is."""
     path = user_path(source)
-    on_disk = os.path.exists(path) or BACKENDS[backend].onnx or path.is_absolute()
+    on_disk = os.path.exists(path) or BACKENDS[backend].opens != "checkpoint" or path.is_absolute()
     return f"{backend}:{path.name if on_disk and path.name else source}"

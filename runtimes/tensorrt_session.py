@@ -159,6 +159,11 @@ class TensorRTSession(Session):
                 slot.leave_running(queue, views)
             return outputs
 
+    @property
+    def device_dtypes(self) -> dict[str, str]:
+        """The dtype of each input and output on the device: before TensorRT 10 int32 where the contract says int64."""
+        return dict(self._dtypes)
+
     def close(self) -> None:
         with self._changed:
             if self._closed:

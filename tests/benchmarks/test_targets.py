@@ -57,8 +57,7 @@ def test_a_file_whose_name_has_a_colon(tmp_path: Path, monkeypatch: pytest.Monke
     [
         ("tensorflow:a.onnx", InputError, "there is no backend 'tensorflow'; expected one of torch, torch-compile, ort"),
         ("openvino:", InputError, "openvino: names no model; expected openvino:FILE.onnx"),
-        ("torch:", InputError, "expected torch:DIR"),
-        ("a.engine", BackendError, "runs no TensorRT engines"),
+        ("torch:", InputError, "expected torch:CHECKPOINT"),
     ],
 )
 def test_refused_text(text: str, error: type[Exception], message: str) -> None:
@@ -140,3 +139,10 @@ def test_file_bytes(tmp_path: Path) -> None:
     assert file_bytes(str(tmp_path)) == 5
     assert file_bytes(str(tmp_path / "config.json")) == 2
     assert file_bytes("facebook/detr-resnet-50") is None
+
+
+@pytest.mark.parametrize("name", ["a.engine", "a.plan", "a.trt", "tensorrt:a.engine"])
+def test_engines_are_for_tensorrt(name: str) -> None:
+    (target,) = parse_target(name, cuda=True)
+    assert (target.backend, target.onnx) == ("tensorrt", None)
+    assert target.name == f"tensorrt:{name.rpartition(':')[2]}"
