@@ -20,6 +20,7 @@ from runtimes.errors import InputError
 _DLPACK_CUDA, _DLPACK_PINNED, _DLPACK_MANAGED = 2, 3, 13  # DLDeviceType
 _DLPACK_KINDS = {0: "i", 1: "u", 2: "f", 6: "b"}  # DLDataTypeCode
 _DLPACK_NAME = b"dltensor"
+_LEGACY_STREAM = 1  # how both protocols name the default stream, whose handle is 0: there 0 is not allowed
 
 
 class _DLTensor(ctypes.Structure):
@@ -86,7 +87,7 @@ class DeviceArray:
             "typestr": self.dtype.str,
             "data": (self.address, False),
             "strides": None,
-            "stream": self.stream,
+            "stream": _LEGACY_STREAM if self.stream == 0 else self.stream,
             "version": 3,
         }
 
@@ -135,7 +136,7 @@ def device_view(name: str, value: Any, device: CudaDevice, stream: Stream) -> De
 
 
 def _from_dlpack(name: str, value: Any, stream: Stream) -> DeviceView:
-    capsule = value.__dlpack__(stream=stream.handle)
+    capsule = value.__dlpack__(stream=stream.handle or _LEGACY_STREAM)
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     # The capsule is not renamed to "used_dltensor", so its own destructor gives the tensor back with the last reference.

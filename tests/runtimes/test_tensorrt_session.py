@@ -628,6 +628,17 @@ def test_dlpack(dtype: Any, engine: Path, tensorrt: Knobs, reference: OrtSession
         assert all(capsule.asked[0] in tensorrt.device.streams for capsule in arrays.values())
 
 
+def test_the_default_stream_is_named_as_the_protocols_do(engine: Path, tensorrt: Knobs) -> None:
+    """Its handle is 0, which they do not allow."""
+    tensorrt.device.streams[0] = []
+    with open_engine(engine) as session:
+        arrays = {name: Capsule(tensorrt.device, array) for name, array in INPUTS.items()}
+        outputs = session.run_on_device(arrays, stream=0)
+        assert [capsule.asked for capsule in arrays.values()] == [[1], [1]]
+        assert outputs["logits"].__cuda_array_interface__["stream"] == 1
+        outputs["logits"].numpy()
+
+
 def test_dlpack_that_is_not_contiguous(engine: Path, tensorrt: Knobs) -> None:
     with open_engine(engine) as session:
         pixels = Capsule(tensorrt.device, INPUTS["pixel_values"])
