@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from detr_export.onnx_export import ExportResult
 from detr_export.precision import to_half
 from detr_export.tensorrt_graph import check_parsable, parser_rules, rewrite_for_8_5
-from detr_export.verification import Case, make_images, make_inputs
+from detr_export.verification import FP16_TOLERANCE, Case, make_images, make_inputs
 from runtimes import ArtifactError
 from runtimes.ort_session import OrtSession
 
@@ -84,9 +84,8 @@ def test_the_form_for_8_5_of_fp16_and_uint8(half_segmenter: onnx.ModelProto, tmp
     inputs = make_images(CASE, seed=5)
     rewritten = rewrite_for_8_5(half_segmenter)
     expected, given = run(half_segmenter, inputs, tmp_path), run(rewritten, inputs, tmp_path)
-    for name, value in expected.items():  # fp16 outputs: one step of rounding apart
-        wide = value.astype(np.float32)
-        assert np.abs(given[name] - wide).max() <= 2e-3 * np.abs(wide).max(), name
+    for name, value in expected.items():  # ONNX Runtime drops other roundings in the one than in the other
+        assert np.abs(given[name] - value.astype(np.float32)).max() <= FP16_TOLERANCE[name] / 10, name
     typed = onnx.shape_inference.infer_shapes(rewritten, strict_mode=True).graph
     dtypes = {value.name: value.type.tensor_type.elem_type for value in typed.value_info}
     squares = [node.output[0] for node in rewritten.graph.node if node.name.endswith("/squared")]
