@@ -111,7 +111,8 @@ def run_engine_in_stages(
         done = clock()
         outputs = {name: array.numpy() for name, array in found.items()}
         fetched = clock()
-        del found  # the session's memory, which it takes back while the stream is there
+        del found  # the session's memory, which it takes back by way of the stream
+        device.synchronize(stream)
     return outputs, Stages(*(1e3 * value for value in (copied - begin, launched - copied, done - copied, fetched - done)))
 
 
