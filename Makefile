@@ -25,7 +25,7 @@ benchmark: $(VENV)/installed
 	$(VENV)/bin/python examples/make_seeded_checkpoint.py $(R50)
 	$(VENV)/bin/detr-export onnx $(R50) --output $(R50).onnx --overwrite
 	$(VENV)/bin/detr-bench transformers:$(R50) torch:$(R50) torch-compile:$(R50) $(R50).onnx openvino:$(R50).onnx \
-	    --size 800x1066 --rounds 10 --runs 2 --output benchmarks/results/r50-cpu --overwrite
+	    --size 800x1066 --rounds 8 --runs 2 --callers 1 --output benchmarks/results/r50-cpu --overwrite
 
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS)  # more threads than cores would fight
