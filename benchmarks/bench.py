@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks.accuracy import SCORED, find_annotated, score
 from benchmarks.calibration import Calibration
 from benchmarks.environment import available_cores, checked_threads, describe_environment, ort_has_cuda
+from benchmarks.machine_peak import gemm_peak_gflop_per_s
 from benchmarks.report import Accuracy, Cost, Measurement, Method, Report, Variant
 from benchmarks.report_tables import require_report_folder, write_report
 from benchmarks.runner import Case, Contestant, Pace, Progress, Raw, Runner, steps_of_a_case
@@ -117,7 +118,9 @@ def run(
         based_on = None if baseline is None else find_baseline(baseline, chosen)
         calibration = stack.enter_context(contextlib.closing(Calibration(threads)))
         runner = stack.enter_context(Runner(chosen, threads, tolerance_of_precision, calibration.measure))
-        findings = _Findings(runner, based_on)
+        progress(0, "measuring the machine", 1)
+        # Before and after, for the better of the two: on a shared machine one moment may be a slow one.
+        findings = _Findings(runner, based_on, gemm_peak_gflop_per_s(threads) if chosen else 0.0)
         try:
             _measure(runner, sizes, batches, sweep, pictures, pace, progress)
             runner.close()
@@ -229,13 +232,13 @@ def synthetic_picture(seed: int = 0) -> np.ndarray:
 class _Findings:
     """What comes of a runner's raw results, as far as it has got."""
 
-    def __init__(self, runner: Runner, baseline: Target | None) -> None:
+    def __init__(self, runner: Runner, baseline: Target | None, gemm_peak_before: float) -> None:
         self.accuracy: list[Accuracy] = []
         self.profiles: list[Mapping[str, Any]] = []
         self.errors: list[str] = []
         self._runner, self._asked = runner, baseline
         self._gmac_and_bytes: dict[tuple[int, int, int], tuple[float, int]] = {}
-        self._gemm_peak = 0.0
+        self._gemm_peak_before, self._gemm_peak_after = gemm_peak_before, 0.0
 
     @property
     def baseline(self) -> str | None:
@@ -260,10 +263,10 @@ class _Findings:
                 continue
             with self.noting(f"cost of {raw.name}"):
                 from benchmarks.cost_model import model_cost
-                from benchmarks.machine_peak import gemm_peak_gflop_per_s
 
                 cost = model_cost(onnx, *_key(raw.case))
-                self._gemm_peak = self._gemm_peak or gemm_peak_gflop_per_s(threads)
+                if not self._gemm_peak_after:
+                    self._gemm_peak_after = gemm_peak_gflop_per_s(threads)
                 self._gmac_and_bytes[_key(raw.case)] = (cost.gmac, cost.moved_bytes)
 
     def add_profiles(self, threads: int) -> None:
@@ -293,7 +296,7 @@ class _Findings:
             if session is not None and key in self._gmac_and_bytes:
                 gmac, moved_bytes = self._gmac_and_bytes[key]
                 rate = 2 * gmac / (session.p50 / 1e3)
-                cost = Cost(gmac, moved_bytes, rate, rate / self._gemm_peak)
+                cost = Cost(gmac, moved_bytes, rate, rate / max(self._gemm_peak_before, self._gemm_peak_after))
             found.append(
                 Measurement(
                     variant=raw.name,

@@ -1,8 +1,9 @@
 """How fast the machine is at this moment: a fixed piece of work, timed between the turns of the variants.
 
-It is a product of two float32 matrices that fit into the second-level cache, one on each core that the variants use, each
-on one thread. All of them start together and the last one counts, so a core that another process has taken shows, and so
-do clocks that went down. What it measures means nothing in itself; only its changes do.
+It is a product of two float32 matrices that fit into the second-level cache, again and again, on each core that the variants
+use, each on one thread. All of them start together and the last one counts, so a core that another process has taken shows,
+and so do clocks that went down. What it measures means nothing in itself; only its changes do. On shared machines the speed
+also changes from one millisecond to the next, which a turn averages out; so does this, by lasting some fifty of them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ except ImportError as error:
     raise missing_extra("threadpoolctl", "bench") from error
 
 _SIDE = 384  # of the matrices: 0.11 GFLOP, one to two milliseconds on a core of today
-_REPEATS = 5  # the median of which is the calibration
+_REPEATS = 64  # products of one calibration
 
 
 class Calibration:
@@ -38,26 +39,23 @@ class Calibration:
             for _ in range(threads)
         ]
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="calibration")
-        self._start = threading.Barrier(threads + 1)
+        self._start = threading.Barrier(threads)
         self._controller = ThreadpoolController()
         self.measure()  # starts the threads and NumPy's library
 
     def measure(self) -> float:
-        """Milliseconds of one kernel, the median of several."""
+        """Milliseconds of one product, the mean of many, from the first thread's start to the last one's end."""
         with self._controller.limit(limits=1, user_api="blas"):
-            return float(np.median([self._once_ms() for _ in range(_REPEATS)]))
+            times = list(self._pool.map(self._multiply, self._operands))
+        return (max(end for _, end in times) - min(start for start, _ in times)) / _REPEATS * 1e3
 
-    def _once_ms(self) -> float:
-        tasks = [self._pool.submit(self._multiply, *operands) for operands in self._operands]
+    def _multiply(self, operands: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[float, float]:
+        """When the products of one thread began and ended, in seconds."""
         self._start.wait()
         begin = time.perf_counter()
-        for task in tasks:
-            task.result()
-        return (time.perf_counter() - begin) * 1e3
-
-    def _multiply(self, one: np.ndarray, other: np.ndarray, product: np.ndarray) -> None:
-        self._start.wait()
-        np.matmul(one, other, out=product)
+        for _ in range(_REPEATS):
+            np.matmul(operands[0], operands[1], out=operands[2])
+        return begin, time.perf_counter()
 
     def close(self) -> None:
         """Ends the threads, also those that an interrupted measurement left waiting."""

@@ -4,10 +4,11 @@ Why: "130 GFLOP/s" says little until one knows that the processor reaches 180 in
 over this peak is the share of the machine that it uses; a share that is far from 1 while bytes are moved at the copy's rate
 says that memory is the limit.
 
-What: float32 products of square matrices of several sizes, by each library at hand (numpy's BLAS, PyTorch's), the best of
-all repetitions of all of them: a peak is what no other program disturbed. It is the machine's on the day, in this process,
-at this number of threads; it is not the data sheet's number. Inputs are random, because zeros take less power. The copy is
-of blocks far larger than the caches; its bytes are those read and those written, as in the STREAM benchmark.
+What: float32 products of square matrices of several sizes, by each library at hand (NumPy's BLAS, PyTorch's, ONNX Runtime's;
+not each of them knows a processor's widest instructions), the best of all repetitions of all of them: a peak is what no other
+program disturbed. It is the machine's on the day, in this process, at this number of threads; it is not the data sheet's number.
+Inputs are random, because zeros take less power. The copy is of blocks far larger than the caches; its bytes are those read and
+those written, as in the STREAM benchmark.
 
 On a GPU: PyTorch's product in float32, TF32 or float16, timed between events on the device.
 """
@@ -46,10 +47,10 @@ def gemm_peak_gflop_per_s(threads: int, seconds: float = 1.0) -> float:
 
     Raises:
         InputError: an argument is not positive.
-        BackendError: neither PyTorch nor threadpoolctl is installed, so nothing can set the number of threads.
+        BackendError: none of PyTorch, ONNX Runtime and threadpoolctl is installed, so nothing can set the number of threads.
     """
     _check(threads=threads, seconds=seconds)
-    libraries = [name for name in ("torch", "threadpoolctl") if importlib.util.find_spec(name) is not None]
+    libraries = [name for name in ("torch", "threadpoolctl", "onnxruntime") if importlib.util.find_spec(name) is not None]
     if not libraries:
         raise missing_extra("threadpoolctl", "bench")
     share = seconds / (len(libraries) * len(SIZES))
@@ -174,6 +175,9 @@ def _product(library: str, threads: int) -> Iterator[Callable[[int], Callable[[]
         finally:
             torch.set_num_threads(before)
         return
+    if library == "onnxruntime":
+        yield lambda size: _product_by_onnxruntime(size, threads)
+        return
     limits = importlib.import_module("threadpoolctl").threadpool_limits
 
     def by_numpy(size: int) -> Callable[[], object]:
@@ -183,6 +187,22 @@ def _product(library: str, threads: int) -> Iterator[Callable[[int], Callable[[]
 
     with limits(threads):
         yield by_numpy
+
+
+def _product_by_onnxruntime(size: int, threads: int) -> Callable[[], object]:
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    names = ("left", "right", "product")
+    left, right, product = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [size, size]) for name in names)
+    graph = helper.make_graph([helper.make_node("MatMul", names[:2], names[2:])], "product", [left, right], [product])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    operands = np.random.default_rng(0).random((2, size, size), dtype=np.float32)
+    inputs = {"left": operands[0], "right": operands[1]}
+    return lambda: session.run(None, inputs)
 
 
 def _check(**values: float) -> None:

@@ -37,7 +37,7 @@ def test_a_rate_is_work_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine_peak.best_rate(lambda: None, work=6.0, seconds=1.0) == 3.0
 
 
-@pytest.mark.parametrize("library", ["torch", "threadpoolctl"])
+@pytest.mark.parametrize("library", ["torch", "threadpoolctl", "onnxruntime"])
 def test_a_library_multiplies_with_the_threads_asked_for_and_gets_its_own_back(library: str) -> None:
     pytest.importorskip(library)
     before = torch.get_num_threads()
@@ -51,7 +51,7 @@ def test_a_library_multiplies_with_the_threads_asked_for_and_gets_its_own_back(l
 def test_peaks_are_the_best_of_all_sizes_and_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     rates = iter(np.arange(1, 100) * 1e9)
     monkeypatch.setattr(machine_peak, "best_rate", lambda *_: next(rates))
-    libraries = [name for name in ("torch", "threadpoolctl") if importlib.util.find_spec(name)]
+    libraries = [name for name in ("torch", "threadpoolctl", "onnxruntime") if importlib.util.find_spec(name)]
     assert machine_peak.gemm_peak_gflop_per_s(1) == len(libraries) * len(machine_peak.SIZES)
 
 
