@@ -14,8 +14,8 @@ demo: $(DEMO_VENV)/installed
 	rm -rf demo/shapes
 	$(DEMO) demo-data demo/shapes --images 100 --split val
 	$(DEMO) onnx --output demo/model.onnx --overwrite
-	$(DEMO) predict demo/model.onnx demo/shapes/val/000016.jpg --threshold 0.8 --output demo/detection --overwrite
-	$(DEMO) predict demo/model.onnx demo/shapes/val/000016.jpg --threshold 0.8 --task panoptic --output demo/panoptic --overwrite
+	$(DEMO) predict demo/model.onnx demo/shapes/val/000015.jpg --threshold 0.8 --output demo/detection --overwrite
+	$(DEMO) predict demo/model.onnx demo/shapes/val/000015.jpg --threshold 0.8 --task panoptic --output demo/panoptic --overwrite
 	$(DEMO) evaluate demo/model.onnx --images demo/shapes/val --annotations $(SHAPES)/instances_val.json \
 	    --panoptic $(SHAPES)/panoptic_val.json $(SHAPES)/panoptic_val --against demo
 

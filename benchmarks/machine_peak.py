@@ -4,11 +4,11 @@ Why: "130 GFLOP/s" says little until one knows that the processor reaches 180 in
 over this peak is the share of the machine that it uses; a share that is far from 1 while bytes are moved at the copy's rate
 says that memory is the limit.
 
-What: float32 products of square matrices of several sizes, by each library at hand (NumPy's BLAS, PyTorch's, ONNX Runtime's;
-not each of them knows a processor's widest instructions), the best of all repetitions of all of them: a peak is what no other
-program disturbed. It is the machine's on the day, in this process, at this number of threads; it is not the data sheet's number.
-Inputs are random, because zeros take less power. The copy is of blocks far larger than the caches; its bytes are those read and
-those written, as in the STREAM benchmark.
+What: float32 products of square matrices of several sizes, by each library at hand (NumPy's BLAS, PyTorch's, ONNX
+Runtime's; not each of them knows a processor's widest instructions), the best of all repetitions of all of them: a peak is
+what no other program disturbed. It is the machine's on the day, in this process, at this number of threads; it is not the
+data sheet's number. Inputs are random, because zeros take less power. The copy is of blocks far larger than the caches; its
+bytes are those read and those written, as in the STREAM benchmark.
 
 On a GPU: PyTorch's product in float32, TF32 or float16, timed between events on the device.
 """

@@ -94,4 +94,4 @@ def test_it_finds_what_is_there(shapes: Path) -> None:
                     right += 1
                 else:
                     wrong += 1
-    assert right > wrong
+    assert right > 6 * wrong  # 59 of 65
