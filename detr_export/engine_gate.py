@@ -61,19 +61,12 @@ def require_engine(parity: Parity, name: str, step: str) -> None:
     """
     if parity.passed:
         return
-    parts = [
-        f"{output} differs by {difference:.3g} (tolerance {parity.tolerance[output]:.3g})"
-        for output, difference in parity.max_abs_diff.items()
-        if not difference <= parity.tolerance[output]
-    ]
     advice = (
         f"next keep {_NEXT[step]} in fp32, which --fallback tries by itself"
         if step in _NEXT
         else "this TensorRT computes the graph wrongly on this GPU: run detr-export doctor, and try another version"
     )
-    raise VerificationError(
-        f"{name} disagrees with its checkpoint: {', '.join(parts)}, worst at {parity.worst_case}; {advice}"
-    )
+    raise VerificationError(f"{name} disagrees with its checkpoint: {parity.disagreement()}; {advice}")
 
 
 def open_reference(metadata: Metadata, outputs: Sequence[str], checkpoint: str | None = None) -> Session:

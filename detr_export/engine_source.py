@@ -9,8 +9,8 @@ from typing import Any
 from detr_export.checkpoint import load_checkpoint
 from detr_export.engine_gate import FALLBACKS
 from detr_export.inspection import inspect_onnx
-from detr_export.onnx_export import SUFFIX, ExportOptions, export_onnx
-from runtimes.errors import ArtifactError
+from detr_export.onnx_export import DEFAULT_OPSET, SUFFIX, ExportOptions, export_onnx
+from runtimes.errors import ArtifactError, BackendError
 
 _EXPORTS: Mapping[str, Mapping[str, Any]] = {
     "fp16": {"precision": "fp16"},
@@ -31,7 +31,6 @@ def make_graph(source: str, step: str, folder: Path, progress: Callable[[str], N
 
     Raises:
         ArtifactError: an ONNX file is of another precision.
-        BackendError: TensorRT is not installed, or too old.
         VerificationError: the graph itself already disagrees with the checkpoint.
         CheckpointError: the checkpoint is missing, damaged, or not a DETR.
     """
@@ -45,9 +44,16 @@ def make_graph(source: str, step: str, folder: Path, progress: Callable[[str], N
         return Path(source)
     output = folder / f"{step}{SUFFIX}"
     if not output.exists():
-        from runtimes import tensorrt_api  # a box without TensorRT is told so here
-
         progress(f"exporting {source}, {step}")
-        options = ExportOptions(opset=tensorrt_api.generation().export_opset, **_EXPORTS[step])
+        options = ExportOptions(opset=_opset(), **_EXPORTS[step])
         export_onnx(load_checkpoint(source), output, options, progress)
     return output
+
+
+def _opset() -> int:
+    """What the installed TensorRT reads; the usual one where there is none, for ONNX Runtime."""
+    try:
+        from runtimes import tensorrt_api
+    except BackendError:
+        return DEFAULT_OPSET
+    return tensorrt_api.generation().export_opset

@@ -92,6 +92,15 @@ class Parity:
             text += "\nwarning: the outputs hardly depend on the image, so this proves little; is the checkpoint trained?"
         return text
 
+    def disagreement(self) -> str:
+        """The outputs that are beyond their tolerance, and the case that is worst."""
+        parts = [
+            f"{name} differs by {difference:.3g} (tolerance {self.tolerance[name]:.3g})"
+            for name, difference in self.max_abs_diff.items()
+            if not difference <= self.tolerance[name]
+        ]
+        return f"{', '.join(parts)}, worst at {self.worst_case}"
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON and metadata."""
         return {**asdict(self), "passed": self.passed, "weak": self.weak}
@@ -257,9 +266,4 @@ def require(parity: Parity, name: str) -> None:
     """
     if parity.passed:
         return
-    parts = [
-        f"{output} differs by {difference:.3g} (tolerance {parity.tolerance[output]:.3g})"
-        for output, difference in parity.max_abs_diff.items()
-        if not difference <= parity.tolerance[output]
-    ]
-    raise VerificationError(f"{name} disagrees with its checkpoint: {', '.join(parts)}, worst at {parity.worst_case}")
+    raise VerificationError(f"{name} disagrees with its checkpoint: {parity.disagreement()}")

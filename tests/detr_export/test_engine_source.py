@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import onnx
 import pytest
 from onnx import TensorProto
 
+import runtimes
+from detr_export import engine_source
 from detr_export.engine import build_with_fallback
 from detr_export.engine_gate import FALLBACKS
 from detr_export.engine_options import EngineOptions
 from detr_export.engine_source import make_graph
 from detr_export.inspection import inspect_onnx
+from detr_export.onnx_export import DEFAULT_OPSET
 from detr_export.tensorrt_graph import readable_graph
 from runtimes.engine_profiles import EngineProfile
 from runtimes.errors import ArtifactError
@@ -58,6 +62,15 @@ def test_half_precision_engine_of_a_checkpoint(
     assert result.parity.passed
     assert result.sidecar.layers["fp16"] > 10
     assert result.sidecar.metadata.opset == (17 if version == "oldest" else 18)
+
+
+def test_without_tensorrt_it_is_the_usual_opset(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delitem(sys.modules, "runtimes.tensorrt_api", raising=False)
+    monkeypatch.delattr(runtimes, "tensorrt_api", raising=False)  # it would be found there, too
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert engine_source._opset() == DEFAULT_OPSET
 
 
 def test_files_are_taken_as_they_are(tensorrt: Knobs, tiny_onnx: Path, tmp_path: Path) -> None:
