@@ -202,7 +202,7 @@ def _product_by_onnxruntime(size: int, threads: int) -> Callable[[], object]:
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     operands = np.random.default_rng(0).random((2, size, size), dtype=np.float32)
     inputs = {"left": operands[0], "right": operands[1]}
-    return lambda: session.run(None, inputs)
+    return lambda: session.run(None, inputs)[0]
 
 
 def _check(**values: float) -> None:
