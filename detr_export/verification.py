@@ -24,11 +24,11 @@ from runtimes.session import Session
 # seeded weights: 4e-5 on logits, 4e-6 on boxes, 4e-5 on masks; 1e-4 of a 1333 pixel image is a tenth of a pixel.
 TOLERANCE: Mapping[str, float] = {"logits": 1e-3, "pred_boxes": 1e-4, "pred_masks": 1e-2, "cross_attention": 1e-3}
 # Of an fp16 file. Seen with every result rounded to fp16 (`half_rounding`), on logits, boxes and masks: seeded tiny models
-# 0.067, 0.031 and 0.48; seeded R18 0.034 and 0.0032; the trained demo 0.035, 0.0015 and 0.79, where images differ by 12.7,
-# 0.78 and 79. Attention weights of seeded tiny: 0.042. The tiny ones, of sharp attention and little width, set the limit for
-# boxes; it still tells rounding from a mask or a layer gone wrong, which moves outputs as far as another image does. What
-# rounding does to a trained model is for AP to say (`detr-export onnx --accuracy`).
-FP16_TOLERANCE: Mapping[str, float] = {"logits": 0.2, "pred_boxes": 0.045, "pred_masks": 1.5, "cross_attention": 0.1}
+# 0.067, 0.031 and 0.48; seeded R18 0.034 and 0.0032; masks of the trained demo 6.2, where images differ by 94: it grows with
+# the size of what is rounded. Attention weights of seeded tiny: 0.042. The tiny ones, of sharp attention and little width,
+# set the limit for boxes; it still tells rounding from a mask or a layer gone wrong, which moves outputs as far as another
+# image does. What rounding does to a trained model is for AP to say (`detr-export onnx --accuracy`).
+FP16_TOLERANCE: Mapping[str, float] = {"logits": 0.2, "pred_boxes": 0.045, "pred_masks": 8.0, "cross_attention": 0.1}
 _TOLERANCES = {"fp32": TOLERANCE, "fp16": FP16_TOLERANCE}
 _WEAK_SPREAD = 10  # times the tolerance
 
