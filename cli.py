@@ -315,6 +315,9 @@ def trt_command(
         checkpoint=checkpoint,
         overwrite=overwrite,
     )
+    from runtimes import tensorrt_api
+
+    tensorrt_api.version()  # before a minute of exporting
     tried = (FALLBACKS if fallback else FALLBACKS[:1]) if fp16 else FALLBACKS[-1:]
     with tempfile.TemporaryDirectory(prefix="detr-export-") as folder, _bar("building") as built:
         result = build_with_fallback(
