@@ -12,6 +12,7 @@ from pathlib import Path
 
 from runtimes.errors import ArtifactError, BackendError, DetrError, InputError, missing_extra
 from runtimes.files import user_path
+from runtimes.predictor import ENGINE_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,6 @@ BACKENDS = {
     "tensorrt": Backend("tensorrt", "trt", "engine", device="cuda"),
     "openvino": Backend("openvino", "bench", "onnx"),
 }
-_ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 
 
@@ -76,7 +76,7 @@ def parse_target(text: str, cuda: bool = False) -> list[Target]:
             raise InputError(f"{text} names no model; expected {backend}:{BACKENDS[backend].example}")
         return [Target(backend, source, _name(backend, source))]
     backends = ["torch"]
-    if text.endswith(_ENGINE_SUFFIXES):
+    if text.endswith(ENGINE_SUFFIXES):
         backends = ["tensorrt"]
     elif text.endswith(".onnx"):
         backends = ["ort", *(["ort-cuda"] if cuda else [])]

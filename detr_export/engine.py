@@ -30,9 +30,8 @@ from runtimes.engine_sidecar import EngineSidecar, read_sidecar, write_sidecar
 from runtimes.errors import ArtifactError, OutputError, VerificationError
 from runtimes.files import require_writable, write_atomically
 from runtimes.metadata import Metadata
+from runtimes.predictor import ENGINE_SUFFIXES
 from runtimes.session import Session
-
-SUFFIXES = (".engine", ".plan", ".trt")
 
 
 @dataclass(frozen=True)
@@ -182,9 +181,9 @@ def build_with_fallback(
 
 
 def _require_target(target: Path, overwrite: bool) -> None:
-    if target.suffix not in SUFFIXES:
+    if target.suffix not in ENGINE_SUFFIXES:
         raise OutputError(
-            f"{target} does not end in {', '.join(SUFFIXES)}, by which engines are known; name it {target}.engine"
+            f"{target} does not end in {', '.join(ENGINE_SUFFIXES)}, by which engines are known; name it {target}.engine"
         )
     require_writable(target, overwrite)
 

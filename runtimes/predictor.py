@@ -34,7 +34,7 @@ ImageList = Union["list[ImageSource]", "tuple[ImageSource, ...]"]
 
 Outputs = dict[str, np.ndarray]
 
-_ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
+ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 _CHECKPOINT_SUFFIXES = (".pth", ".pt")
 
 
@@ -67,7 +67,7 @@ def open_session(
         from runtimes.ort_session import OrtSession
 
         return OrtSession(file, device, threads, spinning=spinning)
-    if file.suffix in _ENGINE_SUFFIXES:
+    if file.suffix in ENGINE_SUFFIXES:
         _refuse_threads(threads)
         from runtimes.tensorrt_session import TensorRTSession
 
