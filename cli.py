@@ -24,7 +24,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from runtimes.errors import BackendError, DetrError, missing_extra
+from detr_export.runtimes.errors import BackendError, DetrError, missing_extra
 
 app = typer.Typer(
     name="detr-export",
@@ -204,18 +204,18 @@ def onnx_command(
     if accuracy is not None and (dilation is not None or revision is not None):
         raise typer.BadParameter("--accuracy opens the checkpoint by its name alone; leave --dilation and --revision out")
     _require_export_extra()
-    from runtimes.files import require_writable
+    from detr_export.runtimes.files import require_writable
 
     require_writable(output, overwrite, ".onnx")
     data = None
     if accuracy is not None:
-        from benchmarks import accuracy_gate
-        from benchmarks.accuracy import find_annotated
+        from detr_export.benchmarks.accuracy import gate as accuracy_gate
+        from detr_export.benchmarks.accuracy.scores import find_annotated
 
         data = find_annotated(accuracy)
     _progress(f"reading {checkpoint}")
-    from detr_export.checkpoint import load_checkpoint
-    from detr_export.onnx_export import DEFAULT_OPSET, ExportOptions, export_onnx
+    from detr_export.checkpoints.reading import load_checkpoint
+    from detr_export.graphs.export import DEFAULT_OPSET, ExportOptions, export_onnx
 
     options = ExportOptions(
         task=None if task is ExportTask.auto else task.value,
@@ -295,12 +295,12 @@ def trt_command(
     _require_export_extra()
     import tempfile
 
-    from detr_export.engine import build_with_fallback
-    from detr_export.engine_gate import FALLBACKS
-    from detr_export.engine_options import BuildSettings, EngineOptions
-    from detr_export.engine_source import make_graph
-    from runtimes.engine_profiles import parse_profile
-    from runtimes.session import parse_device
+    from detr_export.engines.build import build_with_fallback
+    from detr_export.engines.gate import FALLBACKS
+    from detr_export.engines.options import BuildSettings, EngineOptions
+    from detr_export.engines.source import make_graph
+    from detr_export.runtimes.backends.tensorrt.profiles import parse_profile
+    from detr_export.runtimes.session import parse_device
 
     kind, index = parse_device(device)
     if kind != "cuda":
@@ -315,7 +315,7 @@ def trt_command(
         checkpoint=checkpoint,
         overwrite=overwrite,
     )
-    from runtimes import tensorrt_api
+    from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
 
     tensorrt_api.version()  # before a minute of exporting
     tried = (FALLBACKS if fallback else FALLBACKS[:1]) if fp16 else FALLBACKS[-1:]
@@ -354,8 +354,8 @@ def verify(
 ) -> None:
     """Compare an exported file with a checkpoint again: the same gate as in the export."""
     _require_export_extra()
-    from detr_export.onnx_export import verify_file
-    from detr_export.verification import require
+    from detr_export.graphs.export import verify_file
+    from detr_export.verification.comparison import require
 
     parity = verify_file(model, checkpoint, dilation, revision, _progress)
     if as_json:
@@ -373,7 +373,7 @@ def inspect(
 ) -> None:
     """Show what an ONNX file says about itself."""
     _require_export_extra()
-    from detr_export.inspection import inspect_onnx
+    from detr_export.graphs.inspection import inspect_onnx
 
     found = inspect_onnx(model)
     if as_json:
@@ -404,9 +404,9 @@ def predict(
     """Find or segment objects in images; an unreadable image is reported and the rest go on."""
     if explain and task is not PredictTask.detection:
         raise typer.BadParameter("--explain draws detections; leave --task out")
-    from runtimes.file_prediction import predict_files
-    from runtimes.predictor import Predictor
-    from runtimes.processing.images import iter_image_paths
+    from detr_export.runtimes.folder import predict_files
+    from detr_export.runtimes.predictor import Predictor
+    from detr_export.runtimes.processing.images import iter_image_paths
 
     paths = iter_image_paths(images)
     outcomes = []
@@ -427,7 +427,7 @@ def predict(
 @reports_errors
 def doctor(as_json: JsonOption = False) -> None:
     """Show what is installed, what of it works here, and what is known to go wrong with it."""
-    from runtimes.doctor import diagnose
+    from detr_export.runtimes.doctor import diagnose
 
     found = diagnose()
     if as_json:
@@ -462,7 +462,7 @@ def evaluate(
     """Score a model on annotated images: box AP, mask AP and, with --panoptic, PQ."""
     if sys.version_info < (3, 10):
         raise BackendError(f"evaluate needs Python 3.10 or newer; this is {platform.python_version()}")
-    from benchmarks.evaluation import evaluate as evaluate_model
+    from detr_export.benchmarks.accuracy.evaluation import evaluate as evaluate_model
 
     found = evaluate_model(model, images, annotations, panoptic, limit, batch, device, threads, threshold, against)
     if as_json:
@@ -479,7 +479,7 @@ def demo_data(
     split: Annotated[str, typer.Option(help="Its name, from which the pictures are drawn: train, val, ...")] = "train",
 ) -> None:
     """Draw a COCO data set of shapes in landscapes, the same for everybody: what `demo` was trained on."""
-    from detr_export.demo_data import write_demo_data
+    from detr_export.training.demo_data import write_demo_data
 
     with _bar("drawing", images) as drawn:
         write_demo_data(directory, images, split, lambda done: drawn(done, ""))
@@ -539,7 +539,7 @@ def train(
     for package in ("matplotlib", "tqdm"):
         if importlib.util.find_spec(package) is None:
             raise missing_extra(package, "train")
-    from detr_export.checkpoint import load_checkpoint
+    from detr_export.checkpoints.reading import load_checkpoint
     from detr_export.training.options import TrainingOptions
     from detr_export.training.trainer import train as train_model
 
@@ -670,9 +670,9 @@ def bench_run(
 ) -> None:
     """Measure latency, throughput, memory and accuracy of models against each other. Ctrl-C keeps what was measured."""
     _require_bench(("psutil", "rich", "threadpoolctl", "tqdm"))
-    from benchmarks import run
-    from benchmarks.bench import parse_batch, parse_size
-    from benchmarks.report_tables import terminal_tables
+    from detr_export.benchmarks import run
+    from detr_export.benchmarks.speed.run import parse_batch, parse_size
+    from detr_export.benchmarks.speed.tables import terminal_tables
 
     if output is None and not as_json:
         output = Path(f"detr-bench-{datetime.datetime.now():%Y%m%d-%H%M%S}")
@@ -724,8 +724,8 @@ def bench_processors(
 ) -> None:
     """Compare and time pre- and post-processing with transformers' slow and fast classes."""
     _require_bench(("threadpoolctl",))
-    from benchmarks.processors import run_processors
-    from runtimes.processing.images import iter_image_paths, load_image
+    from detr_export.benchmarks.speed.processors import run_processors
+    from detr_export.runtimes.processing.images import iter_image_paths, load_image
 
     pictures = None if images is None else [load_image(path) for path in iter_image_paths(str(images))]
     found = run_processors(pictures, rounds, threads, _progress)

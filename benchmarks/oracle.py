@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from types import ModuleType
 
-from runtimes.errors import missing_extra
+from detr_export.runtimes.errors import missing_extra
 
 _LIBRARIES: list[object] = []  # a torch Library takes its operators back when it is collected
 

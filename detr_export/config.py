@@ -12,10 +12,18 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from runtimes.errors import CheckpointError
-from runtimes.files import write_atomically
+from detr_export.runtimes.errors import CheckpointError
+from detr_export.runtimes.files import write_atomically
 
 CONFIG_NAME = "config.json"
+# name: (bottleneck blocks, blocks in each of the four stages); table 1 of He et al. 2016
+RESNETS: dict[str, tuple[bool, tuple[int, int, int, int]]] = {
+    "resnet18": (False, (2, 2, 2, 2)),
+    "resnet34": (False, (3, 4, 6, 3)),
+    "resnet50": (True, (3, 4, 6, 3)),
+    "resnet101": (True, (3, 4, 23, 3)),
+    "resnet152": (True, (3, 8, 36, 3)),
+}
 
 # Names that transformers accepts for the same value.
 _ALIASES = {"hidden_size": "d_model", "num_attention_heads": "encoder_attention_heads"}

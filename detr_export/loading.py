@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from detr_export.checkpoint import Checkpoint
+from detr_export.checkpoints.reading import Checkpoint
 from detr_export.modeling.detr import DetrForObjectDetection
 from detr_export.modeling.segmentation import DetrForSegmentation
-from runtimes.errors import CheckpointError
+from detr_export.runtimes.errors import CheckpointError
 
 TASKS = ("detection", "segmentation")
 

@@ -16,8 +16,8 @@ from detr_export import coco
 from detr_export.config import DetrConfig
 from detr_export.modeling.detr import DetrForObjectDetection
 from detr_export.modeling.segmentation import DetrForSegmentation
+from detr_export.runtimes import DetrImageProcessor
 from detr_export.seeding import seed_weights
-from runtimes import DetrImageProcessor
 
 SEED = 0
 

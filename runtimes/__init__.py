@@ -1,6 +1,6 @@
 """Everything a deployed box needs: sessions, image processing, `Predictor`. Imports numpy and Pillow, nothing heavier."""
 
-from runtimes.errors import (
+from detr_export.runtimes.errors import (
     AnnotationError,
     ArtifactError,
     BackendError,
@@ -11,14 +11,15 @@ from runtimes.errors import (
     OutputError,
     VerificationError,
 )
-from runtimes.metadata import Metadata
-from runtimes.predictor import Predictor, open_session
-from runtimes.processing.image_processor import DetrFeatureExtractor, DetrImageProcessor
-from runtimes.processing.image_processor_fast import DetrImageProcessorFast
-from runtimes.processing.images import load_image
-from runtimes.results import Detections
-from runtimes.segments import Segment, Segmentation
-from runtimes.session import Session, TensorSpec
+from detr_export.runtimes.metadata import Metadata
+from detr_export.runtimes.predictor import Predictor, open_session
+from detr_export.runtimes.processing.image_processor import DetrFeatureExtractor, DetrImageProcessor
+from detr_export.runtimes.processing.image_processor_fast import DetrImageProcessorFast
+from detr_export.runtimes.processing.images import load_image
+from detr_export.runtimes.results.detections import Detections
+from detr_export.runtimes.results.segmentation import Segmentation
+from detr_export.runtimes.results.segments import Segment
+from detr_export.runtimes.session import Session, TensorSpec
 
 __all__ = [
     "AnnotationError",

@@ -14,8 +14,8 @@ from importlib import metadata as distributions
 from importlib import resources
 from typing import Any, Optional
 
-from runtimes import cuda_memory
-from runtimes.errors import DetrError, first_line
+from detr_export.runtimes.backends.cuda import memory as cuda_memory
+from detr_export.runtimes.errors import DetrError, first_line
 
 _PACKAGES = (
     ("torch",),
@@ -124,7 +124,7 @@ def diagnose() -> Diagnosis:
 
 def known_issues() -> tuple[KnownIssue, ...]:
     """All that are on record, in `known_issues.json`."""
-    records = json.loads((resources.files("runtimes") / "known_issues.json").read_text(encoding="utf-8"))
+    records = json.loads((resources.files("detr_export.runtimes") / "known_issues.json").read_text(encoding="utf-8"))
     found = []
     for record in records:
         capabilities = record["compute_capability"]
@@ -144,13 +144,13 @@ def _try(look: Callable[[], Any]) -> tuple[Any, str]:
 
 
 def _onnxruntime_providers() -> tuple[str, ...]:
-    from runtimes import ort_providers
+    from detr_export.runtimes.backends.ort import providers as ort_providers
 
     return tuple(ort_providers.onnxruntime.get_available_providers())
 
 
 def _tensorrt_version() -> str:
-    from runtimes import tensorrt_api
+    from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
 
     tensorrt_api.version()
     return tensorrt_api.full_version()
@@ -163,7 +163,7 @@ def _torch_ability() -> Ability:
 
 
 def _torch_devices() -> str:
-    from runtimes import torch_session
+    from detr_export.runtimes.backends import torch_session
 
     return "CPU and CUDA" if torch_session.torch.cuda.is_available() else "CPU; this PyTorch sees no CUDA device"
 

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from runtimes.errors import OutputError
+from detr_export.runtimes.errors import OutputError
 
 _CHUNK_BYTES = 1 << 20
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Optional
 
-from runtimes.errors import ArtifactError
+from detr_export.runtimes.errors import ArtifactError
 
 METADATA_KEY = "detr_export"  # of the entry in ONNX's metadata_props
 UINT8 = "uint8"  # of `Metadata.input`

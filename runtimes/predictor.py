@@ -11,22 +11,22 @@ from typing import Any, Optional, Union, overload
 import numpy as np
 from PIL import Image
 
-from runtimes.errors import ArtifactError, BackendError, InputError
-from runtimes.files import user_path
-from runtimes.metadata import UINT8
-from runtimes.processing.image_processor_fast import processor_from_dict
-from runtimes.processing.images import ImageSource, load_image
-from runtimes.processing.post_processing import softmax
-from runtimes.processing.segmentation import (
+from detr_export.runtimes.errors import ArtifactError, BackendError, InputError
+from detr_export.runtimes.files import user_path
+from detr_export.runtimes.metadata import UINT8
+from detr_export.runtimes.processing.detection import softmax
+from detr_export.runtimes.processing.image_processor_fast import processor_from_dict
+from detr_export.runtimes.processing.images import ImageSource, load_image
+from detr_export.runtimes.processing.segmentation import (
     post_process_instance_segmentation,
     post_process_panoptic_segmentation,
     post_process_semantic_segmentation,
     query_masks,
 )
-from runtimes.processing.uint8_batch import uint8_batch
-from runtimes.results import Detections
-from runtimes.segments import Segmentation, make_segmentation
-from runtimes.session import DETR_INPUTS, DETR_OUTPUTS, Session
+from detr_export.runtimes.processing.uint8_batch import uint8_batch
+from detr_export.runtimes.results.detections import Detections
+from detr_export.runtimes.results.segmentation import Segmentation, make_segmentation
+from detr_export.runtimes.session import DETR_INPUTS, DETR_OUTPUTS, Session
 
 _NO_MASKS = "draws no masks; export a segmentation checkpoint with: detr-export onnx --task segmentation"
 
@@ -64,17 +64,17 @@ def open_session(
     """
     file = user_path(path)
     if file.suffix == ".onnx":
-        from runtimes.ort_session import OrtSession
+        from detr_export.runtimes.backends.ort.session import OrtSession
 
         return OrtSession(file, device, threads, spinning=spinning)
     if file.suffix in ENGINE_SUFFIXES:
         _refuse_threads(threads)
-        from runtimes.tensorrt_session import TensorRTSession
+        from detr_export.runtimes.backends.tensorrt.session import TensorRTSession
 
         return TensorRTSession(file, device, trust_engine)
     if os.path.isfile(file) and file.suffix not in _CHECKPOINT_SUFFIXES:
         raise ArtifactError(f"{file} is neither an .onnx file nor a checkpoint (a directory, a .pth file, a hub id)")
-    from runtimes.torch_session import TorchSession
+    from detr_export.runtimes.backends.torch_session import TorchSession
 
     return TorchSession.open(path, device, threads, attentions=attentions)
 
@@ -320,7 +320,7 @@ class Predictor:
 
         Returns:
             N detections, as `detect` gives them, and (N, h, w) float32: the last decoder layer's cross-attention of each,
-            averaged over the heads, over the feature map of the image. `runtimes.drawing.draw_attention` draws both.
+            averaged over the heads, over the feature map of the image. `Detections.draw_attention` draws both.
 
         Raises:
             ArtifactError: the model does not return its attention.

@@ -14,8 +14,8 @@ from typing import Optional, Union
 
 import numpy as np
 
-from runtimes.errors import BackendError, InputError
-from runtimes.metadata import Metadata
+from detr_export.runtimes.errors import BackendError, InputError
+from detr_export.runtimes.metadata import Metadata
 
 DETR_INPUTS = ("pixel_values", "pixel_mask", "valid_sizes")  # a mask with float images, sizes with uint8 ones
 DETR_OUTPUTS = ("logits", "pred_boxes")  # every DETR's; pred_masks and cross_attention may join them

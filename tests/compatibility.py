@@ -15,12 +15,12 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from benchmarks.oracle import import_transformers
+from detr_export.benchmarks.oracle import import_transformers
 from detr_export.config import DetrConfig
 from detr_export.modeling import outputs
 from detr_export.modeling.detr import DetrForObjectDetection, DetrModel
 from detr_export.modeling.segmentation import DetrForSegmentation
-from runtimes import DetrFeatureExtractor, DetrImageProcessor, DetrImageProcessorFast
+from detr_export.runtimes import DetrFeatureExtractor, DetrImageProcessor, DetrImageProcessorFast
 
 FILE = Path(__file__).parent.parent / "docs" / "compatibility.md"
 POST = ("object_detection", "semantic_segmentation", "instance_segmentation", "panoptic_segmentation")

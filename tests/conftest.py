@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.oracle import make_torchvision_importable
+from detr_export.benchmarks.oracle import make_torchvision_importable
 
 make_torchvision_importable()
 
-from detr_export.checkpoint import load_checkpoint  # noqa: E402
+from detr_export.checkpoints.reading import load_checkpoint  # noqa: E402
+from detr_export.graphs.export import ExportOptions, export_onnx  # noqa: E402
 from detr_export.modeling.segmentation import DetrForSegmentation  # noqa: E402
-from detr_export.onnx_export import ExportOptions, export_onnx  # noqa: E402
 from detr_export.seeding import seed_weights  # noqa: E402
 from tests import models  # noqa: E402
 from tests.tensorrt_double.fixtures import install_tensorrt, no_tensorrt, tensorrt  # noqa: E402, F401

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_export.verification import GRID
-from runtimes.processing.images import load_image
+from detr_export.runtimes.processing.images import load_image
+from detr_export.verification.comparison import GRID
 
 ROOT = Path(__file__).parent.parent
 # A shell that starts tests in the background makes them deaf to Ctrl-C; the command is to hear it all the same.
-START = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); import cli; cli.main()"
+START = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from detr_export import cli; cli.main()"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "NO_COLOR": "1"}
 
 
@@ -76,7 +76,7 @@ def test_help(command: tuple[str, ...]) -> None:
 
 def test_the_console_script_and_the_module() -> None:
     module = subprocess.run(
-        [sys.executable, "-m", "cli", "--version"], capture_output=True, text=True, env=ENVIRONMENT, check=True
+        [sys.executable, "-m", "detr_export", "--version"], capture_output=True, text=True, env=ENVIRONMENT, check=True
     )
     assert module.stdout == "detr-export 0.1.0\n"
     script = Path(sys.executable).with_name("detr-export")
@@ -460,8 +460,8 @@ def test_a_reader_that_leaves(tiny_onnx: Path) -> None:
 
 def test_segmentation_from_checkpoint_to_pictures(tmp_path: Path, photo: Path) -> None:
     from detr_export.modeling.segmentation import DetrForSegmentation
+    from detr_export.runtimes import DetrImageProcessor
     from detr_export.seeding import seed_weights
-    from runtimes import DetrImageProcessor
     from tests import models
 
     model = DetrForSegmentation(models.config(encoder_attention_heads=8, decoder_attention_heads=8))

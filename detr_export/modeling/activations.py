@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from runtimes.errors import CheckpointError
+from detr_export.runtimes.errors import CheckpointError
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,

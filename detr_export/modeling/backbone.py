@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detr_export.config import DetrConfig
+from detr_export.config import RESNETS, DetrConfig
 from detr_export.modeling.batch_norm import freeze_batch_norm
 from detr_export.modeling.position_encoding import build_position_encoding
-from detr_export.modeling.resnet import RESNETS, TimmResNet, TransformersResNet
-from runtimes.errors import CheckpointError, first_line, missing_extra
+from detr_export.modeling.resnet import TimmResNet, TransformersResNet
+from detr_export.runtimes.errors import CheckpointError, first_line, missing_extra
 
 # Options of timm's feature extractor that our own ResNet understands; any other hands the job to timm itself.
 _OWN_OPTIONS = {"out_indices", "in_chans", "output_stride"}

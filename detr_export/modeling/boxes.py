@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from runtimes.errors import InputError
+from detr_export.runtimes.errors import InputError
 
 
 def center_to_corners(boxes: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from detr_export.checkpoint import Checkpoint
+from detr_export.checkpoints.reading import Checkpoint
 from detr_export.config import DetrConfig
 from detr_export.modeling.backbone import DetrConvModel
 from detr_export.modeling.loss import Prediction, detr_loss
@@ -28,7 +28,7 @@ from detr_export.modeling.outputs import (
 )
 from detr_export.modeling.pretrained import DetrPreTrainedModel
 from detr_export.modeling.transformer import DetrDecoder, DetrEncoder
-from runtimes.errors import CheckpointError
+from detr_export.runtimes.errors import CheckpointError
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch.nn import functional
 from detr_export.config import DetrConfig
 from detr_export.modeling.boxes import center_to_corners, generalized_box_iou
 from detr_export.modeling.matcher import HungarianMatcher, Match, Target
-from runtimes.errors import InputError
+from detr_export.runtimes.errors import InputError
 
 _FOCAL_ALPHA, _FOCAL_GAMMA = 0.25, 2  # Lin et al. 2017
 

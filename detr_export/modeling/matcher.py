@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from detr_export.modeling.boxes import center_to_corners, generalized_box_iou
-from runtimes.errors import InputError
+from detr_export.runtimes.errors import InputError
 
 Target = Mapping[str, Tensor]
 Match = tuple[Tensor, Tensor]  # indices of queries and of the objects they were given, both int64 (min(Q, objects),)

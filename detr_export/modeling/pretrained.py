@@ -7,12 +7,12 @@ from pathlib import Path
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from detr_export.checkpoint import Checkpoint, load_checkpoint, load_strictly
+from detr_export.checkpoints.reading import Checkpoint, load_checkpoint, load_strictly
+from detr_export.checkpoints.saving import save_checkpoint
 from detr_export.config import DetrConfig
 from detr_export.modeling.backbone import DetrConvEncoder, pretrained_backbone
 from detr_export.modeling.position_encoding import DetrLearnedPositionEmbedding
-from detr_export.saving import save_checkpoint
-from runtimes.processing.image_processor import DetrImageProcessor
+from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 
 
 class DetrPreTrainedModel(nn.Module):
@@ -65,7 +65,7 @@ class DetrPreTrainedModel(nn.Module):
 
         With `half`, in half the space: see `save_checkpoint`.
         """
-        return save_checkpoint(self, processor or DetrImageProcessor(), directory, half)
+        return save_checkpoint(self.config, self, processor or DetrImageProcessor(), directory, half)
 
     @classmethod
     def _own_part(cls, checkpoint: Checkpoint) -> dict[str, Tensor]:

@@ -11,18 +11,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from detr_export.config import ResNetConfig
+from detr_export.config import RESNETS, ResNetConfig
 from detr_export.modeling.activations import activation
-from runtimes.errors import CheckpointError
+from detr_export.runtimes.errors import CheckpointError
 
-# name: (bottleneck blocks, blocks in each of the four stages); table 1 of He et al. 2016
-RESNETS: dict[str, tuple[bool, tuple[int, int, int, int]]] = {
-    "resnet18": (False, (2, 2, 2, 2)),
-    "resnet34": (False, (3, 4, 6, 3)),
-    "resnet50": (True, (3, 4, 6, 3)),
-    "resnet101": (True, (3, 4, 23, 3)),
-    "resnet152": (True, (3, 8, 36, 3)),
-}
 _BOTTLENECK_EXPANSION = 4
 
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from detr_export.checkpoint import Checkpoint
+from detr_export.checkpoints.reading import Checkpoint
 from detr_export.config import DetrConfig
 from detr_export.modeling.detr import DetrForObjectDetection, DetrWithHeads, Pass
 from detr_export.modeling.loss import Prediction
 from detr_export.modeling.outputs import DetrSegmentationOutput
-from runtimes.errors import CheckpointError
+from detr_export.runtimes.errors import CheckpointError
 
 _GROUPS = 8  # of every GroupNorm, or its number of channels when that is less
 _PYRAMID_LEVELS = 3  # finer feature maps that the mask head adds

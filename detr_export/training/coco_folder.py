@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from detr_export.coco import UNUSED
-from runtimes.errors import AnnotationError
+from detr_export.runtimes.errors import AnnotationError
 
 FORMATS = {"detection": "instances", "panoptic": "panoptic"}  # task to the name that its annotations begin with
 _MOST_CLASSES = 1 << 16  # a category id beyond it is a mistake, not a class: the classifier has a row for each

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from runtimes.errors import InputError
+from detr_export.runtimes.errors import InputError
 
 TASKS = ("detection", "panoptic")
 

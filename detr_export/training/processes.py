@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import distributed
 
-from runtimes.errors import BackendError
-from runtimes.session import parse_device
+from detr_export.runtimes.errors import BackendError
+from detr_export.runtimes.session import parse_device
 
 
 @dataclass(frozen=True)

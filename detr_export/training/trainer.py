@@ -23,9 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from detr_export.checkpoint import Checkpoint, load_strictly
+from detr_export.checkpoints.reading import Checkpoint, load_strictly
 from detr_export.modeling.detr import DetrWithHeads
 from detr_export.modeling.segmentation import DetrForSegmentation
+from detr_export.runtimes.errors import DetrError, InputError, OutputError
+from detr_export.runtimes.files import require_writable, write_atomically
 from detr_export.training.coco_folder import read_split
 from detr_export.training.dataset import Augmentation, CocoDataset, ShuffledBatches, collate
 from detr_export.training.objective import DetectorObjective, MaskObjective
@@ -33,8 +35,6 @@ from detr_export.training.options import Stage, TrainingOptions
 from detr_export.training.processes import Processes, joined
 from detr_export.training.starting_point import StartingPoint, starting_point
 from detr_export.training.training_log import TrainingLog
-from runtimes.errors import DetrError, InputError, OutputError
-from runtimes.files import require_writable, write_atomically
 
 STATE_NAME = "training_state.pt"  # there until the last step is done
 RECIPE_NAME = "recipe.json"

@@ -8,8 +8,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-from runtimes.errors import missing_extra
-from runtimes.files import replacing, write_atomically, writing
+from detr_export.runtimes.errors import missing_extra
+from detr_export.runtimes.files import replacing, write_atomically, writing
 
 LOG_NAME, PLOT_NAME = "training_log.csv", "training_log.png"
 COLUMNS = (

@@ -21,27 +21,30 @@ from typing import Any, Optional, Union
 
 import numpy as np
 
-from runtimes.errors import AnnotationError
-from runtimes.processing import annotation_checks as checks
-from runtimes.processing.annotation_transforms import normalize_target, pad_target, resize_mask_with_pillow, resize_target
-from runtimes.processing.annotations import Target, prepare_detection
-from runtimes.processing.image_batch import Picture, collect, scale_and_pad, size_of, stack
-from runtimes.processing.image_sizes import SizeDict, as_pad_size, as_size, output_size, padded_size
-from runtimes.processing.image_transforms import (
+from detr_export.runtimes.errors import AnnotationError
+from detr_export.runtimes.processing.annotations.detection import Target, checks, prepare_detection
+from detr_export.runtimes.processing.annotations.panoptic import prepare_panoptic
+from detr_export.runtimes.processing.annotations.transforms import (
+    normalize_target,
+    pad_target,
+    resize_mask_with_pillow,
+    resize_target,
+)
+from detr_export.runtimes.processing.batch import Picture, collect, scale_and_pad, size_of, stack
+from detr_export.runtimes.processing.post_processor import PostProcessor
+from detr_export.runtimes.processing.processor_options import CONFIG_NAME, DEFAULT_SIZE, FORMATS, ProcessorOptions, as_format
+from detr_export.runtimes.processing.resizing.pillow import as_resample, resize
+from detr_export.runtimes.processing.sizes import SizeDict, as_pad_size, as_size, output_size, padded_size
+from detr_export.runtimes.processing.transforms import (
     FIRST,
     Channels,
     PixelScaling,
     as_layout,
-    as_resample,
     height_width,
     pad,
     pixel_masks,
-    resize,
     to_layout,
 )
-from runtimes.processing.panoptic import prepare_panoptic
-from runtimes.processing.post_processor import PostProcessor
-from runtimes.processing.processor_options import CONFIG_NAME, DEFAULT_SIZE, FORMATS, ProcessorOptions, as_format
 
 __all__ = ["CONFIG_NAME", "DEFAULT_SIZE", "FORMATS", "BatchFeature", "DetrFeatureExtractor", "DetrImageProcessor"]
 

@@ -12,12 +12,12 @@ from typing import Any, Optional, Union
 
 import numpy as np
 
-from runtimes.processing.annotation_transforms import pad_target
-from runtimes.processing.annotations import Target
-from runtimes.processing.image_batch import Picture
-from runtimes.processing.image_processor import DetrImageProcessor
-from runtimes.processing.image_transforms import FIRST, PixelScaling, mean_and_std, to_layout
-from runtimes.processing.tensor_resize import resize_tensor
+from detr_export.runtimes.processing.annotations.detection import Target
+from detr_export.runtimes.processing.annotations.transforms import pad_target
+from detr_export.runtimes.processing.batch import Picture
+from detr_export.runtimes.processing.image_processor import DetrImageProcessor
+from detr_export.runtimes.processing.resizing.tensors import resize_tensor
+from detr_export.runtimes.processing.transforms import FIRST, PixelScaling, mean_and_std, to_layout
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import BinaryIO, Optional, Union
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from runtimes.errors import ImageError
+from detr_export.runtimes.errors import ImageError
 
 ImageSource = Union[str, os.PathLike, bytes, Image.Image, np.ndarray]
 PathPattern = Union[str, os.PathLike]

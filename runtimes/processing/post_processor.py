@@ -7,9 +7,9 @@ from typing import Any, Optional
 
 import numpy as np
 
-from runtimes.processing import segmentation
-from runtimes.processing.post_processing import TargetSizes, post_process_object_detection
-from runtimes.processing.segmentation import Size
+from detr_export.runtimes.processing import segmentation
+from detr_export.runtimes.processing.detection import TargetSizes, post_process_object_detection
+from detr_export.runtimes.processing.segmentation import Size
 
 
 class PostProcessor:
@@ -18,7 +18,7 @@ class PostProcessor:
     def post_process_object_detection(
         self, outputs: Any, threshold: float = 0.5, target_sizes: Optional[TargetSizes] = None
     ) -> list[dict[str, np.ndarray]]:
-        """See `runtimes.processing.post_processing.post_process_object_detection`."""
+        """See `detr_export.runtimes.processing.detection.post_process_object_detection`."""
         return post_process_object_detection(outputs, threshold, target_sizes)
 
     def post_process(self, outputs: Any, target_sizes: TargetSizes) -> list[dict[str, np.ndarray]]:
@@ -28,7 +28,7 @@ class PostProcessor:
     def post_process_semantic_segmentation(
         self, outputs: Any, target_sizes: Optional[Sequence[Size]] = None
     ) -> list[np.ndarray]:
-        """See `runtimes.processing.segmentation.post_process_semantic_segmentation`."""
+        """See `detr_export.runtimes.processing.segmentation.post_process_semantic_segmentation`."""
         return segmentation.post_process_semantic_segmentation(outputs, target_sizes)
 
     def post_process_instance_segmentation(
@@ -40,7 +40,7 @@ class PostProcessor:
         target_sizes: Optional[Sequence[Size]] = None,
         return_coco_annotation: bool = False,
     ) -> list[dict[str, Any]]:
-        """See `runtimes.processing.segmentation.post_process_instance_segmentation`."""
+        """See `detr_export.runtimes.processing.segmentation.post_process_instance_segmentation`."""
         return segmentation.post_process_instance_segmentation(
             outputs, threshold, mask_threshold, overlap_mask_area_threshold, target_sizes, return_coco_annotation
         )
@@ -54,7 +54,7 @@ class PostProcessor:
         label_ids_to_fuse: Optional[Collection[int]] = None,
         target_sizes: Optional[Sequence[Size]] = None,
     ) -> list[dict[str, Any]]:
-        """See `runtimes.processing.segmentation.post_process_panoptic_segmentation`."""
+        """See `detr_export.runtimes.processing.segmentation.post_process_panoptic_segmentation`."""
         return segmentation.post_process_panoptic_segmentation(
             outputs, threshold, mask_threshold, overlap_mask_area_threshold, label_ids_to_fuse, target_sizes
         )

@@ -14,9 +14,10 @@ from typing import Any, Optional, TypeVar, Union
 
 import numpy as np
 
-from runtimes.errors import CheckpointError, OutputError
-from runtimes.processing.image_sizes import SizeDict, as_pad_size, as_size
-from runtimes.processing.image_transforms import Channels, as_resample
+from detr_export.runtimes.errors import CheckpointError, OutputError
+from detr_export.runtimes.processing.resizing.pillow import as_resample
+from detr_export.runtimes.processing.sizes import SizeDict, as_pad_size, as_size
+from detr_export.runtimes.processing.transforms import Channels
 
 CONFIG_NAME = "preprocessor_config.json"
 

@@ -15,7 +15,7 @@ from typing import Any, Union
 
 import numpy as np
 
-from runtimes.errors import AnnotationError, InputError
+from detr_export.runtimes.errors import AnnotationError, InputError
 
 GROUP_BITS = 5
 MORE_GROUPS = 1 << GROUP_BITS

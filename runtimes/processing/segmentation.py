@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from runtimes.errors import InputError
-from runtimes.processing.mask_resize import CHUNK_VALUES, checked_size, resize_bilinear
-from runtimes.processing.post_processing import softmax
-from runtimes.processing.segment_merge import largest_map, merge_masks
+from detr_export.runtimes.errors import InputError
+from detr_export.runtimes.processing.detection import softmax
+from detr_export.runtimes.processing.merging import largest_map, merge_masks
+from detr_export.runtimes.processing.resizing.masks import CHUNK_VALUES, checked_size, resize_bilinear
 
 Size = Sequence[int]  # (height, width), pixels
 

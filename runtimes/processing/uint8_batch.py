@@ -6,9 +6,9 @@ from typing import Any, Optional
 
 import numpy as np
 
-from runtimes.processing.image_processor import DetrImageProcessor
-from runtimes.processing.image_sizes import as_pad_size, padded_size
-from runtimes.processing.image_transforms import LAST
+from detr_export.runtimes.processing.image_processor import DetrImageProcessor
+from detr_export.runtimes.processing.sizes import as_pad_size, padded_size
+from detr_export.runtimes.processing.transforms import LAST
 
 
 def uint8_batch(

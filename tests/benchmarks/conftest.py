@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtimes import Predictor
-from runtimes.processing.panoptic import id_to_rgb
-from runtimes.processing.rle import encode_compressed_rle
+from detr_export.runtimes import Predictor
+from detr_export.runtimes.processing.annotations.panoptic import id_to_rgb
+from detr_export.runtimes.processing.rle import encode_compressed_rle
 from tests import models
 
 SIZES = ((60, 90), (60, 90), (70, 50), (80, 80), (60, 90), (50, 70))  # (height, width)

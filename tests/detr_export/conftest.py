@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from detr_export.checkpoint import load_checkpoint
-from detr_export.onnx_export import ExportOptions, ExportResult, export_onnx
+from detr_export.checkpoints.reading import load_checkpoint
+from detr_export.graphs.export import ExportOptions, ExportResult, export_onnx
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import pytest
 import transformers
 
 from detr_export.config import DetrConfig, ResNetConfig
-from runtimes.errors import CheckpointError
+from detr_export.runtimes.errors import CheckpointError
 from tests import models
 
 CASES = {

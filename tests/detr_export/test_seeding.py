@@ -8,7 +8,7 @@ import torch
 
 from detr_export.modeling.detr import DetrForObjectDetection
 from detr_export.seeding import random_images, seed_weights
-from detr_export.verification import TOLERANCE
+from detr_export.verification.comparison import TOLERANCE
 from tests import models
 
 OUTPUTS = ("logits", "pred_boxes")

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from runtimes import ArtifactError, InputError, Predictor
-from runtimes.processing.segmentation import query_masks
+from detr_export.runtimes import ArtifactError, InputError, Predictor
+from detr_export.runtimes.processing.segmentation import query_masks
 from tests import models
 
 # pycocotools' own decode was written against numpy 1.

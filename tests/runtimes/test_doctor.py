@@ -7,9 +7,9 @@ from importlib import metadata as distributions
 
 import pytest
 
-from runtimes import cuda_memory
-from runtimes.doctor import Diagnosis, diagnose, known_issues
-from runtimes.errors import BackendError
+from detr_export.runtimes.backends.cuda import memory as cuda_memory
+from detr_export.runtimes.doctor import Diagnosis, diagnose, known_issues
+from detr_export.runtimes.errors import BackendError
 from tests.tensorrt_double.fixtures import NEWEST, OLDEST, TEN, Install
 
 
@@ -76,7 +76,7 @@ def test_what_is_installed_and_does_not_load_is_a_finding(
     monkeypatch: pytest.MonkeyPatch, install_tensorrt: Install
 ) -> None:
     install_tensorrt()
-    from runtimes import tensorrt_api
+    from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
 
     def broken() -> str:
         raise OSError("libnvinfer.so.11: cannot open shared object file\nmore")

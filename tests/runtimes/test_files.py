@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from runtimes.errors import OutputError
-from runtimes.files import replacing, require_writable, sha256_of_files, user_path, write_atomically
+from detr_export.runtimes.errors import OutputError
+from detr_export.runtimes.files import replacing, require_writable, sha256_of_files, user_path, write_atomically
 
 
 def names(folder: Path) -> list[str]:

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from runtimes.errors import ArtifactError
-from runtimes.metadata import FORMAT_VERSION, Metadata
+from detr_export.runtimes.errors import ArtifactError
+from detr_export.runtimes.metadata import FORMAT_VERSION, Metadata
 
 METADATA = Metadata(
     task="detection",

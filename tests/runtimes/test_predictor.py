@@ -18,14 +18,14 @@ import transformers
 from onnx import TensorProto, helper
 from PIL import Image
 
-from detr_export.checkpoint import load_checkpoint
-from detr_export.onnx_export import ExportOptions, export_onnx
-from runtimes import Detections, DetrImageProcessor, DetrImageProcessorFast, Predictor, open_session
-from runtimes.errors import ArtifactError, BackendError, CheckpointError, ImageError, InputError
-from runtimes.metadata import Metadata
-from runtimes.ort_session import OrtSession
-from runtimes.session import Session, TensorSpec
-from runtimes.torch_session import TorchSession
+from detr_export.checkpoints.reading import load_checkpoint
+from detr_export.graphs.export import ExportOptions, export_onnx
+from detr_export.runtimes import Detections, DetrImageProcessor, DetrImageProcessorFast, Predictor, open_session
+from detr_export.runtimes.backends.ort.session import OrtSession
+from detr_export.runtimes.backends.torch_session import TorchSession
+from detr_export.runtimes.errors import ArtifactError, BackendError, CheckpointError, ImageError, InputError
+from detr_export.runtimes.metadata import Metadata
+from detr_export.runtimes.session import Session, TensorSpec
 
 SCORE_ATOL = 1e-4
 BOX_ATOL = 1e-4  # times the longer side of the image
@@ -258,7 +258,7 @@ def test_other_channels() -> None:
 
 def test_a_refused_session_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     session = FourChannels()
-    monkeypatch.setattr("runtimes.predictor.open_session", lambda *args: session)
+    monkeypatch.setattr("detr_export.runtimes.predictor.open_session", lambda *args: session)
     with pytest.raises(ArtifactError):
         Predictor.load("a.onnx")
     assert session.closed

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtimes.errors import InputError
-from runtimes.metadata import Metadata
-from runtimes.session import TensorSpec, check_inputs
+from detr_export.runtimes.errors import InputError
+from detr_export.runtimes.metadata import Metadata
+from detr_export.runtimes.session import TensorSpec, check_inputs
 
 SPECS = (
     TensorSpec("pixel_values", "float32", ("batch", 3, "height", "width")),

@@ -42,11 +42,11 @@ def old() -> Usage:
 
 def test_the_reader_finds_what_is_used() -> None:
     """Or the tests below would pass on a reader that finds nothing."""
-    assert {path.name for path in sources()} >= {
-        "tensorrt_api.py",
-        "tensorrt_execution.py",
-        "tensorrt_session.py",
-        "engine_builder.py",
+    assert {"/".join(path.parts[-2:]) for path in sources()} >= {
+        "tensorrt/api.py",
+        "tensorrt/execution.py",
+        "tensorrt/session.py",
+        "engines/builder.py",
     }
     found = current()
     assert found["IExecutionContext"] >= {
@@ -80,7 +80,7 @@ def test_what_is_for_8_is_the_old_api(tmp_path: Path) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_dtypes_and_severities_are_named_as_here(version: str, tmp_path: Path, install_tensorrt: Install) -> None:
     install_tensorrt(version)
-    from runtimes import tensorrt_api
+    from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
 
     names: Usage = {"DataType": set(tensorrt_api._NUMPY_NAMES), "ILogger": set(tensorrt_api.log._levels)}
     assert names["ILogger"] == {"VERBOSE", "INFO", "WARNING"}

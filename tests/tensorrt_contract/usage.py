@@ -1,6 +1,6 @@
 """Which of TensorRT's attributes the project uses, read off its source.
 
-The files that call TensorRT give its objects fixed names (see `runtimes/tensorrt_api.py`), and those tell the classes.
+The files that call TensorRT give its objects fixed names, and those tell the classes: see `backends/tensorrt/api.py`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,12 @@ Usage = dict[str, set[str]]  # attributes by class; those of the module itself u
 def sources() -> list[Path]:
     """The files that call TensorRT."""
     files = sorted(path for room in ("runtimes", "detr_export") for path in (ROOT / room).rglob("*.py"))
-    return [path for path in files if "tensorrt_api" in path.read_text(encoding="utf-8") or path.name == "tensorrt_api.py"]
+    words = ("backends.tensorrt import api", "backends.tensorrt.api")
+    return [
+        path
+        for path in files
+        if path.parts[-2:] == ("tensorrt", "api.py") or any(word in path.read_text(encoding="utf-8") for word in words)
+    ]
 
 
 def usage(text: str, old: bool = False) -> Usage:

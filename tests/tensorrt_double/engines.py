@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from runtimes.engine_sidecar import EngineSidecar, write_sidecar
-from runtimes.ort_session import OrtSession
+from detr_export.runtimes.backends.ort.session import OrtSession
+from detr_export.runtimes.backends.tensorrt.sidecar import EngineSidecar, write_sidecar
 from tests.tensorrt_double.host_device import HostDevice
 
 Range = tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, int, int]]  # (batch, height, width) each

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-import runtimes
+from detr_export.runtimes.backends import tensorrt as tensorrt_folder
 from tests.tensorrt_double.host_device import HostDevice
 from tests.tensorrt_double.module import Knobs, fake_tensorrt
 
@@ -23,7 +23,8 @@ def install_tensorrt(monkeypatch: pytest.MonkeyPatch) -> Install:
         knobs = Knobs(device or HostDevice())
         module = fake_tensorrt(version, knobs)
         monkeypatch.setitem(sys.modules, "tensorrt", module)
-        from runtimes import cuda_memory, tensorrt_api
+        from detr_export.runtimes.backends.cuda import memory as cuda_memory
+        from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
 
         monkeypatch.setattr(tensorrt_api, "trt", module)
         tensorrt_api.log.errors.clear()
@@ -42,7 +43,7 @@ def tensorrt(install_tensorrt: Install) -> Knobs:
 @pytest.fixture
 def no_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without TensorRT, whatever was imported before."""
-    for name in [name for name in sys.modules if name.startswith("runtimes.tensorrt")]:
+    for name in [name for name in sys.modules if name.startswith(f"{tensorrt_folder.__name__}.")]:
         monkeypatch.delitem(sys.modules, name)
-        monkeypatch.delattr(runtimes, name.partition(".")[2], raising=False)
+        monkeypatch.delattr(tensorrt_folder, name.rpartition(".")[2], raising=False)
     monkeypatch.setitem(sys.modules, "tensorrt", None)

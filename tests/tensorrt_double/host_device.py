@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from runtimes.cuda_memory import CudaDevice, Stream, out_of_memory, stream_handle
-from runtimes.errors import BackendError
+from detr_export.runtimes.backends.cuda.memory import CudaDevice, Stream, out_of_memory, stream_handle
+from detr_export.runtimes.errors import BackendError
 
 Task = Callable[[], None]
 

@@ -504,7 +504,7 @@ def fake_tensorrt(version: str, knobs: Knobs) -> types.ModuleType:
         module.IProgressMonitor = IProgressMonitor
 
     def _log(severity: Severity, text: str) -> None:
-        from runtimes import tensorrt_api
+        from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
 
         tensorrt_api.log.log(severity, text)
 

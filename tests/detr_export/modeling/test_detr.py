@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.nn import functional
 
+from detr_export.config import RESNETS
 from detr_export.modeling.backbone import downsample_mask
 from detr_export.modeling.batch_norm import DetrFrozenBatchNorm2d
-from detr_export.modeling.resnet import RESNETS
+from detr_export.runtimes.errors import CheckpointError
 from detr_export.seeding import random_images
-from runtimes.errors import CheckpointError
 from tests import models
 
 LOGITS_ATOL, BOXES_ATOL = 1e-4, 1e-5

@@ -13,8 +13,8 @@ from detr_export.modeling.detr import DetrForObjectDetection
 from detr_export.modeling.loss import Prediction, detr_loss
 from detr_export.modeling.matcher import HungarianMatcher
 from detr_export.modeling.segmentation import DetrForSegmentation
+from detr_export.runtimes.errors import InputError
 from detr_export.seeding import random_images, seed_weights
-from runtimes.errors import InputError
 from tests import models
 
 MASKED = {"encoder_attention_heads": 8, "decoder_attention_heads": 8}  # a mask head wants d_model + heads divisible by 8

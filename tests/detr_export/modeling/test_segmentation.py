@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from detr_export.modeling.segmentation import DetrForSegmentation
+from detr_export.runtimes.errors import CheckpointError
 from detr_export.seeding import random_images, seed_weights
-from runtimes.errors import CheckpointError
 from tests import models
 from tests.detr_export.modeling.test_forward import assert_close
 

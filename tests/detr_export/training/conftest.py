@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from detr_export.demo_data import write_demo_data
+from detr_export.training.demo_data import write_demo_data
 from tests import models
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from detr_export.demo_data import STUFF, THINGS
+from detr_export.runtimes.errors import AnnotationError
 from detr_export.training.coco_folder import read_split
-from runtimes.errors import AnnotationError
+from detr_export.training.demo_data import STUFF, THINGS
 
 
 def test_detection(shapes: Path) -> None:

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from detr_export.modeling.segmentation import DetrForSegmentation
+from detr_export.runtimes import DetrImageProcessor
 from detr_export.seeding import seed_weights
 from detr_export.training.coco_folder import read_split
 from detr_export.training.dataset import Augmentation, Batch, CocoDataset, collate
 from detr_export.training.objective import DetectorObjective, MaskObjective
-from runtimes import DetrImageProcessor
 from tests import models
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from detr_export.runtimes.errors import InputError
 from detr_export.training.options import Stage, TrainingOptions
-from runtimes.errors import InputError
 
 
 @pytest.mark.parametrize(

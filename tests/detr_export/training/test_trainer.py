@@ -18,14 +18,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from detr_export.checkpoint import load_checkpoint
+from detr_export.checkpoints.reading import load_checkpoint
+from detr_export.runtimes import Predictor
+from detr_export.runtimes.errors import AnnotationError, BackendError, DetrError, ImageError, InputError, OutputError
 from detr_export.training.coco_folder import read_split
 from detr_export.training.options import TrainingOptions
 from detr_export.training.starting_point import starting_point
 from detr_export.training.trainer import STATE_NAME, Training, train
 from detr_export.training.training_log import COLUMNS
-from runtimes import Predictor
-from runtimes.errors import AnnotationError, BackendError, DetrError, ImageError, InputError, OutputError
 
 FAST = TrainingOptions(
     task="panoptic",
@@ -183,7 +183,8 @@ def test_two_processes(shapes: Path, config_folder: Path, tmp_path: Path) -> Non
     (tmp_path / "preprocessor_config.json").write_text((config_folder / "preprocessor_config.json").read_text())
     options = ["--epochs", "1", "--keep-batch-norm", "--learning-rate", "1e-3", "--workers", "0", "--config", str(tmp_path)]
     options += ["--data", str(shapes)]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cli", "train"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "detr_export", "train"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, *options, "--batch", "3", "--output", str(tmp_path / "two")],
@@ -194,7 +195,7 @@ def test_two_processes(shapes: Path, config_folder: Path, tmp_path: Path) -> Non
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("two  4 steps, loss") == 1
-    alone = [sys.executable, "-m", "cli", "train", *options, "--batch", "6", "--output", str(tmp_path / "one")]
+    alone = [sys.executable, "-m", "detr_export", "train", *options, "--batch", "6", "--output", str(tmp_path / "one")]
     subprocess.run(alone, env=environment, capture_output=True, check=True)
     assert json.loads((tmp_path / "two" / "recipe.json").read_text())["processes"] == 2
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")

@@ -16,8 +16,8 @@ from transformers import AutoImageProcessor
 from transformers import DetrImageProcessor as Oracle
 from transformers.utils import logging as oracle_logging
 
-from runtimes.errors import CheckpointError, DetrError, ImageError, OutputError
-from runtimes.processing.image_processor import CONFIG_NAME, BatchFeature, DetrImageProcessor
+from detr_export.runtimes.errors import CheckpointError, DetrError, ImageError, OutputError
+from detr_export.runtimes.processing.image_processor import CONFIG_NAME, BatchFeature, DetrImageProcessor
 
 oracle_logging.set_verbosity_error()
 

@@ -22,12 +22,20 @@ from transformers import DetrImageProcessorFast as Oracle
 from transformers.models.detr import image_processing_detr_fast as upstream
 from transformers.utils import logging as oracle_logging
 
-from runtimes.errors import ImageError
-from runtimes.processing import post_processing, segmentation
-from runtimes.processing.image_processor import CONFIG_NAME, DetrFeatureExtractor, DetrImageProcessor
-from runtimes.processing.image_processor_fast import DetrImageProcessorFast
-from runtimes.processing.tensor_resize import BICUBIC, BILINEAR, NEAREST, fixed_point, nearest_exact, resize_tensor
-from tests.runtimes.processing import coco_records as coco
+from detr_export.runtimes.errors import ImageError
+from detr_export.runtimes.processing import detection as post_processing
+from detr_export.runtimes.processing import segmentation
+from detr_export.runtimes.processing.image_processor import CONFIG_NAME, DetrFeatureExtractor, DetrImageProcessor
+from detr_export.runtimes.processing.image_processor_fast import DetrImageProcessorFast
+from detr_export.runtimes.processing.resizing.tensors import (
+    BICUBIC,
+    BILINEAR,
+    NEAREST,
+    fixed_point,
+    nearest_exact,
+    resize_tensor,
+)
+from tests.runtimes.processing.annotations import coco_records as coco
 
 oracle_logging.set_verbosity_error()
 

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image, ImageFile
 from transformers.image_utils import load_image as oracle_load_image
 
-from runtimes.errors import ImageError
-from runtimes.processing.images import IMAGE_SUFFIXES, iter_image_paths, load_image
+from detr_export.runtimes.errors import ImageError
+from detr_export.runtimes.processing.images import IMAGE_SUFFIXES, iter_image_paths, load_image
 
 ORIENTATION = 0x0112
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from runtimes.errors import AnnotationError, InputError
-from runtimes.processing.rle import compress_counts, decode_rle, decompress_counts, encode_rle
+from detr_export.runtimes.errors import AnnotationError, InputError
+from detr_export.runtimes.processing.rle import compress_counts, decode_rle, decompress_counts, encode_rle
 
 # pycocotools' own decode and area were written against numpy 1.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")

@@ -12,9 +12,9 @@ import torch
 from transformers import DetrImageProcessor
 from transformers.models.detr import image_processing_detr as upstream
 
-from runtimes.errors import InputError
-from runtimes.processing.segment_merge import assign_segment_ids, largest_map, merge_masks
-from runtimes.processing.segmentation import (
+from detr_export.runtimes.errors import InputError
+from detr_export.runtimes.processing.merging import assign_segment_ids, largest_map, merge_masks
+from detr_export.runtimes.processing.segmentation import (
     binary_mask_to_rle,
     post_process_instance_segmentation,
     post_process_panoptic_segmentation,

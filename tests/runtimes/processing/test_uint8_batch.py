@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtimes import DetrImageProcessor, ImageError
-from runtimes.processing.image_processor_fast import DetrImageProcessorFast
-from runtimes.processing.image_transforms import FIRST, PixelScaling
-from runtimes.processing.uint8_batch import uint8_batch
+from detr_export.runtimes import DetrImageProcessor, ImageError
+from detr_export.runtimes.processing.image_processor_fast import DetrImageProcessorFast
+from detr_export.runtimes.processing.transforms import FIRST, PixelScaling
+from detr_export.runtimes.processing.uint8_batch import uint8_batch
 
 SIZE = {"shortest_edge": 40, "longest_edge": 70}
 OPTIONS: dict[str, dict[str, Any]] = {

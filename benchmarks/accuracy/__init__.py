@@ -1,0 +1,1 @@
+"""Scores on annotated images: box AP, mask AP and panoptic quality."""

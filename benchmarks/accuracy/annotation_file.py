@@ -1,0 +1,113 @@
+"""COCO annotation files as the evaluators read them, and whether their categories are those of a model."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from detr_export.coco import UNUSED
+from detr_export.runtimes.errors import AnnotationError
+from detr_export.runtimes.processing.annotations import checks
+
+AnnotationSource = str | os.PathLike[str] | Mapping[str, Any]
+
+_PLACEHOLDER = re.compile(r"label_\d+", re.IGNORECASE)  # what transformers calls a class without a name
+_NAMED_AT_MOST = 3  # categories that a message lists
+
+
+def read_annotation_file(source: AnnotationSource) -> Mapping[str, Any]:
+    """The document of a COCO annotation file, or `source` itself when it is one already.
+
+    Raises:
+        AnnotationError: the file is missing, not JSON, or not an object with `images`, `annotations` and `categories`.
+    """
+    if isinstance(source, Mapping):
+        where, document = "the annotations", source
+    else:
+        where = os.fspath(source)
+        try:
+            document = json.loads(Path(source).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise AnnotationError(f"{where} does not exist: expected a COCO annotation file; check the path") from error
+        except OSError as error:
+            raise AnnotationError(f"cannot read {where}: {error.strerror or error}") from error
+        except (ValueError, RecursionError) as error:
+            raise AnnotationError(f"{where} is not JSON ({error}): expected a COCO annotation file") from error
+    for name in ("images", "annotations", "categories"):
+        checks.records(checks.record(document, where), name, where)
+    return document
+
+
+def images_by_id(document: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
+    """The records under `images`, in rising order of their ids.
+
+    Raises:
+        AnnotationError: one has no integer for an id.
+    """
+    found = {checks.integer(item, "id", f"images[{index}]"): item for index, item in enumerate(document["images"])}
+    return dict(sorted(found.items()))
+
+
+def category_names(document: Mapping[str, Any]) -> dict[int, str]:
+    """The name of each category by its id, in rising order; a name that two have gets their ids added.
+
+    Raises:
+        AnnotationError: one has no integer for an id, or no text for a name.
+    """
+    names: dict[int, str] = {}
+    for index, item in enumerate(document["categories"]):
+        where = f"categories[{index}]"
+        name = checks.field(item, "name", where)
+        if not isinstance(name, str):
+            raise AnnotationError(f"{where}: name is {name!r:.80}: expected text")
+        names[checks.integer(item, "id", where)] = name
+    given = list(names.values())
+    return {id_: name if given.count(name) == 1 else f"{name} ({id_})" for id_, name in sorted(names.items())}
+
+
+def check_categories(id2label: Mapping[int, str], categories: Mapping[int, str]) -> tuple[str, ...]:
+    """Whether a model's label ids mean the categories that have these ids, which is what scoring takes for granted.
+
+    Upper and lower case are the same. A model's `LABEL_7` may be anything. `N/A` is a class that the model lacks.
+
+    Args:
+        id2label: names of the model's classes.
+        categories: names of the annotations' categories.
+
+    Returns:
+        What is worth a note: categories that the model lacks, which count as never found.
+
+    Raises:
+        AnnotationError: an id has another name in the model, or the model has none of the categories.
+    """
+    own = {id_: id2label[id_].strip().casefold() for id_ in categories if id_ in id2label}
+    own = {id_: name for id_, name in own.items() if name != UNUSED.casefold()}
+    others = [
+        f"{id_} is {categories[id_]!r} in the annotations and {id2label[id_]!r} in the model"
+        for id_, name in own.items()
+        if name != categories[id_].strip().casefold() and not _PLACEHOLDER.fullmatch(name)
+    ]
+    if others:
+        raise AnnotationError(
+            f"{len(others)} of {len(categories)} categories have another name in the model: {_some(others)}; "
+            "give annotations whose category ids are the model's label ids"
+        )
+    lacking = [f"{id_} {name!r}" for id_, name in categories.items() if id_ not in own]
+    if not own:
+        raise AnnotationError(
+            f"the model has none of the annotations' {len(categories)} categories: {_some(lacking) or 'there are none'}; "
+            "give annotations whose category ids are the model's label ids"
+        )
+    if lacking:
+        return (
+            f"the model lacks {len(lacking)} of {len(categories)} categories, which count as never found: {_some(lacking)}",
+        )
+    return ()
+
+
+def _some(items: list[str]) -> str:
+    return ", ".join(items[:_NAMED_AT_MOST]) + (", ..." if len(items) > _NAMED_AT_MOST else "")

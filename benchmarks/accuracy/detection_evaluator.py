@@ -1,0 +1,244 @@
+"""Average precision and recall of boxes and masks, as COCO defines them and pycocotools computes them.
+
+Predictions come image by image and are kept small: boxes as arrays, masks run-length encoded. Only images that came are
+scored, those in which nothing was found included. A label of the model is a category id of the annotations, as in DETR; what
+has no such category is left out.
+
+What is done to the annotations before pycocotools sees them, on copies: they are numbered from 1, because it takes a match
+with annotation 0 for no match, and those without `iscrowd` are none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from detr_export.benchmarks.accuracy.annotation_file import (
+    AnnotationSource,
+    category_names,
+    images_by_id,
+    read_annotation_file,
+)
+from detr_export.runtimes.errors import AnnotationError, InputError, missing_extra
+from detr_export.runtimes.processing.annotations import checks
+from detr_export.runtimes.processing.rle import decode_rle, encode_compressed_rle
+from detr_export.runtimes.results.detections import Detections
+
+try:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+except ImportError as error:
+    raise missing_extra("pycocotools", "bench") from error
+
+IOU_TYPES = ("bbox", "segm")
+
+
+@dataclass(frozen=True)
+class AverageMetrics:
+    """COCO's twelve numbers in their usual order, each in [0, 1]; None where no annotation lets it be computed."""
+
+    AP: float | None  # precision, averaged over recall, classes and IoU thresholds .50, .55, ..., .95
+    AP50: float | None  # at IoU .50
+    AP75: float | None  # at IoU .75
+    APs: float | None  # of objects of less than 32 x 32 pixels
+    APm: float | None  # between the two
+    APl: float | None  # of more than 96 x 96 pixels
+    AR1: float | None  # recall with 1 detection an image and class, averaged over classes and IoU thresholds
+    AR10: float | None  # with 10
+    AR100: float | None  # with 100
+    ARs: float | None
+    ARm: float | None
+    ARl: float | None
+
+
+@dataclass(frozen=True)
+class TypeScores:
+    """The scores of boxes, or of masks."""
+
+    metrics: AverageMetrics
+    per_class: Mapping[str, float | None]  # AP by the name of the category; None without an annotation of it
+
+
+@dataclass(frozen=True)
+class CocoScores:
+    """What a `CocoEvaluator` computes; None for a type that was not asked for, or that the annotations lack."""
+
+    bbox: TypeScores | None
+    segm: TypeScores | None
+    images: int  # that were scored
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; the names of the fields are the keys."""
+        return asdict(self)
+
+
+class CocoEvaluator:
+    """Collects detections and scores them.
+
+    Args:
+        annotations: the path of a COCO instances file, its document, or a pycocotools `COCO`. It is not changed.
+        iou_types: of "bbox" and "segm". Masks are not scored when no annotation has a `segmentation`; `iou_types` of the
+            evaluator says what remains.
+
+    Attributes:
+        images: record of each image by its id.
+        categories: name of each category by its id.
+
+    Raises:
+        AnnotationError: the file is missing or malformed.
+        InputError: an iou type is unknown.
+    """
+
+    def __init__(self, annotations: AnnotationSource | COCO, iou_types: Sequence[str] = IOU_TYPES) -> None:
+        unknown = [name for name in iou_types if name not in IOU_TYPES]
+        if unknown or not iou_types:
+            raise InputError(f"iou_types are {tuple(iou_types)}; expected some of {', '.join(IOU_TYPES)}")
+        document = read_annotation_file(annotations.dataset if isinstance(annotations, COCO) else annotations)
+        self.images = images_by_id(document)
+        self.categories = category_names(document)
+        self._annotations: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in self.images}
+        for index, item in enumerate(document["annotations"]):
+            copy = _checked(item, f"annotations[{index}]")
+            if copy["image_id"] in self.images:
+                self._annotations[copy["image_id"]].append({**copy, "id": index + 1})
+        has_masks = [bool(item.get("segmentation")) for item in document["annotations"]]
+        self.iou_types = tuple(name for name in iou_types if name == "bbox" or any(has_masks) or not has_masks)
+        if "segm" in self.iou_types and not all(has_masks):
+            raise AnnotationError(
+                f"annotations[{has_masks.index(False)}] has no segmentation, which others have: expected it for all or none"
+            )
+        self._found: dict[int, tuple[Detections, list[dict[str, Any]]]] = {}  # boxes, and masks run-length encoded
+
+    def update(self, image_id: int, detections: Detections) -> None:
+        """Adds the detections of one image; they may be none.
+
+        Raises:
+            InputError: the image is not in the annotations, came before or has another size there, or the masks are missing.
+        """
+        if image_id not in self.images:
+            raise InputError(f"image {image_id} is not among the {len(self.images)} images of the annotations")
+        if image_id in self._found:
+            raise InputError(f"image {image_id} was given before; give every image once")
+        record = self.images[image_id]
+        size = tuple(record.get(side, own) for side, own in zip(("height", "width"), detections.image_size, strict=True))
+        if size != detections.image_size:
+            raise InputError(
+                f"image {image_id} is {size[1]}x{size[0]} in the annotations and {detections.image_size[1]}x"
+                f"{detections.image_size[0]} in the prediction; score the images that were annotated"
+            )
+        known = np.isin(detections.labels, list(self.categories))
+        names = tuple(name for name, is_known in zip(detections.names, known, strict=True) if is_known)
+        boxes = Detections(
+            detections.scores[known], detections.labels[known], detections.boxes[known], names, detections.image_size
+        )
+        masks: list[dict[str, Any]] = []
+        if "segm" in self.iou_types and len(boxes):
+            if detections.masks is None:
+                raise InputError(f"the detections of image {image_id} have no masks; leave segm out of iou_types")
+            masks = [encode_compressed_rle(mask) for mask in detections.masks[known]]
+        self._found[image_id] = (boxes, masks)
+
+    def compute(self) -> CocoScores:
+        """Scores the images that came.
+
+        Raises:
+            AnnotationError: the segmentation of an annotation is malformed.
+        """
+        scores = {name: self._score(name) if name in self.iou_types else None for name in IOU_TYPES}
+        return CocoScores(scores["bbox"], scores["segm"], len(self._found))
+
+    def _score(self, iou_type: str) -> TypeScores:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            # pycocotools' compiled part was written against numpy 1.
+            warnings.filterwarnings("ignore", "__array__ implementation doesn't accept a copy", DeprecationWarning)
+            truth = self._truth(iou_type)
+            results = self._results(iou_type)
+            found = truth.loadRes(results) if results else _indexed({"annotations": []})  # loadRes wants at least one
+            scoring = COCOeval(truth, found, iou_type)
+            scoring.evaluate()
+            scoring.accumulate()
+            scoring.summarize()
+        names = [field.name for field in fields(AverageMetrics)]
+        metrics = {name: None if value < 0 else float(value) for name, value in zip(names, scoring.stats, strict=True)}
+        precision = scoring.eval["precision"][..., 0, -1]  # (IoU, recall, class): all areas, 100 detections
+        per_class = {}
+        for index, category in enumerate(scoring.params.catIds):
+            values = precision[..., index]
+            per_class[self.categories[int(category)]] = float(values.mean()) if (values > -1).all() else None
+        return TypeScores(AverageMetrics(**metrics), per_class)
+
+    def _truth(self, iou_type: str) -> COCO:
+        truth = _indexed(
+            {
+                "images": [dict(self.images[image_id]) for image_id in self._found],
+                "categories": [{"id": id_, "name": name} for id_, name in self.categories.items()],
+                "annotations": [dict(item) for image_id in self._found for item in self._annotations[image_id]],
+            }
+        )
+        if iou_type == "segm":
+            for item in truth.dataset["annotations"]:
+                item["segmentation"] = self._encoded(truth, item)
+        return truth
+
+    def _encoded(self, truth: COCO, item: Mapping[str, Any]) -> dict[str, Any]:
+        """The run-length encoding of an annotation, at the size of its image."""
+        where = f"annotations[{item['id'] - 1}] of image {item['image_id']}"
+        image = self.images[item["image_id"]]
+        size = tuple(checks.integer(image, side, f"image {item['image_id']}") for side in ("height", "width"))
+        value = item["segmentation"]
+        if isinstance(value, Mapping):  # decoded only to be checked: a damaged one may end the process
+            try:
+                found = decode_rle(value).shape
+            except (AnnotationError, TypeError, ValueError) as error:
+                raise AnnotationError(f"{where}: segmentation: {error}") from error
+            if found != size:
+                raise AnnotationError(f"{where}: segmentation has size {list(found)}: expected {list(size)}, the image's")
+        elif isinstance(value, (list, tuple)):
+            value = checks.polygons(value, where)
+        else:
+            raise AnnotationError(f"{where}: segmentation is {value!r:.80}: expected polygons or a run-length encoding")
+        return truth.annToRLE({**item, "segmentation": value})
+
+    def _results(self, iou_type: str) -> list[dict[str, Any]]:
+        """Entries for `loadRes`. Those with masks have no box, or it would be the box whose area makes an object small."""
+        if iou_type == "bbox":
+            return [entry for image_id, (boxes, _) in self._found.items() for entry in boxes.to_coco(image_id)]
+        return [
+            {"image_id": image_id, "category_id": int(label), "score": float(score), "segmentation": mask}
+            for image_id, (boxes, masks) in self._found.items()
+            for label, score, mask in zip(boxes.labels, boxes.scores, masks, strict=True)
+        ]
+
+
+def _indexed(document: dict[str, Any]) -> COCO:
+    coco = COCO()
+    coco.dataset = document
+    coco.createIndex()
+    return coco
+
+
+def _checked(item: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What pycocotools reads of an annotation."""
+    if "segments_info" in item:
+        raise AnnotationError(f"{where} has segments_info: this is a panoptic file; expected one of objects with boxes")
+    box = checks.field(item, "bbox", where)
+    try:
+        numbers = [float(value) for value in box]
+    except (TypeError, ValueError):
+        numbers = []
+    if len(numbers) != 4 or not np.isfinite(numbers).all():
+        raise AnnotationError(f"{where}: bbox is {box!r:.80}: expected four finite numbers, [x_min, y_min, width, height]")
+    return {
+        "image_id": checks.integer(item, "image_id", where),
+        "category_id": checks.integer(item, "category_id", where),
+        "bbox": numbers,
+        "area": checks.area(item, where),
+        "iscrowd": checks.crowd_flag(item, where) if "iscrowd" in item else 0,
+        "segmentation": item.get("segmentation"),
+    }

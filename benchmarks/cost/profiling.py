@@ -1,0 +1,152 @@
+"""Where the time of a run goes: by operator and by part of the model, as ONNX Runtime's own profiler saw it.
+
+Why: the share of each part says what is worth making faster, and where another size or batch will hurt.
+
+What: a few runs are profiled after a warm-up, with ONNX Runtime's usual optimisations, so the operators are those that it
+really runs: merged ones (`FusedConv`, `SkipLayerNormalization`) and its own changes of layout (`ReorderInput`). The parts of
+such a graph are found through the tensors that it still shares with the file. Times are those of the nodes, one after the
+other; what passes between two nodes, and the profiler's own cost, is in none of them.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+
+from detr_export.benchmarks.cost.parts import PARTS, parts_of, parts_of_optimized
+from detr_export.runtimes.backends.ort.session import OrtSession
+from detr_export.runtimes.errors import ArtifactError, BackendError, InputError, first_line
+from detr_export.runtimes.session import check_inputs
+from detr_export.verification.comparison import Case, make_inputs
+
+_WARM_UP_RUNS = 2
+_NODE_SUFFIX = "_kernel_time"
+_ERRORS_ONLY = 3  # onnxruntime's log severity
+
+
+def profile_ort(path: Path, height: int, width: int, batch: int, threads: int, runs: int = 3) -> dict[str, Any]:
+    """Profiles an ONNX file on the CPU. (On a GPU the profiler times how long launching the kernels takes, not the kernels.)
+
+    Args:
+        path: a DETR that takes batches of this size.
+        height, width: of the batch, in pixels.
+        batch: images, without padding.
+        threads: of one run.
+        runs: profiled, after a warm-up that is left out.
+
+    Returns:
+        `variant` (the file's name), `height`, `width`, `batch`; `operators`, the longest first: `operator`, `calls` and
+        `total_ms` of one run, the mean of all, and `share` of the whole; `parts`: the share of each of `model_parts.PARTS`,
+        "other" being what could not be attributed.
+
+    Raises:
+        ArtifactError: the file is missing, damaged or not a DETR.
+        InputError: the file does not take this size, or an argument is not positive.
+        BackendError: ONNX Runtime failed.
+    """
+    for name, count in (("height", height), ("width", width), ("batch", batch), ("threads", threads), ("runs", runs)):
+        if count < 1:
+            raise InputError(f"{name} is {count}; expected at least 1")
+    with tempfile.TemporaryDirectory(prefix="detr-bench-") as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        events = _profiled(path, optimized, Path(folder), (height, width, batch), threads, runs)
+        original = parts_of(_graph(path))
+        parts = parts_of_optimized(_graph(optimized), original)
+    return {
+        "variant": path.name,
+        "height": height,
+        "width": width,
+        "batch": batch,
+        **summarize(node_events(events, _WARM_UP_RUNS), parts, runs),
+    }
+
+
+def node_events(events: Iterable[Mapping[str, Any]], warm_up_runs: int) -> list[Mapping[str, Any]]:
+    """The nodes' events of all runs but the first few.
+
+    Args:
+        events: of ONNX Runtime's profile, in which `ts` and `dur` are microseconds.
+        warm_up_runs: to leave out.
+
+    Raises:
+        BackendError: there are no later runs.
+    """
+    events = list(events)
+    starts = sorted(event["ts"] for event in events if event["cat"] == "Session" and event["name"] == "model_run")
+    if len(starts) <= warm_up_runs:
+        raise BackendError(f"ONNX Runtime's profile holds {len(starts)} runs; expected more than {warm_up_runs}")
+    begin = starts[warm_up_runs]
+    return [
+        event for event in events if event["cat"] == "Node" and event["name"].endswith(_NODE_SUFFIX) and event["ts"] >= begin
+    ]
+
+
+def summarize(events: Sequence[Mapping[str, Any]], parts: Mapping[str, str], runs: int) -> dict[str, Any]:
+    """`operators` and `parts` of `profile_ort`.
+
+    Args:
+        events: of the nodes in `runs` runs.
+        parts: by name of node; one that is missing is "other".
+        runs: how many there were.
+    """
+    calls: Counter[str] = Counter()
+    by_operator: Counter[str] = Counter()
+    by_part: Counter[str] = Counter()
+    for event in events:
+        operator, name = event["args"]["op_name"], event["name"].removesuffix(_NODE_SUFFIX)
+        calls[operator] += 1
+        by_operator[operator] += event["dur"]
+        by_part[parts.get(name, "other")] += event["dur"]
+    total = max(1, by_operator.total())  # every node may have taken less than a microsecond
+    return {
+        "operators": [
+            {
+                "operator": operator,
+                "calls": round(calls[operator] / runs),
+                "total_ms": microseconds / 1e3 / runs,
+                "share": microseconds / total,
+            }
+            for operator, microseconds in by_operator.most_common()
+        ],
+        "parts": {part: by_part[part] / total for part in PARTS},
+    }
+
+
+def _profiled(
+    path: Path, optimized: Path, folder: Path, size: tuple[int, int, int], threads: int, runs: int
+) -> list[dict[str, Any]]:
+    """Runs the file under the profiler; leaves the graph that it ran at `optimized`."""
+    height, width, batch = size
+    # The session's own checks first: they say what a file takes, and better than ONNX Runtime does.
+    with OrtSession(path, threads=threads) as session:
+        channels = next((spec.shape[1] for spec in session.inputs if spec.name == "pixel_values"), None)
+        if not isinstance(channels, int):
+            raise ArtifactError(f"{path} is not a DETR: it has no input pixel_values; give a file of detr-export onnx")
+        mask = any(spec.name == "pixel_mask" for spec in session.inputs)
+        inputs = make_inputs(Case(height, width, ((height, width),) * batch), channels, mask, seed=0)
+        check_inputs(session.inputs, inputs, session.metadata)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    options.intra_op_num_threads = threads
+    options.enable_profiling = True
+    options.profile_file_prefix = str(folder / "profile")
+    options.optimized_model_filepath = str(optimized)
+    try:
+        profiled = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        for _ in range(_WARM_UP_RUNS + runs):
+            profiled.run(None, inputs)
+        events: list[dict[str, Any]] = json.loads(Path(profiled.end_profiling()).read_text())
+    except Exception as error:  # onnxruntime's own exceptions share no base class but Exception
+        raise BackendError(f"ONNX Runtime failed under its profiler: {first_line(error)}") from error
+    return events
+
+
+def _graph(path: Path) -> onnx.GraphProto:
+    return onnx.load(str(path), load_external_data=False).graph

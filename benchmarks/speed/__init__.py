@@ -1,0 +1,1 @@
+"""Latency and throughput: variants in processes of their own, measured in turns."""

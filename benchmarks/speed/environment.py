@@ -1,0 +1,120 @@
+"""What a measurement was made on: a number without it compares with nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from importlib import metadata as distributions
+from pathlib import Path
+
+from detr_export.benchmarks.speed.report import Environment
+from detr_export.runtimes.errors import InputError, missing_extra
+
+try:
+    import psutil
+except ImportError as error:
+    raise missing_extra("psutil", "bench") from error
+
+_PACKAGES = (
+    "detr-export",
+    "numpy",
+    "pillow",
+    "torch",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "transformers",
+    "timm",
+    "pycocotools",
+)
+_CPUINFO = Path("/proc/cpuinfo")
+_GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+
+
+def describe_environment(threads: int) -> Environment:
+    """The machine and its software; `threads` of one run of a model."""
+    gpu, driver = gpu_and_driver()
+    return Environment(
+        cpu=_cpu_name(),
+        cores=available_cores(),
+        memory_bytes=int(psutil.virtual_memory().total),
+        governor=_read(_GOVERNOR),
+        os=platform.platform(),
+        python=platform.python_version(),
+        gpu=gpu,
+        driver=driver,
+        versions={name: version for name in _PACKAGES if (version := installed_version(name))},
+        threads=threads,
+    )
+
+
+def available_cores() -> int:
+    """Logical cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux: containers and taskset give a process fewer than there are
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def checked_threads(threads: int | None) -> int:
+    """The number asked for, or the physical cores, as far as this process may use them.
+
+    Raises:
+        InputError: more than there are, which would measure the scheduler; or less than 1.
+    """
+    cores = available_cores()
+    if threads is None:
+        return min(psutil.cpu_count(logical=False) or cores, cores)
+    if not 1 <= threads <= cores:
+        raise InputError(f"threads is {threads}; expected 1 to {cores}, the cores that this process may use")
+    return threads
+
+
+def gpu_and_driver() -> tuple[str | None, str | None]:
+    """Name of the first NVIDIA GPU and version of its driver; None where there is none."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # not installed, or pynvml's own error for a machine without a driver
+        return None, None
+    try:
+        return str(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0))), str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return None, None
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def ort_has_cuda() -> bool:
+    """Whether there is a GPU and an ONNX Runtime that was built for it."""
+    if gpu_and_driver()[0] is None:
+        return False
+    try:
+        import onnxruntime
+    except ImportError:
+        return False
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+def installed_version(distribution: str) -> str | None:
+    """Version of a distribution, None where it is not installed."""
+    with contextlib.suppress(distributions.PackageNotFoundError):
+        return distributions.version(distribution)
+    return None
+
+
+def _cpu_name() -> str:
+    text = _read(_CPUINFO) or ""
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def _read(file: Path) -> str | None:
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except OSError:
+        return None

@@ -1,0 +1,222 @@
+"""The report of a benchmark run, as dataclasses and as JSON; `to_dict` and `from_dict` are each other's inverse.
+
+Every name carries its unit: `_ms`, `_s`, `_bytes`. What was not measured is None, also where a number came out infinite or
+NaN, which JSON has no word for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from detr_export.benchmarks.speed.gpu_state import GpuState
+from detr_export.benchmarks.speed.statistics import Ratio, Timing, Turn
+from detr_export.runtimes.errors import ArtifactError
+
+SCHEMA = 1  # raised when a reader of the older form would misread the document
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The machine and its software."""
+
+    cpu: str  # model name
+    cores: int  # logical ones that this process may use
+    memory_bytes: int
+    governor: str | None  # the kernel's frequency policy; None where it does not say, as in most virtual machines
+    os: str
+    python: str
+    gpu: str | None
+    driver: str | None  # of the GPU
+    versions: Mapping[str, str]  # of the packages that are installed
+    threads: int  # of one run of a model, the same for all variants
+
+
+@dataclass(frozen=True)
+class Method:
+    """How it was measured."""
+
+    rounds: int  # asked for
+    warmup_runs: int  # before each turn, not counted
+    baseline: str | None  # the variant that ratios refer to; None when none could be opened
+    calibration_tolerance: float
+    interrupted: bool
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One model in one backend, in a process of its own."""
+
+    name: str
+    backend: str
+    target: str  # the file, folder or name of the model
+    precision: str | None = None
+    version: str | None = None  # of the backend's library
+    file_bytes: int | None = None  # of the file, or of a folder's weights
+    load_s: float | None = None  # import of the backend's library and opening of the model, in a fresh process
+    first_inference_ms: float | None = None  # the first run at the first size; with torch.compile, the compilation
+    peak_resident_bytes: int | None = None  # of its process, over its life
+    device_memory_bytes: int | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run costs by the graph, and what that makes of the measured time."""
+
+    gmac: float  # 1e9 multiply-accumulates
+    moved_bytes: int  # weights and activations, each read and written once: an upper bound
+    gflop_per_s: float  # two operations a multiply-accumulate, over the median of the session
+    share_of_gemm_peak: float  # of what this machine's matrix product reaches with as many threads
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One variant at one size and batch size."""
+
+    variant: str
+    height: int  # pixels that the model gets
+    width: int
+    batch: int
+    correct: bool | None  # None when it gave no outputs to compare
+    largest_difference: Mapping[str, float | None]  # by output, to the first variant's; None is not finite
+    tolerance: Mapping[str, float]
+    rounds: int = 0  # measured
+    disturbed_rounds: int = 0
+    preprocess_ms: Timing | None = None
+    session_ms: Timing | None = None
+    postprocess_ms: Timing | None = None
+    end_to_end_ms: Timing | None = None
+    stages_ms: Mapping[str, Timing] = field(default_factory=dict)  # of the session on a GPU, by `device_stages.STAGES`
+    images_per_second: Mapping[str, float] = field(default_factory=dict)  # by the number of concurrent callers
+    ratio_to_baseline: Ratio | None = None
+    cost: Cost | None = None
+    error: str | None = None
+    turns: Sequence[Turn] = ()  # every raw sample, those of disturbed turns too
+
+    @property
+    def size(self) -> str:
+        """`HEIGHTxWIDTH`."""
+        return f"{self.height}x{self.width}"
+
+    @property
+    def slowed_rounds(self) -> int:
+        """Rounds after which the GPU's clocks were held back."""
+        return sum(turn.gpu is not None and bool(turn.gpu.slowed_by) for turn in self.turns)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Scores of a variant on annotated images, each in [0, 1]."""
+
+    variant: str
+    images: int
+    box_AP: float | None
+    box_AP50: float | None
+    mask_AP: float | None
+    PQ: float | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that one run of the benchmark found out."""
+
+    started: str  # ISO 8601, with the offset from UTC
+    command: Sequence[str] | None  # None for a call from Python
+    environment: Environment
+    method: Method
+    variants: Sequence[Variant]
+    measurements: Sequence[Measurement]
+    accuracy: Sequence[Accuracy] = ()
+    profiles: Sequence[Mapping[str, Any]] = ()  # as `detr_export.benchmarks.cost.profiling` makes them
+    errors: Sequence[str] = ()  # what else could not be had: a cost, a score, a profile
+    schema: int = SCHEMA
+
+    def problems(self) -> list[str]:
+        """A line for each variant that failed, could not run a size, or gave other outputs than the first; and `errors`."""
+        lines = [f"{item.name}: {item.error}" for item in self.variants if item.error]
+        for item in self.measurements:
+            where = f"{item.variant} at {item.size}, batch {item.batch}"
+            if item.error:
+                lines.append(f"{where}: {item.error}")
+            elif item.correct is False:
+                lines.append(f"{where}: WRONG, {describe_difference(item)}; it was not timed")
+        return [*lines, *self.errors]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        document: dict[str, Any] = json.loads(json.dumps(asdict(self), allow_nan=False))  # tuples become lists
+        return document
+
+    def to_json(self) -> str:
+        """The document as text."""
+        return json.dumps(self.to_dict(), indent=1)
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Report:
+        """Reads what `to_dict` made.
+
+        Raises:
+            ArtifactError: it is of a newer schema, or is no report.
+        """
+        try:
+            if document["schema"] > SCHEMA:
+                raise ArtifactError(f"the report has schema {document['schema']}; this version reads {SCHEMA}, update it")
+            return cls(
+                **{
+                    **_known(cls, document),
+                    "environment": Environment(**_known(Environment, document["environment"])),
+                    "method": Method(**_known(Method, document["method"])),
+                    "variants": [Variant(**_known(Variant, item)) for item in document["variants"]],
+                    "measurements": [_measurement(item) for item in document["measurements"]],
+                    "accuracy": [Accuracy(**_known(Accuracy, item)) for item in document.get("accuracy", ())],
+                }
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(f"this is no report of detr-bench: {error!r:.200}") from error
+
+
+def describe_difference(item: Measurement) -> str:
+    """The outputs that are beyond their tolerance, and by how much."""
+    beyond = [
+        f"{name} differs by {'an unknown amount' if value is None else format(value, '.3g')} (tolerance {limit:.3g})"
+        for name, limit in item.tolerance.items()
+        if (value := item.largest_difference.get(name)) is None or value > limit
+    ]
+    return ", ".join(beyond)
+
+
+def _measurement(document: Mapping[str, Any]) -> Measurement:
+    values = _known(Measurement, document)
+    for name in ("preprocess_ms", "session_ms", "postprocess_ms", "end_to_end_ms"):
+        if values.get(name) is not None:
+            values[name] = _timing(values[name])
+    values["stages_ms"] = {name: _timing(item) for name, item in values.get("stages_ms", {}).items()}
+    for name, kind in (("ratio_to_baseline", Ratio), ("cost", Cost)):
+        if values.get(name) is not None:
+            values[name] = kind(**_known(kind, values[name]))
+    values["turns"] = [_turn(item) for item in values.get("turns", ())]
+    return Measurement(**values)
+
+
+def _timing(document: Mapping[str, Any]) -> Timing:
+    return Timing(**{**_known(Timing, document), "samples": tuple(document["samples"])})
+
+
+def _turn(document: Mapping[str, Any]) -> Turn:
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in _known(Turn, document).items()
+    }
+    values["stages_ms"] = tuple(tuple(row) for row in values.get("stages_ms", ()))
+    if values.get("gpu") is not None:
+        state = _known(GpuState, values["gpu"])
+        values["gpu"] = GpuState(**{**state, "slowed_by": tuple(state["slowed_by"])})
+    return Turn(**values)
+
+
+def _known(kind: Any, document: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that this version knows; a later one of the same schema may have added some."""
+    names = {item.name for item in fields(kind)}
+    return {name: value for name, value in document.items() if name in names}

@@ -1,0 +1,146 @@
+"""What is made of raw times: percentiles, which turns count, and ratios of turns that ran one after the other.
+
+A turn is what one variant measured in one round. The machine's speed drifts (other tenants, clocks, heat), so a ratio is
+taken inside each round, between neighbours in time, and the median of the rounds is reported with their spread. A turn
+next to which the calibration kernel ran at another speed than usual is disturbed, and counts for nothing as long as at
+least half of the turns are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from detr_export.benchmarks.speed.device_stages import STAGES
+from detr_export.benchmarks.speed.gpu_state import GpuState
+
+PARTS = ("preprocess_ms", "session_ms", "postprocess_ms", "end_to_end_ms")
+CALIBRATION_TOLERANCE = 0.1  # of the median; a quiet machine stays within a few percent
+_ROUNDS_FOR_PERCENTILES = 10  # below that, the 10th and 90th percentile are hardly inside the extremes
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one part: the least, percentiles (numpy's linear ones), and the samples they are made of."""
+
+    min: float
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    samples: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one variant measured in one round."""
+
+    round: int  # from 0
+    calibration_before_ms: float  # time of the calibration kernel right before the turn
+    calibration_after_ms: float
+    preprocess_ms: tuple[float, ...]
+    session_ms: tuple[float, ...]
+    postprocess_ms: tuple[float, ...]
+    end_to_end_ms: tuple[float, ...]
+    disturbed: bool = False
+    gpu: GpuState | None = None  # right after the turn, for a variant that runs on one
+    stages_ms: tuple[tuple[float, ...], ...] = ()  # a row a run, in the order of `device_stages.STAGES`
+
+    def part(self, name: str) -> tuple[float, ...]:
+        """The samples of one of `PARTS`."""
+        samples: tuple[float, ...] = getattr(self, name)
+        return samples
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A variant's time over the baseline's: below 1 is faster."""
+
+    session: float  # median over the rounds of the ratio of the two medians
+    session_low: float  # 10th percentile over the rounds; the least when there are fewer than ten
+    session_high: float  # 90th, or the largest
+    end_to_end: float
+
+
+def schedule(names: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
+    """The order of turns, (round, name): A B C, A B C, ... so that a drift of the machine meets all of them alike."""
+    for number in range(rounds):
+        for name in names:
+            yield number, name
+
+
+def timing(samples: Iterable[float]) -> Timing | None:
+    """Percentiles of milliseconds; None where there are none."""
+    values = tuple(float(value) for value in samples)
+    if not values:
+        return None
+    p50, p90, p95, p99 = (float(value) for value in np.percentile(values, (50, 90, 95, 99)))
+    return Timing(min(values), p50, p90, p95, p99, values)
+
+
+def is_disturbed(before_ms: float, after_ms: float, usual_ms: float, tolerance: float = CALIBRATION_TOLERANCE) -> bool:
+    """Whether the calibration kernel, before or after a turn, took another time than usual, by more than the tolerance."""
+    return any(abs(value - usual_ms) > tolerance * usual_ms for value in (before_ms, after_ms))
+
+
+def mark_disturbed(groups: Sequence[Sequence[Turn]], tolerance: float = CALIBRATION_TOLERANCE) -> list[list[Turn]]:
+    """The turns of all variants and sizes of a run, marked against the median of all their calibrations."""
+    calibrations = [
+        value for turns in groups for turn in turns for value in (turn.calibration_before_ms, turn.calibration_after_ms)
+    ]
+    usual_ms = float(np.median(calibrations)) if calibrations else 0.0
+
+    def marked(turn: Turn) -> Turn:
+        disturbed = is_disturbed(turn.calibration_before_ms, turn.calibration_after_ms, usual_ms, tolerance)
+        return replace(turn, disturbed=disturbed)
+
+    return [[marked(turn) for turn in turns] for turns in groups]
+
+
+def kept(turns: Sequence[Turn]) -> list[Turn]:
+    """The turns that count: those that were not disturbed, or all where those are less than half."""
+    return _unless_too_few(turns, lambda turn: not turn.disturbed)
+
+
+def pooled(turns: Sequence[Turn], part: str) -> Timing | None:
+    """The percentiles of one part over the turns that count."""
+    return timing(sample for turn in kept(turns) for sample in turn.part(part))
+
+
+def pooled_stages(turns: Sequence[Turn]) -> dict[str, Timing]:
+    """The percentiles of each of `STAGES` over the turns that count; empty where there was no GPU."""
+    rows = [row for turn in kept(turns) for row in turn.stages_ms]
+    found = {name: timing(column) for name, column in zip(STAGES, zip(*rows, strict=True), strict=False)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def ratio_to(turns: Sequence[Turn], baseline: Sequence[Turn]) -> Ratio | None:
+    """Compares a variant with the baseline, round by round.
+
+    A round counts when neither of its two turns was disturbed; all rounds do where less than half would. None without a
+    round in which both ran.
+    """
+    theirs = {turn.round: turn for turn in baseline}
+    pairs = [(turn, theirs[turn.round]) for turn in turns if turn.round in theirs]
+    pairs = _unless_too_few(pairs, lambda pair: not (pair[0].disturbed or pair[1].disturbed))
+    if not pairs:
+        return None
+    session = [_median_ratio(one, other, "session_ms") for one, other in pairs]
+    low, high = (10, 90) if len(pairs) >= _ROUNDS_FOR_PERCENTILES else (0, 100)
+    return Ratio(
+        session=float(np.median(session)),
+        session_low=float(np.percentile(session, low)),
+        session_high=float(np.percentile(session, high)),
+        end_to_end=float(np.median([_median_ratio(one, other, "end_to_end_ms") for one, other in pairs])),
+    )
+
+
+def _median_ratio(turn: Turn, baseline: Turn, part: str) -> float:
+    return float(np.median(turn.part(part)) / np.median(baseline.part(part)))
+
+
+def _unless_too_few(items: Sequence, wanted: Callable) -> list:
+    chosen = [item for item in items if wanted(item)]
+    return chosen if 2 * len(chosen) >= len(items) else list(items)

@@ -1,0 +1,287 @@
+"""The report for people and spreadsheets: tables on the terminal, `report.md`, `report.csv`, with `report.json`."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detr_export.benchmarks.speed.device_stages import STAGES
+from detr_export.benchmarks.speed.report import Measurement, Report, Variant
+from detr_export.benchmarks.speed.statistics import PARTS, Timing
+from detr_export.runtimes.errors import OutputError, missing_extra
+from detr_export.runtimes.files import require_writable, write_atomically
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+REPORT_FILES = ("report.json", "report.csv", "report.md")
+_MEASURED = (
+    "variant",
+    "size",
+    "batch",
+    "session p50 ms",
+    "p95",
+    "pre + post p50 ms",
+    "end to end p50 ms",
+    "ratio (spread)",
+    "images/s",
+    "GFLOP/s (of peak)",
+    "rounds",
+)
+_VARIANTS = ("variant", "version", "precision", "file MB", "load s", "first run ms", "peak memory MB", "GPU memory MB")
+_STAGED = ("variant", "size", "batch", *(name.removesuffix("_ms").replace("_", " ") + " ms" for name in STAGES))
+_ACCURACY = ("variant", "images", "box AP", "box AP50", "mask AP", "PQ")
+_EMPTY = "-"
+_LEAST_SHARE = 0.005  # of an operator that has a row of its own
+
+
+def terminal_tables(report: Report) -> list[RenderableType]:
+    """Tables for rich: measurements, variants, scores and profiles, as far as there are any, and a line on the machine."""
+    try:
+        from rich.table import Table
+        from rich.text import Text
+    except ImportError as error:
+        raise missing_extra("rich", "bench") from error
+    shown: list[RenderableType] = []
+    for title, columns, rows in tables(report):
+        table = Table(title=title, title_justify="left", title_style="bold", header_style="")
+        for index, column in enumerate(columns):
+            table.add_column(column, justify="right" if index else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(cell, style="bold red" if cell in ("WRONG", "failed") else "") for cell in row))
+        shown.append(table)
+    return [*shown, Text("\n".join(remarks(report)))]
+
+
+def markdown(report: Report) -> str:
+    """The same as text for a README."""
+    lines = [
+        "# detr-bench",
+        "",
+        *(f"- {remark}" for remark in remarks(report)),
+        *(f"- {line}" for line in report.problems()),
+    ]
+    for title, columns, rows in tables(report):
+        lines += ["", f"## {title}", "", _markdown_row(columns), _markdown_row(["---"] + ["---:"] * (len(columns) - 1))]
+        lines += [_markdown_row(row) for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def csv_text(report: Report) -> str:
+    """A row for each variant, size and batch size, with everything but the samples."""
+    variants = {variant.name: variant for variant in report.variants}
+    rows = [_flat(item, variants[item.variant]) for item in report.measurements]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def require_report_folder(folder: Path, overwrite: bool) -> None:
+    """Refuses, before anything is measured, a folder that cannot be written or holds a report.
+
+    Raises:
+        OutputError: says which file is in the way.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is not a folder; give another name")
+    for name in REPORT_FILES:
+        require_writable(folder / name, overwrite)
+
+
+def write_report(report: Report, folder: Path) -> list[Path]:
+    """Writes report.json, report.csv, report.md and the plots; returns what was written.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    texts = (report.to_json(), csv_text(report), markdown(report))
+    written = [write_atomically(folder / name, text.encode()) for name, text in zip(REPORT_FILES, texts, strict=True)]
+    from detr_export.benchmarks.speed.plots import draw_all
+
+    return written + draw_all(report.to_dict(), folder)
+
+
+def tables(report: Report) -> Iterator[tuple[str, Sequence[str], list[list[str]]]]:
+    """(title, columns, rows) of what there is."""
+    baseline = report.method.baseline
+    title = "Measurements" + (f", ratio to {baseline}" if baseline else "")
+    if report.measurements:
+        rows = [_measured(item) for item in report.measurements]
+        keep = [index for index in range(len(_MEASURED)) if index < 3 or any(row[index] != _EMPTY for row in rows)]
+        yield title, [_MEASURED[index] for index in keep], [[row[index] for index in keep] for row in rows]
+    if any(item.stages_ms for item in report.measurements):
+        rows = [
+            [item.variant, item.size, str(item.batch), *(_number(item.stages_ms[name].p50, ".2f") for name in STAGES)]
+            for item in report.measurements
+            if item.stages_ms
+        ]
+        yield "On the GPU, p50 of each step of the session", _STAGED, rows
+    if report.variants:
+        rows = [_described(item) for item in report.variants]
+        keep = [index for index in range(len(_VARIANTS)) if index < 2 or any(row[index] != _EMPTY for row in rows)]
+        yield "Variants", [_VARIANTS[index] for index in keep], [[row[index] for index in keep] for row in rows]
+    if report.accuracy:
+        yield (
+            "Accuracy",
+            _ACCURACY,
+            [
+                [item.variant, str(item.images), *(_number(value, ".4f") for value in _scores(item))]
+                for item in report.accuracy
+            ],
+        )
+    for profile in report.profiles:
+        where = f"{profile['variant']} at {profile['height']}x{profile['width']}, batch {profile['batch']}"
+        yield (
+            f"Parts of {where}",
+            ("part", "share"),
+            [[name, f"{share:.1%}"] for name, share in profile["parts"].items()],
+        )
+        yield (
+            f"Operators of {where}",
+            ("operator", "calls", "total ms", "share"),
+            [
+                [item["operator"], str(item["calls"]), f"{item['total_ms']:.2f}", f"{item['share']:.1%}"]
+                for item in _largest(profile["operators"])
+            ],
+        )
+
+
+def remarks(report: Report) -> list[str]:
+    """What has to be known to read the numbers."""
+    environment, method = report.environment, report.method
+    gigabytes = environment.memory_bytes / 2**30
+    lines = [
+        f"{environment.cpu}, {environment.cores} cores, {gigabytes:.0f} GiB, {environment.os}, Python {environment.python}"
+        + (f", {environment.gpu} (driver {environment.driver})" if environment.gpu else "")
+        + (f", governor {environment.governor}" if environment.governor else ""),
+        ", ".join(f"{name} {version}" for name, version in environment.versions.items()),
+        f"{environment.threads} threads a run; {method.rounds} rounds, variants in turn; the ratio is that of the session, "
+        "the median of the rounds (their spread), below 1 is faster",
+    ]
+    disturbed = sum(item.disturbed_rounds for item in report.measurements)
+    if disturbed:
+        total = sum(item.rounds for item in report.measurements)
+        lines.append(
+            f"{disturbed} of {total} turns were disturbed: the machine's speed was off its median by more than "
+            f"{method.calibration_tolerance:.0%}; they are left out where at least half of a variant's turns remain"
+        )
+    if method.interrupted:
+        lines.append("interrupted: this is what had been measured")
+    return lines
+
+
+def _measured(item: Measurement) -> list[str]:
+    start = [item.variant, item.size, str(item.batch)]
+    if item.correct is False or item.session_ms is None:
+        word = "WRONG" if item.correct is False else "failed" if item.error else _EMPTY
+        return [*start, word, *[_EMPTY] * (len(_MEASURED) - 4)]
+    ratio, cost = item.ratio_to_baseline, item.cost
+    around = None
+    if item.preprocess_ms and item.postprocess_ms:
+        around = f"{item.preprocess_ms.p50:.1f} + {item.postprocess_ms.p50:.1f}"
+    callers = max(item.images_per_second, key=int, default=None)
+    return [
+        *start,
+        _number(item.session_ms.p50, ".1f"),
+        _number(item.session_ms.p95, ".1f"),
+        around or _EMPTY,
+        _number(item.end_to_end_ms.p50 if item.end_to_end_ms else None, ".1f"),
+        f"{ratio.session:.2f} ({ratio.session_low:.2f}-{ratio.session_high:.2f})" if ratio else _EMPTY,
+        _EMPTY
+        if callers is None
+        else " / ".join(
+            f"{value:.2f}" for _, value in sorted(item.images_per_second.items(), key=lambda pair: int(pair[0]))
+        ),
+        f"{cost.gflop_per_s:.0f} ({cost.share_of_gemm_peak:.0%})" if cost else _EMPTY,
+        _rounds(item),
+    ]
+
+
+def _largest(operators: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those that matter, and the others in one row; report.json has them all."""
+    shown = [item for item in operators if item["share"] >= _LEAST_SHARE]
+    others = [item for item in operators if item["share"] < _LEAST_SHARE]
+    if len(others) < 2:
+        return list(operators)
+    row = {name: sum(item[name] for item in others) for name in ("calls", "total_ms", "share")}
+    return [*shown, {"operator": f"{len(others)} others", **row}]
+
+
+def _rounds(item: Measurement) -> str:
+    notes = [
+        f"{count} {word}"
+        for count, word in ((item.disturbed_rounds, "disturbed"), (item.slowed_rounds, "clocks down"))
+        if count
+    ]
+    return str(item.rounds) + (f" ({', '.join(notes)})" if notes else "")
+
+
+def _described(item: Variant) -> list[str]:
+    if item.error is not None and item.load_s is None:
+        return [item.name, "failed", *[_EMPTY] * (len(_VARIANTS) - 2)]
+    return [
+        item.name,
+        item.version or _EMPTY,
+        item.precision or _EMPTY,
+        _megabytes(item.file_bytes),
+        _number(item.load_s, ".2f"),
+        _number(item.first_inference_ms, ".0f"),
+        _megabytes(item.peak_resident_bytes),
+        _megabytes(item.device_memory_bytes),
+    ]
+
+
+def _flat(item: Measurement, variant: Variant) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "variant": item.variant,
+        "backend": variant.backend,
+        "target": variant.target,
+        "precision": variant.precision,
+        "version": variant.version,
+        "height": item.height,
+        "width": item.width,
+        "batch": item.batch,
+        "correct": item.correct,
+        "rounds": item.rounds,
+        "disturbed_rounds": item.disturbed_rounds,
+    }
+    for part in PARTS:
+        timing: Timing | None = getattr(item, part)
+        for name in ("min", "p50", "p90", "p95", "p99"):
+            row[f"{part.removesuffix('_ms')}_{name}_ms"] = getattr(timing, name) if timing else None
+    for name, staged in item.stages_ms.items():
+        row[f"{name.removesuffix('_ms')}_p50_ms"] = staged.p50
+    for callers, value in item.images_per_second.items():
+        row[f"images_per_second_{callers}_callers"] = value
+    for name in ("session", "session_low", "session_high", "end_to_end"):
+        row[f"ratio_{name}"] = getattr(item.ratio_to_baseline, name) if item.ratio_to_baseline else None
+    for name in ("gmac", "moved_bytes", "gflop_per_s", "share_of_gemm_peak"):
+        row[name] = getattr(item.cost, name) if item.cost else None
+    for field in fields(Variant):
+        if field.name in ("file_bytes", "load_s", "first_inference_ms", "peak_resident_bytes", "device_memory_bytes"):
+            row[field.name] = getattr(variant, field.name)
+    row["error"] = item.error or variant.error
+    return row
+
+
+def _scores(item: Any) -> tuple[float | None, ...]:
+    return item.box_AP, item.box_AP50, item.mask_AP, item.PQ
+
+
+def _number(value: float | None, form: str) -> str:
+    return _EMPTY if value is None else format(value, form)
+
+
+def _megabytes(value: int | None) -> str:
+    return _EMPTY if value is None else f"{value / 1e6:.1f}"
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

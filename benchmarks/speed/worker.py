@@ -1,0 +1,314 @@
+"""The process that one variant lives in: opens it, and measures when it is told to.
+
+A process of its own keeps variants apart: their thread pools, allocators and memory. Commands come in and replies go out
+as pickles through the standard streams; whatever a library prints goes to the error stream. The process takes no notice of
+Ctrl-C, which is for its parent, and ends when its input ends.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from detr_export.runtimes.errors import DetrError, InputError, first_line
+
+_STATUS = "/proc/self/status"
+_STAGED_RUNS = 20  # of a turn, at most
+
+
+@dataclass(frozen=True)
+class Open:
+    """Open a model; answered with `Opened`."""
+
+    backend: str  # of `targets.BACKENDS`
+    source: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What the model says about itself."""
+
+    load_s: float  # import of the backend's library and opening of the model
+    version: str
+    precision: str
+    own_size: tuple[int, int]  # (height, width) that its settings make of a picture of the usual size
+    ranges: dict[str, tuple[int, int | None]]  # of "batch", "height" and "width"
+    draws_masks: bool
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Make ready for one size and batch size; answered with `Prepared`."""
+
+    height: int
+    width: int
+    batches: tuple[tuple[np.ndarray, ...], ...]  # of RGB pictures (h, w, 3) uint8; turns take one batch after the other
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The outputs for the first batch, and how long the first run took."""
+
+    first_inference_ms: float
+    outputs: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Run and time every part: so often, or for so long but at least once; answered with `Measured`."""
+
+    warmup_runs: int
+    runs: int | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Milliseconds, a sample for each run."""
+
+    preprocess_ms: tuple[float, ...]
+    session_ms: tuple[float, ...]
+    postprocess_ms: tuple[float, ...]
+    end_to_end_ms: tuple[float, ...]
+    stages_ms: tuple[tuple[float, ...], ...] = ()  # on a GPU, of other runs, in the order of `device_stages.STAGES`
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Run the session from so many threads at once for so long, each at least once; answered with a float, images/s."""
+
+    callers: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The answer to a command that failed; the process goes on."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Goes out with every answer."""
+
+    peak_resident_bytes: int
+    device_bytes: int | None
+
+
+class Worker:
+    """Holds the variant; `handle` answers one command."""
+
+    def __init__(self) -> None:
+        self._pipeline: Any = None
+        self._backend = ""
+        self._case: Prepare | None = None
+        self._pictures: list[list[Image.Image]] = []
+        self._inputs: list[dict[str, np.ndarray]] = []
+        self._next = 0
+
+    def handle(self, command: Any) -> Any:
+        """Does what a command says; errors are raised."""
+        if isinstance(command, Open):
+            return self._open(command)
+        if self._pipeline is None:
+            raise InputError("nothing is open yet")
+        if isinstance(command, Prepare):
+            return self._prepare(command)
+        if self._case is None:
+            raise InputError("no size is prepared yet")
+        if isinstance(command, Measure):
+            return self._measure(command)
+        if isinstance(command, Throughput):
+            return self._throughput(command)
+        raise InputError(f"{type(command).__name__} is no command")
+
+    def memory(self) -> Memory:
+        """Of this process."""
+        return Memory(peak_resident_bytes(), device_memory_bytes() if "cuda" in self._backend else None)
+
+    def _open(self, command: Open) -> Opened:
+        begin = time.perf_counter()
+        from detr_export.benchmarks.speed.pipelines import open_pipeline  # with the backends' libraries, so it counts
+
+        self._pipeline = open_pipeline(command.backend, command.source, command.threads)
+        load_s = time.perf_counter() - begin
+        self._backend = command.backend
+        metadata = self._pipeline.session.metadata
+        return Opened(
+            load_s,
+            self._pipeline.version,
+            metadata.precision if metadata else "fp32",
+            self._pipeline.own_size(),
+            dict(metadata.ranges) if metadata else {},
+            any(spec.name == "pred_masks" for spec in self._pipeline.session.outputs),
+        )
+
+    def _prepare(self, command: Prepare) -> Prepared:
+        from detr_export.runtimes.processing.image_processor import DetrImageProcessor
+
+        self._case, self._next = None, 0
+        self._pictures = [[Image.fromarray(array) for array in batch] for batch in command.batches]
+        # The session is fed the same arrays in every variant, whatever its own processor would make of the pictures.
+        processor = DetrImageProcessor(size={"height": command.height, "width": command.width})
+        self._inputs = [self._pipeline.inputs(processor, batch) for batch in self._pictures]
+        self._pipeline.start_case()
+        begin = time.perf_counter()
+        outputs = self._pipeline.session.run(self._inputs[0])
+        first_ms = (time.perf_counter() - begin) * 1e3
+        self._case = command
+        return Prepared(first_ms, {name: np.asarray(value) for name, value in outputs.items()})
+
+    def _measure(self, command: Measure) -> Measured:
+        samples: list[tuple[float, float, float, float]] = []
+        for _ in range(command.warmup_runs):
+            self._end_to_end(self._pictures[self._next % len(self._pictures)])
+        begin = time.perf_counter()
+        while len(samples) < (command.runs or 1) or (
+            command.seconds is not None and time.perf_counter() - begin < command.seconds
+        ):
+            samples.append(self._run_once(self._next % len(self._pictures)))
+            self._next += 1
+        staged = [self._pipeline.stages(inputs) for inputs in self._inputs[:1] * min(len(samples), _STAGED_RUNS)]
+        preprocess, session, postprocess, whole = zip(*samples, strict=True)
+        stages = tuple(item.astuple() for item in staged if item is not None)
+        return Measured(preprocess, session, postprocess, whole, stages)
+
+    def _run_once(self, index: int) -> tuple[float, float, float, float]:
+        """Milliseconds of preprocess, session, postprocess and all in one go."""
+        assert self._case is not None
+        pictures, inputs = self._pictures[index], self._inputs[index]
+        height, width = self._case.height, self._case.width
+        preprocess, _ = timed(lambda: self._pipeline.preprocess(pictures, height, width))
+        session, outputs = timed(lambda: self._pipeline.session.run(inputs))
+        postprocess, _ = timed(lambda: self._pipeline.postprocess(outputs, _sizes(pictures)))
+        whole, _ = timed(lambda: self._end_to_end(pictures))
+        return preprocess, session, postprocess, whole
+
+    def _end_to_end(self, pictures: list[Image.Image]) -> Any:
+        assert self._case is not None
+        inputs = self._pipeline.preprocess(pictures, self._case.height, self._case.width)
+        return self._pipeline.postprocess(self._pipeline.session.run(inputs), _sizes(pictures))
+
+    def _throughput(self, command: Throughput) -> float:
+        """Images per second of all callers together, until the last one is done."""
+        start = threading.Barrier(command.callers + 1)
+        finished: list[int] = []
+        errors: list[Exception] = []
+
+        def call(inputs: dict[str, np.ndarray]) -> None:
+            start.wait()
+            deadline, runs = time.perf_counter() + command.seconds, 0
+            try:
+                while runs == 0 or time.perf_counter() < deadline:
+                    self._pipeline.session.run(inputs)
+                    runs += 1
+            except Exception as error:
+                errors.append(error)
+            finished.append(runs)
+
+        callers = [
+            threading.Thread(target=call, args=(self._inputs[number % len(self._inputs)],))
+            for number in range(command.callers)
+        ]
+        for caller in callers:
+            caller.start()
+        start.wait()
+        begin = time.perf_counter()
+        for caller in callers:
+            caller.join()
+        elapsed = time.perf_counter() - begin
+        if errors:
+            raise errors[0]
+        return sum(finished) * len(self._pictures[0]) / elapsed
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    """Milliseconds that a call took, and what it returned. Sessions return host arrays, so a device has finished by then."""
+    begin = time.perf_counter()
+    result = call()
+    return (time.perf_counter() - begin) * 1e3, result
+
+
+def peak_resident_bytes() -> int:
+    """The most memory that this process has held.
+
+    On Linux not `ru_maxrss`: a process inherits that from the one it was started by, however large.
+    """
+    try:
+        with open(_STATUS, encoding="ascii", errors="replace") as file:
+            for line in file:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def device_memory_bytes() -> int | None:
+    """GPU memory that this process holds, None where the driver does not say."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # not installed, or pynvml's own error
+        return None
+    try:
+        devices = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        processes = [process for device in devices for process in pynvml.nvmlDeviceGetComputeRunningProcesses(device)]
+        return memory_of(os.getpid(), processes)
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def memory_of(pid: int, processes: list[Any]) -> int | None:
+    """Sum over the entries of a process; None when there is none, or the driver hides the amount."""
+    amounts = [process.usedGpuMemory for process in processes if process.pid == pid]
+    return None if not amounts or None in amounts else sum(amounts)
+
+
+def _sizes(pictures: list[Image.Image]) -> list[tuple[int, int]]:
+    return [(picture.height, picture.width) for picture in pictures]
+
+
+def serve(commands: BinaryIO, replies: BinaryIO) -> None:
+    """Answers commands until there are no more; every answer is a pair with the `Memory`."""
+    worker = Worker()
+    while True:
+        try:
+            command = pickle.load(commands)
+        except EOFError:
+            return
+        reply: Any
+        try:
+            reply = worker.handle(command)
+        except DetrError as error:
+            reply = Failure(" ".join(str(error).split()))
+        except Exception as error:  # a library's own; the other variants go on
+            reply = Failure(f"{type(error).__name__}: {first_line(error)}")
+        pickle.dump((reply, worker.memory()), replies)
+        replies.flush()
+
+
+def main() -> None:
+    """Entry point of the process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    serve(sys.stdin.buffer, replies)

@@ -1,0 +1,1 @@
+"""Checkpoints on disk and on the hub: finding, reading, converting and writing them."""

@@ -1,0 +1,164 @@
+"""The `.pth` files of facebookresearch/detr: their parameter names turned into the hub's, their configuration inferred.
+
+Everything but three facts can be read off the shapes. The number of attention heads cannot, nor whether the last stage is
+dilated (DC5): both come from the training script's `args` when the file has them, the latter also from the caller; a file
+with neither is taken for what all published ones are, 8 heads and as much dilation as the caller says. Dropout matters
+for training only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detr_export import coco
+from detr_export.config import RESNETS, DetrConfig
+from detr_export.runtimes.errors import CheckpointError
+
+# What such a file may hold beyond tensors: the training script's arguments, a bare namespace of plain values.
+SAFE_GLOBALS = (argparse.Namespace,)
+_HEADS = 8
+_PANOPTIC_PREFIX = "detr."
+_BODY = "backbone.0.body."
+
+# Applied in order to each name, without the panoptic checkpoint's prefix.
+_RENAMES = (
+    (r"^backbone\.0\.body\.", "model.backbone.conv_encoder.model."),
+    (r"^backbone\.1\.row_embed\.", "model.backbone.position_embedding.row_embeddings."),
+    (r"^backbone\.1\.col_embed\.", "model.backbone.position_embedding.column_embeddings."),
+    (r"^input_proj\.", "model.input_projection."),
+    (r"^query_embed\.", "model.query_position_embeddings."),
+    (r"^class_embed\.", "class_labels_classifier."),
+    (r"^bbox_embed\.", "bbox_predictor."),
+    (r"^transformer\.decoder\.norm\.", "model.decoder.layernorm."),
+    (r"^transformer\.", "model."),
+    (r"\.multihead_attn\.", ".encoder_attn."),
+    (r"\.linear1\.", ".fc1."),
+    (r"\.linear2\.", ".fc2."),
+    (r"(\.layers\.\d+)\.norm1\.", r"\1.self_attn_layer_norm."),
+    (r"(\.encoder\.layers\.\d+)\.norm2\.", r"\1.final_layer_norm."),
+    (r"(\.decoder\.layers\.\d+)\.norm2\.", r"\1.encoder_attn_layer_norm."),
+    (r"(\.decoder\.layers\.\d+)\.norm3\.", r"\1.final_layer_norm."),
+)
+
+
+def is_original(state_dict: Mapping[str, Any]) -> bool:
+    """Whether the names are those of facebookresearch/detr."""
+    return any(name.removeprefix(_PANOPTIC_PREFIX).startswith("transformer.") for name in state_dict)
+
+
+def convert(
+    state_dict: Mapping[str, Tensor], args: argparse.Namespace | None, dilation: bool | None
+) -> tuple[DetrConfig, dict[str, Tensor]]:
+    """Turns an original state dict into a configuration and a state dict with the hub's names.
+
+    Args:
+        state_dict: the `model` entry of the file.
+        args: the training script's arguments, when the file has them.
+        dilation: whether the model is a DC5 one; None takes `args.dilation`, or False.
+
+    Raises:
+        CheckpointError: the shapes are not those of any DETR, the model is of the pre-norm variant, or `dilation`
+            contradicts `args`.
+    """
+    panoptic = any(name.startswith(_PANOPTIC_PREFIX) for name in state_dict)
+    body = {name.removeprefix(_PANOPTIC_PREFIX): value for name, value in state_dict.items()}
+    config = _infer_config(body, args, dilation)
+    converted: dict[str, Tensor] = {}
+    for name, value in body.items():
+        head = name.startswith(("bbox_attention.", "mask_head."))
+        target = name if head else _rename(name)
+        if panoptic and not head:
+            target = _PANOPTIC_PREFIX + target
+        if "in_proj_" in target:
+            kind = target.rpartition("_")[2]
+            if not value.dim() or value.shape[0] % 3:
+                raise CheckpointError(f"{name} has shape {list(value.shape)}; expected rows of query, key and value")
+            for part, rows in zip("qkv", value.chunk(3), strict=True):
+                converted[target.replace(f"in_proj_{kind}", f"{part}_proj.{kind}")] = rows.clone()
+        else:
+            converted[target] = value
+    return config, converted
+
+
+def _rename(name: str) -> str:
+    for pattern, replacement in _RENAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _infer_config(body: Mapping[str, Tensor], args: argparse.Namespace | None, dilation: bool | None) -> DetrConfig:
+    if getattr(args, "pre_norm", False) or "transformer.encoder.norm.weight" in body:
+        raise CheckpointError("the checkpoint was trained with --pre_norm; only the post-norm DETR is supported")
+    trained_dilation = getattr(args, "dilation", None)
+    if dilation is not None and trained_dilation is not None and bool(trained_dilation) != dilation:
+        raise CheckpointError(f"the checkpoint's own arguments say dilation={bool(trained_dilation)}; leave --dilation out")
+    try:
+        classes = body["class_embed.weight"].shape[0] - 1
+        queries, d_model = body["query_embed.weight"].shape
+        encoder_ffn = body["transformer.encoder.layers.0.linear1.weight"].shape[0]
+        decoder_ffn = body["transformer.decoder.layers.0.linear1.weight"].shape[0]
+    except KeyError as error:
+        raise CheckpointError(f"the file has no parameter {error.args[0]!r}, which every original DETR has") from None
+    except (IndexError, ValueError):
+        raise CheckpointError("class_embed, query_embed or linear1 is no matrix, as in every original DETR") from None
+    heads = getattr(args, "nheads", _HEADS)
+    if not isinstance(heads, int):
+        raise CheckpointError(f"the checkpoint's own arguments say nheads={heads!r}; expected a whole number")
+    return DetrConfig(
+        backbone=_infer_backbone(body),
+        dilation=bool(trained_dilation) if dilation is None else dilation,
+        num_queries=queries,
+        d_model=d_model,
+        encoder_layers=_count(body, "transformer.encoder.layers."),
+        decoder_layers=_count(body, "transformer.decoder.layers."),
+        encoder_ffn_dim=encoder_ffn,
+        decoder_ffn_dim=decoder_ffn,
+        encoder_attention_heads=heads,
+        decoder_attention_heads=heads,
+        dropout=getattr(args, "dropout", 0.1),
+        position_embedding_type="learned" if "backbone.1.row_embed.weight" in body else "sine",
+        id2label=coco.id2label(classes),
+    )
+
+
+def _infer_backbone(body: Mapping[str, Tensor]) -> str:
+    depths = tuple(_count(body, f"{_BODY}layer{stage}.") for stage in (1, 2, 3, 4))
+    bottleneck = f"{_BODY}layer1.0.conv3.weight" in body
+    for name, layout in RESNETS.items():
+        if layout == (bottleneck, depths):
+            return name
+    kind = "bottleneck" if bottleneck else "basic"
+    raise CheckpointError(f"the backbone has {kind} stages of {depths} blocks; expected one of {', '.join(RESNETS)}")
+
+
+def _count(body: Mapping[str, Any], prefix: str) -> int:
+    indices = {name[len(prefix) :].partition(".")[0] for name in body if name.startswith(prefix)}
+    return len(indices)
+
+
+def split_file(content: object) -> tuple[Mapping[str, Tensor], argparse.Namespace | None]:
+    """Takes the parameters and the arguments out of what `torch.load` returned.
+
+    Raises:
+        CheckpointError: there are no parameters in it.
+    """
+    args = content.get("args") if isinstance(content, Mapping) else None
+    if isinstance(args, dict):  # forks of the training script store vars(args)
+        args = argparse.Namespace(**{str(name): value for name, value in args.items()})
+    state_dict = content.get("model", content) if isinstance(content, Mapping) else None
+    if not isinstance(state_dict, Mapping) or not state_dict:
+        raise CheckpointError("the file holds no state dict; expected {'model': {name: tensor}} or {name: tensor}")
+    strangers = [
+        name for name, value in state_dict.items() if not isinstance(value, torch.Tensor) or not isinstance(name, str)
+    ]
+    if strangers:
+        raise CheckpointError(
+            f"the file's state dict holds entries that are no named tensors: {', '.join(map(str, strangers[:5]))}"
+        )
+    return state_dict, args if isinstance(args, argparse.Namespace) else None

@@ -1,0 +1,228 @@
+"""Reading a checkpoint: a directory, a hub id, or an original `.pth` file becomes a `Checkpoint`.
+
+Nothing here unpickles arbitrary objects: `torch.load` runs with `weights_only=True`, and the one class it admits beyond
+tensors is `argparse.Namespace`, which the original training script stores.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from detr_export.checkpoints import original as original_checkpoint
+from detr_export.checkpoints.hub import PROCESSOR_NAME, WEIGHT_FILES, download
+from detr_export.config import CONFIG_NAME, DetrConfig
+from detr_export.runtimes.errors import CheckpointError, DetrError
+from detr_export.runtimes.files import sha256_of_files, user_path
+from detr_export.runtimes.processing.image_processor import DetrImageProcessor
+from detr_export.runtimes.processing.image_processor_fast import processor_from_dict
+
+# The trained checkpoint that comes with the package; a folder of that name is given as ./demo.
+DEMO = "demo"
+DEMO_DIRECTORY = Path(__file__).parents[1] / "demo_checkpoint"
+
+_LFS_HEADER = b"version https://git-lfs"
+# How torch names what it will not unpickle: an object of another class, or a program.
+_FOREIGN = re.compile("GLOBAL|Unsupported class|TorchScript")
+_LISTED = 8  # names in an error message before "and N more"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in memory."""
+
+    source: str  # what the caller named
+    config: DetrConfig
+    state_dict: Mapping[str, Tensor]  # the hub's names; floating point tensors as float32
+    processor: DetrImageProcessor
+    sha256: str  # over the weight files as they lie on disk
+
+    @property
+    def task(self) -> str:
+        """`segmentation` when there is a mask head, else `detection`."""
+        return "segmentation" if any(name.startswith("mask_head.") for name in self.state_dict) else "detection"
+
+
+def load_checkpoint(source: str | Path, dilation: bool | None = None, revision: str | None = None) -> Checkpoint:
+    """Reads a checkpoint.
+
+    Args:
+        source: a directory with `config.json` and weights, a `.pth` file of facebookresearch/detr, or a hub id such as
+            `facebook/detr-resnet-50`. What exists on disk is never looked for on the hub. The name `demo` is that of the
+            small checkpoint that comes with this package, whatever lies on disk.
+        dilation: for `.pth` files, whether it is a DC5 model; refused elsewhere, where the configuration says it.
+        revision: for hub ids, a branch, tag or commit.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or not a DETR; the message says which file and why.
+    """
+    if source == DEMO:
+        _refuse(dilation is not None or revision is not None, f"{DEMO} comes with the package; leave the other options out")
+        return _load_directory(DEMO_DIRECTORY, DEMO)
+    path = user_path(source)
+    if os.path.isfile(path):  # false, not an error, for a name that is too long
+        _refuse(revision is not None, f"{path} is a file; --revision goes with a hub id")
+        return _load_original(path, str(source), dilation)
+    _refuse(dilation is not None, f"--dilation goes with an original .pth file; {source}'s {CONFIG_NAME} says it")
+    if os.path.isdir(path):
+        _refuse(revision is not None, f"{path} is a directory; --revision goes with a hub id")
+        return _load_directory(path, str(source))
+    return _load_directory(download(str(source), revision), str(source))
+
+
+def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
+    """Copies parameters into `model`; every name and shape must fit.
+
+    Raises:
+        CheckpointError: lists what is missing, what is unexpected, and what has another shape.
+    """
+    expected = model.state_dict()
+    given = {name: value for name, value in state_dict.items() if not name.endswith(".num_batches_tracked")}
+    problems = [
+        _list("missing", (f"{name} {list(expected[name].shape)}" for name in expected if name not in given)),
+        _list("unexpected", (f"{name} {list(given[name].shape)}" for name in given if name not in expected)),
+        _list(
+            "of another shape",
+            (
+                f"{name} {list(given[name].shape)} instead of {list(value.shape)}"
+                for name, value in expected.items()
+                if name in given and given[name].shape != value.shape
+            ),
+        ),
+        _list(
+            "not floating point",
+            (f"{name} {given[name].dtype}" for name in expected if name in given and not given[name].is_floating_point()),
+        ),
+    ]
+    if any(problems):
+        raise CheckpointError(f"{source}: parameters do not fit the configuration; {'; '.join(filter(None, problems))}")
+    model.load_state_dict(given)
+
+
+def read_weights(files: Iterable[Path]) -> dict[str, Tensor]:
+    """Reads and merges weight files; floating point tensors become float32.
+
+    Raises:
+        CheckpointError: a file is missing, a Git-LFS pointer, truncated, or holds NaN or infinite values.
+    """
+    merged: dict[str, Tensor] = {}
+    for file in files:
+        merged.update(_as_state_dict(_read_file(file), file))
+    return _checked(merged, ", ".join(file.name for file in files))
+
+
+def _load_directory(directory: Path, source: str) -> Checkpoint:
+    config = DetrConfig.from_pretrained(directory)
+    files = _weight_files(directory)
+    state_dict = read_weights(files)
+    processor_file = directory / PROCESSOR_NAME
+    try:
+        processor = DetrImageProcessor.from_pretrained(directory) if processor_file.exists() else DetrImageProcessor()
+        processor = processor_from_dict(processor.to_dict())  # the class that the settings name
+    except (DetrError, ValueError) as error:
+        raise CheckpointError(f"{processor_file} is not usable: {error}") from error
+    return Checkpoint(source, config, state_dict, processor, sha256_of_files(files))
+
+
+def _load_original(file: Path, source: str, dilation: bool | None) -> Checkpoint:
+    if file.suffix in (".onnx", ".engine", ".plan"):
+        raise CheckpointError(f"{file} is an exported file; expected a checkpoint directory, a hub id or a .pth file")
+    if file.suffix in (".safetensors", ".json", ".bin"):
+        raise CheckpointError(f"{file} is one file of a checkpoint; give the directory that holds it and its {CONFIG_NAME}")
+    content = _read_file(file)
+    try:
+        raw, args = original_checkpoint.split_file(content)
+        if not original_checkpoint.is_original(raw):
+            raise CheckpointError(
+                "the parameter names are not those of facebookresearch/detr; "
+                f"give a checkpoint in the hub's format as the directory that holds it and its {CONFIG_NAME}"
+            )
+        config, state_dict = original_checkpoint.convert(raw, args, dilation)
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from None
+    return Checkpoint(source, config, _checked(state_dict, file.name), DetrImageProcessor(), sha256_of_files([file]))
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    for name in WEIGHT_FILES:
+        file = directory / name
+        if file.is_file():
+            return _shards(file) if name.endswith(".index.json") else [file]
+    raise CheckpointError(f"{directory} holds no weights; expected one of {', '.join(WEIGHT_FILES)}")
+
+
+def _shards(index: Path) -> list[Path]:
+    _refuse_lfs_pointer(index)
+    try:
+        names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index} is not an index of weight files: {error!r}") from error
+    for name in names:
+        if Path(name).name != name:
+            raise CheckpointError(f"{index} names the file {name!r}; expected names inside its own directory")
+        if not (index.parent / name).is_file():
+            raise CheckpointError(f"{index} names the file {name}, which is missing")
+    return [index.parent / name for name in names]
+
+
+def _read_file(file: Path) -> object:
+    _refuse_lfs_pointer(file)
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        with torch.serialization.safe_globals([*original_checkpoint.SAFE_GLOBALS]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its notes on other pickle protocols
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is truncated or not a safetensors file: {error}") from error
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for
+        # torch's text offers to load the file unsafely; that offer stays here.
+        if _FOREIGN.search(str(error)):
+            raise CheckpointError(
+                f"{file} holds objects other than tensors and was not loaded; expected a state dict saved with torch.save"
+            ) from error
+        raise CheckpointError(f"{file} is truncated or not a PyTorch file; copy or download it again") from error
+
+
+def _refuse_lfs_pointer(file: Path) -> None:
+    with file.open("rb") as stream:
+        head = stream.read(len(_LFS_HEADER))
+    _refuse(not head, f"{file} is empty")
+    _refuse(head == _LFS_HEADER, f"{file} is a Git-LFS pointer, not the weights; run: git lfs pull")
+
+
+def _as_state_dict(content: object, file: Path) -> Mapping[str, Tensor]:
+    try:
+        return original_checkpoint.split_file(content)[0]
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from None
+
+
+def _checked(state_dict: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    checked = {key: value.float() if value.is_floating_point() else value for key, value in state_dict.items()}
+    broken = [key for key, value in checked.items() if value.is_floating_point() and not value.isfinite().all()]
+    _refuse(bool(broken), f"{name} holds NaN or infinite values in {_list('parameters', broken)}")
+    return checked
+
+
+def _list(kind: str, names: Iterable[str]) -> str:
+    names = list(names)
+    if not names:
+        return ""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"{kind}: {', '.join(names[:_LISTED])}{more}"
+
+
+def _refuse(condition: bool, message: str) -> None:
+    if condition:
+        raise CheckpointError(message)

@@ -1,0 +1,1 @@
+"""TensorRT engines: building, attesting and comparing them."""

@@ -1,0 +1,46 @@
+"""One builder at a time for what is the same build: others wait, and find it done.
+
+Locks are the system's file locks, which a killed process leaves behind unlocked; their files lie in the temporary folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from detr_export.runtimes.errors import OutputError, missing_extra
+
+
+@contextlib.contextmanager
+def build_lock(key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Holds the lock of a key; `waiting` is called when another process has it.
+
+    Raises:
+        BackendError: filelock is not installed.
+        OutputError: the temporary folder cannot be written.
+    """
+    try:
+        from filelock import FileLock, Timeout
+    except ImportError:
+        raise missing_extra("filelock", "trt") from None
+    folder = Path(tempfile.gettempdir()) / f"detr-export-{getpass.getuser()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        lock = FileLock(folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            waiting()
+            lock.acquire()
+    except OSError as error:
+        raise OutputError(
+            f"cannot lock in {folder}: {error.strerror or error}; set TMPDIR to a folder of your own"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,33 @@
+"""How to build an engine; needs no TensorRT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from detr_export.runtimes.backends.tensorrt.profiles import EngineProfile
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """What TensorRT's builder is told; None leaves a setting to it."""
+
+    workspace_mib: int | None = None  # scratch memory that a kernel may use, MiB
+    optimization_level: int | None = None  # 0, fast to build, to 5, fast to run
+    version_compatible: bool = False  # runs on later TensorRTs of the same major version
+    hardware_compatible: bool = False  # runs on every GPU from Ampere on
+    aux_streams: int | None = None  # streams beside the main one
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How to build."""
+
+    profiles: tuple[EngineProfile, ...] = ()  # derived from the processor's settings when empty
+    max_batch: int = 1  # of derived profiles
+    settings: BuildSettings = field(default_factory=BuildSettings)
+    timing_cache: Path | None = None  # read before and written after the build
+    device: int = 0  # number of the GPU
+    verify: bool = True
+    checkpoint: str | None = None  # what to compare with; the file's source when None
+    overwrite: bool = False

@@ -1,0 +1,1 @@
+"""ONNX graphs: tracing, simplifying, checking, casting to fp16, and the forms that TensorRT reads."""

@@ -1,0 +1,1 @@
+"""Memory, streams and arrays of a CUDA device, without a deep learning framework."""

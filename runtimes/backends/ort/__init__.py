@@ -1,0 +1,1 @@
+"""ONNX Runtime: the session, and the execution providers that a device needs."""

@@ -1,0 +1,243 @@
+"""ONNX Runtime behind the session contract."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import metadata as distributions
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+
+from detr_export.runtimes.backends.cuda import memory as cuda_memory
+from detr_export.runtimes.backends.cuda.arrays import DeviceArray, described, device_view, is_device_array
+from detr_export.runtimes.backends.ort.providers import (
+    CPU,
+    RTX,
+    TENSORRT,
+    OrtDevice,
+    add_rtx,
+    engine_cache,
+    parse_ort_device,
+    provider_list,
+    require_provider,
+)
+from detr_export.runtimes.backends.tensorrt.profiles import ShapeProfile, default_profiles, shape_profile
+from detr_export.runtimes.errors import ArtifactError, BackendError, DetrError, first_line, missing_extra
+from detr_export.runtimes.files import sha256_of_files
+from detr_export.runtimes.metadata import METADATA_KEY, read_metadata
+from detr_export.runtimes.session import UNKNOWN, Session, TensorSpec, check_inputs
+
+try:
+    import onnxruntime
+except ImportError as error:
+    raise missing_extra("onnxruntime", "cpu") from error
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}
+_OPTIMIZATION = {
+    "disabled": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+_ERRORS_ONLY = 3  # onnxruntime's log severity
+
+
+class OrtSession(Session):
+    """An ONNX file in ONNX Runtime. `run` may be called from several threads at once.
+
+    Args:
+        path: the ONNX file.
+        device: `cpu`, `cuda`, `tensorrt` or `tensorrt-rtx`, all but the first with or without `:N`; see `ort_providers`. A
+            device that cannot be had is an error, never another one.
+        threads: of one run on the CPU; ONNX Runtime's default (the physical cores) when None.
+        graph_optimization: `disabled`, `basic`, `extended` or `all`.
+        denormals_as_zero: flush subnormal numbers, which some CPUs compute slowly.
+        spinning: idle threads wait busily for the next operator. That is faster, except beside another library's threads:
+            PyTorch, run in turns with a spinning session on two cores, was seen to take ten times as long.
+        max_batch: of the engines that the `tensorrt` devices build; 1 when None.
+
+    Raises:
+        ArtifactError: the file is missing, damaged or no ONNX model.
+        BackendError: the device is unknown or not available, or two onnxruntime packages are installed over each other.
+    """
+
+    _memory = "cuda"  # where inputs and outputs of `run_on_device` lie, in ONNX Runtime's words
+
+    def __init__(
+        self,
+        path: str | Path,
+        device: str = "cpu",
+        threads: Optional[int] = None,
+        graph_optimization: str = "all",
+        denormals_as_zero: bool = False,
+        spinning: bool = True,
+        max_batch: Optional[int] = None,
+    ) -> None:
+        file = Path(path)
+        if not file.is_file():
+            raise ArtifactError(f"{file} does not exist or is not a file")
+        _refuse_two_installations()
+        place = parse_ort_device(device)
+        require_provider(place)
+        if max_batch is not None and not place.builds_engines:
+            raise BackendError(f"max_batch is for the tensorrt devices, which build engines; leave it out with {device!r}")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _ERRORS_ONLY
+        if threads is not None:
+            if threads < 1:
+                raise BackendError(f"threads is {threads}; expected at least 1")
+            options.intra_op_num_threads = threads
+        if graph_optimization not in _OPTIMIZATION:
+            raise BackendError(f"graph_optimization is {graph_optimization!r}; expected one of {', '.join(_OPTIMIZATION)}")
+        options.graph_optimization_level = _OPTIMIZATION[graph_optimization]
+        if not spinning:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if denormals_as_zero:
+            options.add_session_config_entry("session.set_denormal_as_zero", "1")
+        if place.kind != CPU and hasattr(onnxruntime, "preload_dlls"):
+            onnxruntime.preload_dlls()  # finds CUDA and cuDNN in their wheels
+        self._device = place
+        self._session = _open(file, options, place, max_batch)
+        self.inputs = tuple(_spec(item) for item in self._session.get_inputs())
+        self.outputs = tuple(_spec(item) for item in self._session.get_outputs())
+        text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        self.metadata = read_metadata(file, text)
+
+    def _run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        session = self._session
+        if session is None:
+            raise BackendError("the session is closed")
+        names = [spec.name for spec in self.outputs]
+        try:
+            return dict(zip(names, session.run(names, dict(inputs))))
+        except Exception as error:
+            raise BackendError(f"ONNX Runtime failed: {first_line(error)}") from error
+
+    @property
+    def runtime(self) -> Any:
+        """The `onnxruntime.InferenceSession`, for what the contract does not cover; None when the session is closed."""
+        return self._session
+
+    def run_on_device(self, inputs: Mapping[str, Any]) -> dict[str, DeviceArray]:
+        """Runs the model once, with inputs that may lie on the session's device and outputs that stay there.
+
+        Args:
+            inputs: as in `run`, or arrays with DLPack or `__cuda_array_interface__`, contiguous, of the inputs' dtypes.
+
+        Returns:
+            An array for each of `self.outputs`, finished and the caller's.
+
+        Raises:
+            InputError: a name, dtype, rank, size or memory layout does not fit.
+            BackendError: the backend failed, the session is closed, or it is on the CPU.
+        """
+        session = self._session
+        if session is None:
+            raise BackendError("the session is closed")
+        if self._device.kind == CPU:
+            raise BackendError("the session is on the CPU; open it with device 'cuda', or call run")
+        place = (self._memory, self._device.index)
+        device = cuda_memory.open_device(self._device.index)
+        binding = session.io_binding()
+        with device.active():
+            stream = device.create_stream()
+            try:
+                views = {
+                    name: device_view(name, value, device, stream)
+                    for name, value in inputs.items()
+                    if is_device_array(value)
+                }
+                check_inputs(
+                    self.inputs, {**inputs, **{name: described(view) for name, view in views.items()}}, self.metadata
+                )
+                device.synchronize(stream)  # for what still writes the inputs; ONNX Runtime has a stream of its own
+            finally:
+                device.destroy_stream(stream)
+            try:
+                for name, value in inputs.items():
+                    if name in views:
+                        view = views[name]
+                        binding.bind_input(name, *place, view.dtype, view.shape, view.address)
+                    else:
+                        binding.bind_cpu_input(name, np.ascontiguousarray(value))
+                for spec in self.outputs:
+                    binding.bind_output(spec.name, *place)
+                session.run_with_iobinding(binding)
+                binding.synchronize_outputs()
+                values = binding.get_outputs()
+            except Exception as error:
+                raise BackendError(f"ONNX Runtime failed: {first_line(error)}") from error
+        return {spec.name: _device_array(value, spec.dtype) for spec, value in zip(self.outputs, values)}
+
+    def close(self) -> None:
+        self._session = None
+
+
+def _open(file: Path, options: Any, device: OrtDevice, max_batch: Optional[int]) -> Any:
+    profiles: list[ShapeProfile] = []
+    precision, cache = "fp32", Path()
+    if device.builds_engines:
+        with OrtSession(file, spinning=False, graph_optimization="disabled") as plain:
+            inputs, metadata = plain.inputs, plain.metadata
+        if metadata is None:
+            raise ArtifactError(
+                f"{file} has no detr-export metadata, from which shapes are derived; export it with: detr-export onnx"
+            )
+        profiles = [shape_profile(profile, inputs) for profile in default_profiles(metadata.processor, max_batch or 1)]
+        precision, cache = metadata.precision, engine_cache(sha256_of_files([file]))
+    try:
+        if device.kind == RTX:
+            add_rtx(options, device, profiles, cache)
+            return onnxruntime.InferenceSession(str(file), options)
+        providers = provider_list(device, profiles, precision, cache)
+        session = onnxruntime.InferenceSession(str(file), options, providers=providers)
+    except DetrError:
+        raise
+    except Exception as error:  # onnxruntime's own exceptions share no base class but Exception
+        raise ArtifactError(f"{file} cannot be loaded by ONNX Runtime: {first_line(error)}") from error
+    if providers[0][0] not in session.get_providers():
+        raise BackendError(
+            f"ONNX Runtime did not start {providers[0][0]} for device '{device}'; "
+            f"{'is TensorRT installed?' if device.kind == TENSORRT else 'is its CUDA and cuDNN installed?'}"
+        )
+    return session
+
+
+def _refuse_two_installations() -> None:
+    """Both packages write the same files, so which one is in effect depends on the order they were installed in."""
+    found = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)]
+    if len(found) > 1:
+        raise BackendError(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; "
+            "run: pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'detr-export[gpu]' (or [cpu])"
+        )
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        distributions.version(distribution)
+    except distributions.PackageNotFoundError:
+        return False
+    return True
+
+
+def _spec(item: Any) -> TensorSpec:
+    shape = tuple(size if isinstance(size, (int, str)) else UNKNOWN for size in item.shape)
+    return TensorSpec(item.name, _DTYPES.get(item.type, item.type), shape)
+
+
+def _device_array(value: Any, dtype: str) -> DeviceArray:
+    """An OrtValue as an array; it lives as long as that."""
+    held = [value]
+    return DeviceArray(
+        value.data_ptr(), tuple(value.shape()), np.dtype(dtype), None, held.clear, lambda array: np.array(held[0].numpy())
+    )

@@ -1,0 +1,1 @@
+"""TensorRT: its interface in all versions, the session, and what lies beside an engine."""

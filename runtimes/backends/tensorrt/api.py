@@ -1,0 +1,264 @@
+"""TensorRT's interface, and all in which 8.5, 10 and 11 differ. Nothing else asks for TensorRT's version.
+
+In the files that call TensorRT its objects always have these names, by which the contract test finds every attribute that
+is used and looks it up in the real bindings: builder, cache, config, context, engine, inspector, layer, network, parser,
+parser_error, profile, runtime, tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Optional
+
+from detr_export.runtimes.errors import BackendError, missing_extra
+
+try:
+    import tensorrt as trt
+except ImportError as error:
+    raise missing_extra("tensorrt", "trt") from error
+
+_LOGGER = logging.getLogger("detr_export.tensorrt")
+OLDEST, OLDEST_10 = (8, 5), (10, 1)  # 10.0 cannot share the memory of its execution contexts
+_KEPT_ERRORS = 3
+# TensorRT's own `nptype` does not work with today's numpy in 8.5.
+_NUMPY_NAMES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "INT8": "int8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+    "UINT8": "uint8",
+}
+
+
+class Log(trt.ILogger):
+    """Hands TensorRT's messages to `logging` and keeps the last errors, which are the cause when a call gives None."""
+
+    def __init__(self) -> None:
+        trt.ILogger.__init__(self)
+        self.errors: deque[str] = deque(maxlen=_KEPT_ERRORS)
+        self._levels = {"VERBOSE": logging.DEBUG, "INFO": logging.DEBUG, "WARNING": logging.WARNING}
+
+    def log(self, severity: Any, msg: str) -> None:
+        """Called by TensorRT, from any of its threads."""
+        level = self._levels.get(severity.name, logging.ERROR)
+        if level == logging.ERROR:
+            self.errors.append(" ".join(msg.split()))
+        _LOGGER.log(level, "%s", msg)
+
+    def cause(self) -> str:
+        """The errors since the last call, for the end of a message."""
+        seen = "; ".join(self.errors)
+        self.errors.clear()
+        return seen or "TensorRT gave no reason"
+
+
+log = Log()  # one for the process: TensorRT keeps the first that it is given
+
+
+def version() -> tuple[int, int]:
+    """Major and minor.
+
+    Raises:
+        BackendError: this TensorRT is too old for this project.
+    """
+    numbers = [int(part) for part in re.findall(r"\d+", trt.__version__)[:2]]
+    found = (numbers[0], numbers[1])
+    if found < OLDEST or (9, 0) <= found < OLDEST_10:
+        raise BackendError(f"TensorRT is {trt.__version__}; expected 8.5, 8.6, or 10.1 and later: pip install -U tensorrt")
+    return found
+
+
+def full_version() -> str:
+    """As the library gives it, "11.4.0.106"."""
+    return str(trt.__version__)
+
+
+class Generation:
+    """TensorRT from 10.1 on."""
+
+    export_opset = 18  # of ONNX files for it: detr-export's usual one
+    shares_profiles = True  # several execution contexts may use one profile at a time
+    cancels_builds = True
+
+    def create_network(self, builder: Any) -> Any:
+        """A network whose precision is the ONNX graph's: 11 knows no other, 10 has to be asked."""
+        return builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+
+    def set_precision(self, config: Any, network: Any, precision: str) -> None:
+        """Nothing but what the graph says; TF32, which is on by default, would make fp32 something less."""
+        config.clear_flag(trt.BuilderFlag.TF32)
+
+    def context_bytes(self, engine: Any) -> int:
+        """Device memory that one execution needs beside inputs, outputs and weights."""
+        return int(engine.device_memory_size_v2)
+
+    def create_context(self, engine: Any, address: int, nbytes: int) -> Any:
+        """An execution context that computes in the given memory; None when there is no memory for it."""
+        context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if context is not None and nbytes:
+            context.set_device_memory(address, nbytes)
+        return context
+
+    def allow_host_code(self, runtime: Any) -> None:
+        """A version-compatible engine brings its own lean runtime."""
+        runtime.engine_host_code_allowed = True
+
+    def make_version_compatible(self, config: Any) -> None:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+
+    def make_hardware_compatible(self, config: Any) -> None:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+
+    def set_optimization_level(self, config: Any, level: int) -> None:
+        config.builder_optimization_level = level
+
+    def set_aux_streams(self, config: Any, count: int) -> None:
+        config.max_aux_streams = count
+
+    def watch(self, config: Any, report: Callable[[str, int, int], None], go_on: Callable[[], bool]) -> Any:
+        """Reports phase, steps done and steps of the build; it ends early when `go_on` says no. Keep what is returned."""
+
+        class Monitor(trt.IProgressMonitor):
+            def __init__(self) -> None:
+                trt.IProgressMonitor.__init__(self)
+                self.steps: dict[str, int] = {}
+
+            def phase_start(self, phase_name: str, parent_phase: Optional[str], num_steps: int) -> None:
+                self.steps[phase_name] = num_steps
+
+            def step_complete(self, phase_name: str, step: int) -> bool:
+                report(phase_name, step + 1, self.steps.get(phase_name, step + 1))
+                return go_on()
+
+            def phase_finish(self, phase_name: str) -> None:
+                self.steps.pop(phase_name, None)
+
+        monitor = Monitor()
+        config.progress_monitor = monitor
+        return monitor
+
+
+class Generation8(Generation):
+    """TensorRT 8.5 and 8.6."""
+
+    export_opset = 17  # the last that 8.5 reads
+    shares_profiles = False
+    cancels_builds = False
+
+    def create_network(self, builder: Any) -> Any:
+        return builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
+
+    def set_precision(self, config: Any, network: Any, precision: str) -> None:
+        """Here a flag allows fp16 anywhere, so what the graph keeps in fp32 is pinned layer by layer."""
+        config.clear_flag(trt.BuilderFlag.TF32)
+        if precision == "int8":
+            config.set_flag(trt.BuilderFlag.INT8)
+        if precision == "fp32":
+            return
+        config.set_flag(trt.BuilderFlag.FP16)
+        config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+        for index in range(network.num_layers):
+            layer = network.get_layer(index)
+            tensors = [layer.get_input(0), layer.get_output(0)] if layer.num_inputs and layer.num_outputs else []
+            if tensors and all(tensor is not None and tensor.dtype == trt.DataType.FLOAT for tensor in tensors):
+                layer.precision = trt.DataType.FLOAT
+                layer.set_output_type(0, trt.DataType.FLOAT)
+
+    def context_bytes(self, engine: Any) -> int:
+        return int(engine.device_memory_size)
+
+    def create_context(self, engine: Any, address: int, nbytes: int) -> Any:
+        context = engine.create_execution_context_without_device_memory()
+        if context is not None and nbytes:
+            context.device_memory = address
+        return context
+
+    def watch(self, config: Any, report: Callable[[str, int, int], None], go_on: Callable[[], bool]) -> Any:
+        return None
+
+    def allow_host_code(self, runtime: Any) -> None:
+        _require_8_6("an engine that is version-compatible")
+        super().allow_host_code(runtime)
+
+    def make_version_compatible(self, config: Any) -> None:
+        _require_8_6("--version-compatible")
+        super().make_version_compatible(config)
+
+    def make_hardware_compatible(self, config: Any) -> None:
+        _require_8_6("--hardware-compatible")
+        super().make_hardware_compatible(config)
+
+    def set_optimization_level(self, config: Any, level: int) -> None:
+        _require_8_6("--optimization-level")
+        super().set_optimization_level(config, level)
+
+    def set_aux_streams(self, config: Any, count: int) -> None:
+        _require_8_6("--aux-streams")
+        super().set_aux_streams(config, count)
+
+
+def _require_8_6(what: str) -> None:
+    if version() < (8, 6):
+        raise BackendError(f"{what} needs TensorRT 8.6 or later, and this is {trt.__version__}; leave it out")
+
+
+def generation() -> Generation:
+    """The one that is installed."""
+    return Generation8() if version()[0] == 8 else Generation()
+
+
+def load_engine(plan: bytes, host_code: bool) -> tuple[Any, Any]:
+    """Deserialises a plan, which is executable code: its origin has to be known before.
+
+    Args:
+        plan: the engine file's content.
+        host_code: whether it is version-compatible, which means that it also brings code for the CPU.
+
+    Returns:
+        The runtime, which has to live as long as the engine, and the engine.
+
+    Raises:
+        BackendError: TensorRT refuses it; the reason is TensorRT's.
+    """
+    runtime = trt.Runtime(log)
+    if host_code:
+        generation().allow_host_code(runtime)
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise BackendError(f"TensorRT {trt.__version__} does not load the engine: {log.cause()}; build it on this machine")
+    return runtime, engine
+
+
+def tensor_names(engine: Any, inputs: bool) -> list[str]:
+    """Names of the inputs or outputs, in the engine's order."""
+    wanted = trt.TensorIOMode.INPUT if inputs else trt.TensorIOMode.OUTPUT
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    return [name for name in names if engine.get_tensor_mode(name) == wanted]
+
+
+def numpy_dtype(engine: Any, name: str) -> str:
+    """numpy's name of a tensor's dtype.
+
+    Raises:
+        BackendError: numpy does not have it.
+    """
+    dtype = engine.get_tensor_dtype(name).name
+    if dtype not in _NUMPY_NAMES:
+        raise BackendError(
+            f"{name} is {dtype} in the engine, which numpy does not have; build it with fp32 inputs and outputs"
+        )
+    return _NUMPY_NAMES[dtype]
+
+
+def engine_layers(engine: Any) -> list[Any]:
+    """What the engine inspector says of each layer: a dict, or its mere name in an engine without details."""
+    inspector = engine.create_engine_inspector()
+    document = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    layers = document["Layers"] if isinstance(document, dict) else document
+    return list(layers)

@@ -1,0 +1,302 @@
+"""One execution of an engine at a time: a stream, memory that is reused, and CUDA graphs.
+
+A captured graph holds for one context in one state only ("Graphs captured with TensorRT are specific to the input size
+for which they were captured, and also to the state of the execution context", TensorRT developer guide). So each graph has
+a context of its own, which is never touched again, and all contexts of a slot compute in the same memory, one after another.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Optional
+
+import numpy as np
+
+from detr_export.runtimes.backends.cuda.memory import CudaDevice, Stream
+from detr_export.runtimes.backends.tensorrt.api import Generation, log
+from detr_export.runtimes.errors import BackendError
+
+_LOGGER = logging.getLogger("detr_export.tensorrt")
+_SEEN_KEPT = 64  # shapes and addresses that ran once; the second time makes a graph
+
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]  # of the inputs, in the engine's order
+Addresses = tuple[tuple[str, int], ...]  # of all tensors
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be computed; equal works can share a CUDA graph."""
+
+    profile: int
+    shapes: Shapes
+    addresses: Addresses
+
+
+class _Context:
+    """An execution context that remembers its state, so that only what changed is set."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self._profile: Optional[int] = None
+        self._shapes: Optional[Shapes] = None
+        self._addresses: Optional[Addresses] = None
+
+    def set_shapes(self, profile: int, shapes: Shapes, stream: Stream) -> None:
+        context = self._context
+        if profile != self._profile:
+            self._profile = self._shapes = None
+            _require(context.set_optimization_profile_async(profile, stream.handle), f"does not take profile {profile}")
+            self._profile = profile
+        if shapes != self._shapes:
+            self._shapes = None
+            for name, shape in shapes:
+                _require(context.set_input_shape(name, shape), f"does not take {name} of shape {shape}")
+            self._shapes = shapes
+
+    def output_shapes(self, names: list[str]) -> dict[str, tuple[int, ...]]:
+        context = self._context
+        return {name: tuple(context.get_tensor_shape(name)) for name in names}
+
+    def enqueue(self, work: Work, stream: Stream) -> None:
+        self.set_shapes(work.profile, work.shapes, stream)
+        context = self._context
+        if work.addresses != self._addresses:
+            self._addresses = None
+            for name, address in work.addresses:
+                _require(context.set_tensor_address(name, address), f"does not take the address of {name}")
+            self._addresses = work.addresses
+        self.enqueue_again(stream)
+
+    def enqueue_again(self, stream: Stream) -> None:
+        _require(self._context.execute_async_v3(stream.handle), "failed")
+
+
+class _Staging:
+    """A tensor's memory on the device and, pinned, on the host; grown when needed, never per call."""
+
+    def __init__(self, device: CudaDevice) -> None:
+        self._device = device
+        self._address: Optional[int] = None
+        self._pinned: Optional[np.ndarray] = None
+        self._nbytes = 0
+
+    def reserve(self, nbytes: int) -> tuple[int, np.ndarray]:
+        """The address, and uint8 (nbytes,) in pinned memory."""
+        if nbytes > self._nbytes or self._address is None or self._pinned is None:
+            self.free()
+            self._address = self._device.allocate(nbytes)
+            self._pinned = self._device.allocate_pinned(nbytes)
+            self._nbytes = nbytes
+        return self._address, self._pinned[:nbytes]
+
+    def free(self) -> None:
+        address, pinned = self._address, self._pinned
+        self._address, self._pinned, self._nbytes = None, None, 0
+        if address is not None:
+            self._device.free(address)
+        if pinned is not None:
+            self._device.free_pinned(pinned)
+
+
+class ExecutionSlot:
+    """What one thread at a time uses. All calls need the device to be active.
+
+    Args:
+        device: the GPU.
+        generation: how this TensorRT makes contexts.
+        engine: the deserialised engine; kept.
+        runtime: what deserialised it; kept, because the engine needs it.
+        graphs: CUDA graphs that are kept, the least recently used goes first; 0 captures none.
+    """
+
+    def __init__(self, device: CudaDevice, generation: Generation, engine: Any, runtime: Any, graphs: int) -> None:
+        self.stream = device.create_stream()
+        self._device = device
+        self._generation = generation
+        self._engine = engine
+        self._runtime = runtime
+        self._limit = graphs
+        self._memory = 0
+        self._staging: dict[str, _Staging] = {}
+        self._graphs: OrderedDict[Work, tuple[_Context, Any]] = OrderedDict()
+        self._seen: OrderedDict[Work, None] = OrderedDict()
+        self._pending: Optional[Any] = None  # the event after which a foreign stream is done with this slot
+        self._held: Any = None  # what that stream still reads
+        try:
+            self._memory_bytes = generation.context_bytes(engine)
+            if self._memory_bytes:
+                self._memory = device.allocate(self._memory_bytes)
+            self._plain: Optional[_Context] = self._new_context()
+        except BaseException:
+            self.close()
+            raise
+
+    def upload(self, name: str, array: np.ndarray, dtype: str, stream: Stream) -> int:
+        """Queues an input's copy to the device, converted to the engine's dtype on the way; returns its address there."""
+        self.settle()  # the pinned memory may still be read
+        nbytes = array.size * np.dtype(dtype).itemsize
+        address, pinned = self._reserve(name, nbytes)
+        np.copyto(pinned.view(dtype).reshape(array.shape), array, casting="same_kind")
+        self._device.upload(address, pinned, stream)
+        return address
+
+    def output_address(self, name: str, shape: tuple[int, ...], dtype: str) -> int:
+        """Where the slot keeps an output."""
+        return self._reserve(name, math.prod(shape) * np.dtype(dtype).itemsize)[0]
+
+    def download(self, outputs: Mapping[str, tuple[tuple[int, ...], str]]) -> dict[str, np.ndarray]:
+        """Waits for the slot's stream and copies outputs, given as shape and dtype, to new arrays, the caller's."""
+        views = {}
+        for name, (shape, dtype) in outputs.items():
+            address, pinned = self._reserve(name, math.prod(shape) * np.dtype(dtype).itemsize)
+            self._device.download(pinned, address, self.stream)
+            views[name] = pinned.view(dtype).reshape(shape)
+        self._device.synchronize(self.stream)
+        return {name: view.copy() for name, view in views.items()}
+
+    def output_shapes(self, profile: int, shapes: Shapes, names: list[str], stream: Stream) -> dict[str, tuple[int, ...]]:
+        """Shapes of the outputs for those of the inputs."""
+        plain = self._require_open()
+        plain.set_shapes(profile, shapes, stream)
+        return plain.output_shapes(names)
+
+    def execute(self, work: Work, stream: Stream) -> None:
+        """Queues the computation. A work that comes a second time is captured, from the third time on it is a graph."""
+        captured = self._graphs.get(work)
+        if captured is not None:
+            self._graphs.move_to_end(work)
+            self._device.launch(captured[1], stream)
+        elif work in self._seen and self._limit:
+            self._capture(work, stream)
+        else:
+            self._seen[work] = None
+            if len(self._seen) > _SEEN_KEPT:
+                self._seen.popitem(last=False)
+            self._require_open().enqueue(work, stream)
+
+    def start(self, stream: Stream) -> None:
+        """Makes `stream` wait for what another stream still does in this slot."""
+        if self._pending is not None:
+            self._device.wait(stream, self._pending)
+
+    def leave_running(self, stream: Stream, held: Any) -> None:
+        """Lets the work go on in the caller's stream; `held` lives until it is done."""
+        self.settle()
+        self._pending, self._held = self._device.record(stream), held
+
+    def settle(self) -> None:
+        """Waits for what was left running."""
+        if self._pending is not None:
+            event, self._pending = self._pending, None
+            self._device.wait_on_host(event)
+            self._device.release_event(event)
+            self._held = None
+
+    def close(self) -> None:
+        """Frees everything; the slot has to be at rest."""
+        self.settle()
+        while self._graphs:
+            self._drop_oldest()
+        self._plain = self._engine = self._runtime = None  # contexts before the engine, the engine before its runtime
+        for staging in self._staging.values():
+            staging.free()
+        self._staging.clear()
+        if self._memory:
+            self._device.free(self._memory)
+            self._memory = 0
+        self._device.destroy_stream(self.stream)
+
+    def _capture(self, work: Work, stream: Stream) -> None:
+        captured = self._new_context()
+        captured.enqueue(work, stream)  # this time's result; also what TensorRT does at a new shape and must not be captured
+        try:
+            with self._device.capture(self.stream) as graphs:
+                captured.enqueue_again(self.stream)
+        except BackendError as error:
+            self._limit = 0
+            _LOGGER.warning("no CUDA graph could be captured, so kernels are launched one by one: %s", error)
+            self._device.synchronize(stream)  # before its context goes
+            return
+        if len(self._graphs) == self._limit:
+            self._device.synchronize(stream)
+            self._drop_oldest()
+        self._graphs[work] = (captured, graphs[0])
+
+    def _drop_oldest(self) -> None:
+        _, (_, graph) = self._graphs.popitem(last=False)
+        self._device.release_graph(graph)
+
+    def _new_context(self) -> _Context:
+        context = self._generation.create_context(self._engine, self._memory, self._memory_bytes)
+        if context is None:
+            raise BackendError(f"TensorRT gives no execution context: {log.cause()}; use fewer contexts or cuda_graphs")
+        return _Context(context)
+
+    def _reserve(self, name: str, nbytes: int) -> tuple[int, np.ndarray]:
+        return self._staging.setdefault(name, _Staging(self._device)).reserve(nbytes)
+
+    def _require_open(self) -> _Context:
+        if self._plain is None:
+            raise BackendError("the session is closed")
+        return self._plain
+
+
+class OutputPool:
+    """Device memory for outputs that callers keep; it comes back when they drop them.
+
+    Sizes are powers of two, so that images of many sizes share few blocks.
+    """
+
+    def __init__(self, device: CudaDevice) -> None:
+        self._device = device
+        self._free: dict[int, list[tuple[int, Any]]] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def take(self, nbytes: int, stream: Stream) -> int:
+        """The address of at least that many bytes, for work in `stream`."""
+        with self._lock:
+            blocks = self._free.get(_block(nbytes))
+            address, event = blocks.pop() if blocks else (None, None)
+        if address is None:
+            return self._device.allocate(_block(nbytes))
+        if event is not None:
+            self._device.wait(stream, event)
+            self._device.release_event(event)
+        return address
+
+    def give_back(self, address: int, nbytes: int, stream: Optional[Stream]) -> None:
+        """Takes memory back that work in `stream` may still read; None for memory at rest."""
+        with self._device.active():
+            event = None if stream is None else self._device.record(stream)
+            with self._lock:
+                if not self._closed:
+                    self._free.setdefault(_block(nbytes), []).append((address, event))
+                    return
+            self._device.free(address)
+
+    def close(self) -> None:
+        """Frees what is here; what callers still hold is freed when they drop it."""
+        with self._lock:
+            self._closed = True
+            blocks = [block for size in self._free.values() for block in size]
+            self._free.clear()
+        for address, event in blocks:
+            if event is not None:
+                self._device.wait_on_host(event)
+                self._device.release_event(event)
+            self._device.free(address)
+
+
+def _block(nbytes: int) -> int:
+    return 1 << (max(nbytes, 1) - 1).bit_length()
+
+
+def _require(done: bool, what: str) -> None:
+    if not done:
+        raise BackendError(f"the engine {what}: {log.cause()}")

@@ -1,0 +1,171 @@
+"""Optimisation profiles: the ranges of shapes that an engine is built for and takes.
+
+They are given as MIN:OPT:MAX, or derived from how the processor resizes images; an input runs in the tightest that fits.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Optional
+
+from detr_export.runtimes.errors import ArtifactError, InputError
+from detr_export.runtimes.processing.sizes import output_size
+from detr_export.runtimes.session import TensorSpec
+
+_THINNEST = 32  # pixels: an image of less is smaller than one cell of the feature map
+_PHOTO = (480, 640)  # height and width of what a landscape is tuned for, 4:3
+_SIZE = re.compile(r"(\d+)x(\d+)x(\d+)")
+_DIMENSIONS = ("batch", "height", "width")
+
+BatchSize = tuple[int, int, int]  # batch, height and width in pixels
+Sizes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # smallest, the one tuned for, largest
+
+
+@dataclass(frozen=True)
+class ShapeProfile:
+    """One profile."""
+
+    inputs: Mapping[str, Sizes]  # by name, with all dimensions
+
+    def fits(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether inputs of these shapes are in it."""
+        return all(
+            len(shape) == len(self.inputs[name][0])
+            and all(low <= size <= high for low, size, high in zip(self.inputs[name][0], shape, self.inputs[name][2]))
+            for name, shape in shapes.items()
+        )
+
+    def __str__(self) -> str:
+        parts = (f"{name} {_text(low)} to {_text(high)}" for name, (low, _, high) in self.inputs.items())
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class EngineProfile:
+    """One optimisation profile."""
+
+    minimum: BatchSize
+    optimum: BatchSize  # what the kernels are chosen for
+    maximum: BatchSize
+
+    def __str__(self) -> str:
+        return ":".join("x".join(map(str, size)) for size in (self.minimum, self.optimum, self.maximum))
+
+
+def parse_profile(text: str) -> EngineProfile:
+    """Reads MIN:OPT:MAX, each BATCHxHEIGHTxWIDTH, as in 1x800x800:1x800x1066:4x800x1333; one size stands for all three.
+
+    Raises:
+        InputError: it is malformed, or the sizes do not grow.
+    """
+    matches = [_SIZE.fullmatch(part) for part in text.split(":")]
+    sizes = [tuple(int(number) for number in match.groups()) for match in matches if match]
+    if len(sizes) != len(matches) or len(sizes) not in (1, 3):
+        raise InputError(
+            f"profile is {text!r}; expected MIN:OPT:MAX, each BATCHxHEIGHTxWIDTH, as in 1x800x800:1x800x1066:4x800x1333"
+        )
+    if len(sizes) == 1:
+        sizes *= 3
+    if min(sizes[0]) < 1 or any(not low <= best <= high for low, best, high in zip(*sizes)):
+        raise InputError(f"profile is {text!r}; expected sizes from 1 that grow from MIN over OPT to MAX in every dimension")
+    minimum, optimum, maximum = ((size[0], size[1], size[2]) for size in sizes)
+    return EngineProfile(minimum, optimum, maximum)
+
+
+def default_profiles(processor: Mapping[str, Any], max_batch: int) -> list[EngineProfile]:
+    """Profiles for what the processor makes of images.
+
+    DETR's rule, shorter side 800 and longer at most 1333, gives landscapes, portraits, and squares; the last also hold the
+    padded batches of mixed images. With `max_batch` above 1 each of them is there twice: tuned for one image, and for full
+    batches.
+
+    Args:
+        processor: the settings, as in `preprocessor_config.json`.
+        max_batch: largest batch.
+
+    Raises:
+        InputError: the settings have no upper limit, so that no profile can be derived.
+    """
+    if processor.get("pad_size") is not None:
+        pad = processor["pad_size"]
+        return _batched([((pad["height"], pad["width"]),) * 3], max_batch)
+    size = processor.get("size") or {}
+    if set(size) == {"height", "width"}:
+        return _batched([((size["height"], size["width"]),) * 3], max_batch)
+    if set(size) == {"max_height", "max_width"}:
+        largest = (size["max_height"], size["max_width"])
+        return _batched([((min(_THINNEST, largest[0]), min(_THINNEST, largest[1])), largest, largest)], max_batch)
+    shortest, longest = size.get("shortest_edge"), size.get("longest_edge")
+    if shortest is None or longest is None:
+        raise InputError(f"the processor's size is {dict(size)}, without an upper limit; give the shapes with --profile")
+    thin = min(_THINNEST, shortest)
+    landscape = output_size(*_PHOTO, size)
+    return _batched(
+        [
+            ((thin, shortest), landscape, (shortest, longest)),
+            ((shortest, thin), (landscape[1], landscape[0]), (longest, shortest)),
+            ((shortest, shortest), (shortest, shortest), (longest, longest)),
+        ],
+        max_batch,
+    )
+
+
+def shape_profile(profile: EngineProfile, inputs: tuple[TensorSpec, ...]) -> ShapeProfile:
+    """The shapes of all inputs in a profile.
+
+    Raises:
+        ArtifactError: an input has a dimension that is neither fixed nor batch, height or width.
+        InputError: the file fixes a dimension to another size.
+    """
+    sizes: dict[str, Sizes] = {}
+    for spec in inputs:
+        shapes = [_shape(spec, size) for size in (profile.minimum, profile.optimum, profile.maximum)]
+        sizes[spec.name] = (shapes[0], shapes[1], shapes[2])
+    return ShapeProfile(sizes)
+
+
+def _shape(spec: TensorSpec, size: BatchSize) -> tuple[int, ...]:
+    named = dict(zip(_DIMENSIONS, size))
+    unknown = [dim for dim in spec.shape if isinstance(dim, str) and dim not in named]
+    if unknown:
+        raise ArtifactError(
+            f"{spec} has the dimension {unknown[0]}; expected batch, height and width: export it with detr-export onnx"
+        )
+    return tuple(dim if isinstance(dim, int) else named[dim] for dim in spec.shape)
+
+
+def _batched(sides: list[tuple[tuple[int, int], tuple[int, int], tuple[int, int]]], max_batch: int) -> list[EngineProfile]:
+    if max_batch < 1:
+        raise InputError(f"the largest batch is {max_batch}; expected at least 1")
+    ranges = [(1, 1, 1)] + ([(2, max_batch, max_batch)] if max_batch > 1 else [])
+    return [
+        EngineProfile((low, *minimum), (best, *optimum), (high, *maximum))
+        for low, best, high in ranges
+        for minimum, optimum, maximum in sides
+    ]
+
+
+def tightest(profiles: Sequence[ShapeProfile], shapes: Mapping[str, tuple[int, ...]]) -> Optional[int]:
+    """The profile to run inputs of these shapes in, None when they fit none.
+
+    It is the one with the smallest largest input, which is tuned closest; of several, the one tuned for the nearest size.
+    """
+
+    def cost(number: int) -> tuple[int, int]:
+        sizes = profiles[number].inputs
+        largest = sum(math.prod(sizes[name][2]) for name in shapes)
+        return largest, sum(abs(math.prod(sizes[name][1]) - math.prod(shape)) for name, shape in shapes.items())
+
+    return min((number for number, profile in enumerate(profiles) if profile.fits(shapes)), key=cost, default=None)
+
+
+def describe_profiles(profiles: Sequence[ShapeProfile]) -> str:
+    """All of them on one line."""
+    return "; ".join(f"profile {number}: {profile}" for number, profile in enumerate(profiles))
+
+
+def _text(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

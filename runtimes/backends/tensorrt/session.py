@@ -1,0 +1,303 @@
+"""TensorRT behind the session contract: nothing is copied or allocated that need not be."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+
+from detr_export.runtimes.backends.cuda import memory as cuda_memory
+from detr_export.runtimes.backends.cuda.arrays import DeviceArray, DeviceView, device_view, is_device_array
+from detr_export.runtimes.backends.cuda.memory import Stream
+from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
+from detr_export.runtimes.backends.tensorrt.execution import Addresses, ExecutionSlot, OutputPool, Shapes, Work
+from detr_export.runtimes.backends.tensorrt.profiles import ShapeProfile, describe_profiles, tightest
+from detr_export.runtimes.backends.tensorrt.sidecar import read_sidecar, require_gpu, require_known, require_tensorrt
+from detr_export.runtimes.errors import ArtifactError, BackendError, InputError
+from detr_export.runtimes.session import UNKNOWN, Session, TensorSpec, check_inputs, parse_device
+
+_DEFAULT_GRAPHS = 8  # of each context; where CUDA graphs can be had and nothing else was asked for
+_SHAPES_KEPT = 256
+
+
+class TensorRTSession(Session):
+    """An engine on a GPU. `run` may be called from several threads at once; they run side by side, a context each.
+
+    Args:
+        path: the engine, a plain TensorRT plan with its sidecar `<path>.json`.
+        device: `cuda` or `cuda:N`.
+        trust_engine: open a plan whose sidecar is missing or describes another file. A plan is executable code.
+        contexts: how many runs may go on at the same time; each needs memory for its activations, made when first needed.
+        cuda_graphs: how many shapes each context keeps as CUDA graphs, which start faster; 0 for none, None for 8 where
+            the installed libraries can.
+
+    Attributes:
+        profiles: shapes that the engine takes.
+
+    Raises:
+        ArtifactError: the file or its sidecar is missing, damaged, or they do not belong together.
+        BackendError: no GPU, driver or TensorRT, another one than the engine was built for, or not enough memory.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        device: str = "cuda",
+        trust_engine: bool = False,
+        contexts: int = 2,
+        cuda_graphs: Optional[int] = None,
+    ) -> None:
+        file = Path(path)
+        if not file.is_file():
+            raise ArtifactError(f"{file} does not exist or is not a file")
+        kind, index = parse_device(device)
+        if kind != "cuda":
+            raise BackendError(f"{file} is a TensorRT engine and runs on a GPU; add --device cuda (device='cuda')")
+        if contexts < 1:
+            raise BackendError(f"contexts is {contexts}; expected at least 1")
+        tensorrt_api.version()
+        self._generation = tensorrt_api.generation()
+        plan = file.read_bytes()
+        sidecar = read_sidecar(file)
+        if not trust_engine:
+            sidecar = require_known(file, plan, sidecar)
+            require_tensorrt(sidecar, tensorrt_api.full_version())
+        self._device = cuda_memory.open_device(index)
+        if not trust_engine and sidecar is not None:
+            require_gpu(sidecar, self._device)
+        self._graphs = self._allowed_graphs(cuda_graphs)
+        self._host_code = sidecar is not None and sidecar.version_compatible
+        # Before version 10 each context has to have an engine of its own, which is loaded from here.
+        self._plan = plan if not self._generation.shares_profiles and contexts > 1 else b""
+        with self._device.active():
+            runtime, engine = tensorrt_api.load_engine(plan, self._host_code)
+        self._loaded: Optional[tuple[Any, Any]] = (runtime, engine)
+
+        self._input_names = tensorrt_api.tensor_names(engine, inputs=True)
+        self._output_names = tensorrt_api.tensor_names(engine, inputs=False)
+        names = (*self._input_names, *self._output_names)
+        self._dtypes = {name: tensorrt_api.numpy_dtype(engine, name) for name in names}
+        self.profiles = tuple(
+            ShapeProfile({name: _sizes(engine.get_tensor_profile_shape(name, number)) for name in self._input_names})
+            for number in range(engine.num_optimization_profiles)
+        )
+        described = {spec.name: spec for spec in (*sidecar.inputs, *sidecar.outputs)} if sidecar is not None else {}
+        specs = {name: described.get(name) or _spec(engine, name, self._dtypes[name]) for name in names}
+        self.inputs = tuple(specs[name] for name in self._input_names)
+        self.outputs = tuple(specs[name] for name in self._output_names)
+        self.metadata = None if sidecar is None else sidecar.metadata
+
+        self._contexts = contexts
+        self._idle: list[ExecutionSlot] = []
+        self._made = 0
+        self._closed = False
+        self._changed = threading.Condition()
+        self._pool = OutputPool(self._device)
+        self._shapes: dict[tuple[int, Shapes], dict[str, tuple[int, ...]]] = {}
+        with self._slot():  # what memory cannot be had is better said now
+            pass
+
+    def _run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        shapes = self._shapes_of(inputs)
+        profile = self._choose(shapes)
+        with self._slot() as slot:
+            slot.start(slot.stream)
+            addresses = [
+                (name, slot.upload(name, inputs[name], self._dtypes[name], slot.stream)) for name in self._input_names
+            ]
+            outputs = self._outputs(slot, profile, shapes, slot.stream)
+            addresses += [(name, slot.output_address(name, *what)) for name, what in outputs.items()]
+            slot.execute(Work(profile, shapes, tuple(addresses)), slot.stream)
+            return slot.download(outputs)
+
+    def run_on_device(self, inputs: Mapping[str, Any], stream: Any = None) -> dict[str, DeviceArray]:
+        """Runs the model once, with inputs that may lie on the GPU and outputs that stay there; neither is copied.
+
+        Args:
+            inputs: as in `run`, or arrays on the session's GPU with DLPack or `__cuda_array_interface__`, contiguous and
+                of the dtype that the engine declares.
+            stream: of the caller's: the run is queued there and the call returns at once; inputs must not change before it
+                is done. None: the call returns when the outputs are there.
+
+        Returns:
+            An array for each of `self.outputs`, the caller's as long as it is held.
+
+        Raises:
+            InputError: a name, dtype, rank, size or memory layout does not fit.
+            BackendError: the backend failed, or the session is closed.
+        """
+        with self._slot() as slot:
+            queue = slot.stream if stream is None else self._device.adopt_stream(stream)
+            slot.start(queue)
+            views = {
+                name: device_view(name, value, self._device, queue)
+                for name, value in inputs.items()
+                if is_device_array(value)
+            }
+            self._check(inputs, views)
+            shapes = self._shapes_of({**inputs, **views})
+            profile = self._choose(shapes)
+            addresses: Addresses = tuple(
+                (name, views[name].address)
+                if name in views
+                else (name, slot.upload(name, inputs[name], self._dtypes[name], queue))
+                for name in self._input_names
+            )
+            outputs = {
+                name: self._device_array(shape, dtype, queue, None if stream is None else queue)
+                for name, (shape, dtype) in self._outputs(slot, profile, shapes, queue).items()
+            }
+            addresses += tuple((name, array.address) for name, array in outputs.items())
+            slot.execute(Work(profile, shapes, addresses), queue)
+            if stream is None:
+                self._device.synchronize(queue)
+            else:
+                slot.leave_running(queue, views)
+            return outputs
+
+    @property
+    def device_dtypes(self) -> dict[str, str]:
+        """The dtype of each input and output on the device: before TensorRT 10 int32 where the contract says int64."""
+        return dict(self._dtypes)
+
+    def close(self) -> None:
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: len(self._idle) == self._made)  # runs that are under way end first
+            slots, self._idle, self._made = self._idle, [], 0
+        with self._device.active():
+            for slot in slots:
+                slot.close()
+            self._pool.close()
+        self._loaded = None
+        self._plan = b""
+
+    @contextlib.contextmanager
+    def _slot(self) -> Iterator[ExecutionSlot]:
+        """Lends a slot, with the device active: an idle one, a new one, or the next that is given back."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._idle or self._made < self._contexts)
+            if self._closed:
+                raise BackendError("the session is closed")
+            slot = self._idle.pop() if self._idle else None  # the last used, whose graphs are warm
+            self._made += slot is None
+        try:
+            with self._device.active():
+                slot = slot or self._new_slot()
+                yield slot
+        except InputError:  # found before anything was queued
+            self._give_back(slot)
+            raise
+        except BaseException:
+            self._discard(slot)  # what is queued in it is unknown
+            raise
+        self._give_back(slot)
+
+    def _give_back(self, slot: Optional[ExecutionSlot]) -> None:
+        with self._changed:
+            if slot is None:
+                self._made -= 1
+            else:
+                self._idle.append(slot)
+            self._changed.notify_all()
+
+    def _discard(self, slot: Optional[ExecutionSlot]) -> None:
+        if slot is not None:
+            with contextlib.suppress(BackendError), self._device.active():
+                self._device.synchronize(slot.stream)
+                slot.close()
+        self._give_back(None)
+
+    def _new_slot(self) -> ExecutionSlot:
+        assert self._loaded is not None  # a closed session lends no slots
+        runtime, engine = self._loaded
+        if self._made > 1 and not self._generation.shares_profiles:
+            runtime, engine = tensorrt_api.load_engine(self._plan, self._host_code)
+        return ExecutionSlot(self._device, self._generation, engine, runtime, self._graphs)
+
+    def _allowed_graphs(self, wanted: Optional[int]) -> int:
+        # Each graph has a context of its own beside the plain one, so both have to be allowed to use one profile.
+        possible = self._device.captures_graphs and self._generation.shares_profiles
+        if wanted is None:
+            return _DEFAULT_GRAPHS if possible else 0
+        if wanted < 0:
+            raise BackendError(f"cuda_graphs is {wanted}; expected 0 or more")
+        if wanted and not possible:
+            raise BackendError("CUDA graphs need TensorRT 10 and cuda-python (PyCUDA has none); set cuda_graphs=0")
+        return wanted
+
+    def _shapes_of(self, arrays: Mapping[str, Any]) -> Shapes:
+        return tuple((name, tuple(arrays[name].shape)) for name in self._input_names)
+
+    def _choose(self, shapes: Shapes) -> int:
+        profile = tightest(self.profiles, dict(shapes))
+        if profile is None:
+            given = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes)
+            raise InputError(f"the engine has no profile for {given}; it takes {describe_profiles(self.profiles)}")
+        return profile
+
+    def _outputs(
+        self, slot: ExecutionSlot, profile: int, shapes: Shapes, stream: Stream
+    ) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and dtype of each output."""
+        found = self._shapes.get((profile, shapes))
+        if found is None:
+            found = slot.output_shapes(profile, shapes, self._output_names, stream)
+            if len(self._shapes) < _SHAPES_KEPT:
+                self._shapes[profile, shapes] = found
+        return {name: (shape, self._dtypes[name]) for name, shape in found.items()}
+
+    def _check(self, inputs: Mapping[str, Any], views: Mapping[str, DeviceView]) -> None:
+        """The contract's checks, for arrays on the device by way of arrays without memory of the same shape and dtype."""
+        described = {
+            name: np.broadcast_to(np.empty((), self._contract_dtype(name, views[name])), views[name].shape)
+            if name in views
+            else value
+            for name, value in inputs.items()
+        }
+        check_inputs(self.inputs, described, self.metadata)
+
+    def _contract_dtype(self, name: str, view: DeviceView) -> np.dtype:
+        """The dtype that the contract names for an array whose dtype is the engine's, and which nobody converts."""
+        if name in self._dtypes and view.dtype != self._dtypes[name]:
+            raise InputError(f"{name} is {view.dtype} on the device; the engine takes {self._dtypes[name]} there")
+        return next((np.dtype(spec.dtype) for spec in self.inputs if spec.name == name), view.dtype)
+
+    def _device_array(self, shape: tuple[int, ...], dtype: str, queue: Stream, unfinished: Optional[Stream]) -> DeviceArray:
+        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+        address = self._pool.take(nbytes, queue)
+        return DeviceArray(
+            address,
+            shape,
+            np.dtype(dtype),
+            None if unfinished is None else unfinished.handle,
+            lambda: self._pool.give_back(address, nbytes, unfinished),
+            lambda array: self._to_host(array, unfinished),
+        )
+
+    def _to_host(self, array: DeviceArray, unfinished: Optional[Stream]) -> np.ndarray:
+        result = np.empty(array.shape, array.dtype)
+        with self._device.active():
+            stream = unfinished or self._device.create_stream()
+            self._device.download(result, array.address, stream)
+            self._device.synchronize(stream)
+            if unfinished is None:
+                self._device.destroy_stream(stream)
+        return result
+
+
+def _sizes(shapes: Any) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    minimum, optimum, maximum = (tuple(int(size) for size in shape) for shape in shapes)
+    return minimum, optimum, maximum
+
+
+def _spec(engine: Any, name: str, dtype: str) -> TensorSpec:
+    return TensorSpec(name, dtype, tuple(UNKNOWN if size < 0 else int(size) for size in engine.get_tensor_shape(name)))

@@ -1,0 +1,114 @@
+"""PyTorch behind the session contract: the reference that every other backend is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Optional, Union
+
+import numpy as np
+
+from detr_export.runtimes.errors import BackendError, first_line, missing_extra
+from detr_export.runtimes.metadata import Metadata
+from detr_export.runtimes.session import Session, TensorSpec, parse_device
+
+try:
+    import torch
+except ImportError as error:
+    raise missing_extra("torch", "export") from error
+
+
+class TorchSession(Session):
+    """A DETR in PyTorch, in eval mode and float32. `run` may be called from several threads at once.
+
+    Args:
+        model: a module that maps `pixel_values` and `pixel_mask` to tensors by name, `detr_export`'s `DeployedModel`.
+        metadata: labels, processor settings and ranges of the checkpoint.
+        num_channels: channels of the images.
+        device: `cpu`, `cuda` or `cuda:N`.
+        threads: of the CPU; this is PyTorch's setting for the whole process.
+
+    Raises:
+        BackendError: the device is unknown or not available.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        metadata: Metadata,
+        num_channels: int = 3,
+        device: str = "cpu",
+        threads: Optional[int] = None,
+    ) -> None:
+        self._device = _checked_device(device)
+        if threads is not None:
+            if threads < 1:
+                raise BackendError(f"threads is {threads}; expected at least 1")
+            torch.set_num_threads(threads)
+        self._model: Optional[torch.nn.Module] = model.eval().to(self._device)
+        self.metadata = metadata
+        self.inputs = (TensorSpec("pixel_values", "float32", ("batch", num_channels, "height", "width")),)
+        if metadata.pixel_mask:
+            self.inputs += (TensorSpec("pixel_mask", "int64", ("batch", "height", "width")),)
+        shapes: dict[str, tuple[Union[int, str], ...]] = {
+            "logits": ("batch", "queries", len(metadata.id2label) + 1),
+            "pred_boxes": ("batch", "queries", 4),
+            "pred_masks": ("batch", "queries", "mask_height", "mask_width"),
+            "cross_attention": ("batch", "heads", "queries", "feature_height", "feature_width"),
+        }
+        names = getattr(model, "output_names", ("logits", "pred_boxes"))
+        self.outputs = tuple(TensorSpec(name, "float32", shapes[name]) for name in names)
+
+    @classmethod
+    def open(
+        cls,
+        checkpoint: str | Path,
+        device: str = "cpu",
+        threads: Optional[int] = None,
+        dilation: Optional[bool] = None,
+        attentions: bool = False,
+    ) -> TorchSession:
+        """Opens a checkpoint: a directory, a `.pth` file or a hub id; `attentions` adds the output `cross_attention`.
+
+        Raises:
+            CheckpointError: it is missing, damaged or not a DETR.
+        """
+        try:  # the one place that looks up the rooms
+            from detr_export.checkpoints.reading import load_checkpoint
+            from detr_export.graphs.description import describe
+            from detr_export.loading import load_model
+            from detr_export.modeling.deployed import DeployedModel
+        except ImportError as error:
+            raise missing_extra(str(error.name), "export") from error
+
+        _checked_device(device)
+        loaded = load_checkpoint(checkpoint, dilation)
+        model = DeployedModel(load_model(loaded), attentions)
+        return cls(model, describe(loaded), loaded.config.num_channels, device, threads)
+
+    def _run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if self._model is None:
+            raise BackendError("the session is closed")
+        with torch.inference_mode():
+            tensors = {
+                # torch wants writable memory; what cannot be written to is copied
+                name: torch.from_numpy(np.require(value, requirements=["C", "W"])).to(self._device)
+                for name, value in inputs.items()
+            }
+            try:
+                outputs = self._model(**tensors)
+                return {spec.name: outputs[spec.name].cpu().numpy() for spec in self.outputs}
+            except RuntimeError as error:
+                raise BackendError(f"PyTorch failed: {first_line(error)}") from error
+
+    def close(self) -> None:
+        self._model = None
+
+
+def _checked_device(device: str) -> torch.device:
+    kind, index = parse_device(device)
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise BackendError("device is 'cuda', but this PyTorch sees no CUDA device; use device 'cpu'")
+    if kind == "cuda" and index >= torch.cuda.device_count():
+        raise BackendError(f"device is {device!r}, but there are {torch.cuda.device_count()} CUDA devices")
+    return torch.device(device)

@@ -1,0 +1,139 @@
+"""Predicting on files: pictures and one JSON document in a folder, an unreadable file reported and passed over."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from detr_export.runtimes.errors import DetrError, ImageError, InputError, OutputError
+from detr_export.runtimes.files import replacing, require_writable, write_atomically, writing
+from detr_export.runtimes.predictor import Predictor
+from detr_export.runtimes.processing.images import load_image
+from detr_export.runtimes.results.detections import Detections
+from detr_export.runtimes.results.segmentation import Segmentation
+
+RESULTS_NAME = "predictions.json"
+TASKS = ("detection", "panoptic", "instances", "semantic", "attention")
+
+
+@dataclass(frozen=True)
+class FilePrediction:
+    """One file's outcome: either `result` or `error` is set."""
+
+    image: Path
+    result: Union[Detections, Segmentation, None] = None
+    picture: Optional[Path] = None  # the annotated copy, when there is an output folder
+    error: Optional[DetrError] = None
+
+    def summary(self) -> str:
+        """One line for people: the file and what was found, most frequent class first."""
+        if self.result is None:
+            return f"{self.image}: {self.error}"
+        found = self.result.names if isinstance(self.result, Detections) else [item.name for item in self.result.segments]
+        counts = Counter(found).most_common()
+        return f"{self.image}: {', '.join(f'{count} {name}' for name, count in counts) or 'nothing found'}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        result: dict[str, Any] = {"image": str(self.image)}
+        if self.picture is not None:
+            result["picture"] = str(self.picture)
+        if self.error is not None:
+            result["error"] = str(self.error)
+        if self.result is not None:
+            result.update(self.result.to_dict())
+        return result
+
+
+def predict_files(
+    predictor: Predictor,
+    images: Iterable[Path],
+    threshold: float = 0.5,
+    output: Optional[Path] = None,
+    overwrite: bool = False,
+    task: str = "detection",
+) -> Iterator[FilePrediction]:
+    """Predicts file by file, and yields each outcome as it is there.
+
+    Args:
+        predictor: the model.
+        images: files.
+        threshold: as in `Predictor.detect`.
+        output: a folder for annotated pictures (PNG, named after the image) and `predictions.json`; none is written when
+            None. The document is written at the end, over all files, also when some failed.
+        overwrite: replace what is there.
+        task: one of `TASKS`; `attention` detects, and draws where the decoder looked for each detection.
+
+    Raises:
+        InputError: the task or threshold is none.
+        OutputError: a picture or the document exists and `overwrite` is false, or cannot be written.
+        BackendError: the backend failed; a file that only is no usable image does not raise.
+    """
+    images = list(images)
+    if task not in TASKS:
+        raise InputError(f"task is {task!r}; expected one of {', '.join(TASKS)}")
+    if not 0 <= threshold <= 1:
+        raise InputError(f"threshold is {threshold}; expected a number from 0 to 1")
+    pictures = _picture_paths(images, output) if output is not None else {}
+    originals = {image.resolve() for image in images}
+    for path in pictures.values():
+        require_writable(path, overwrite)
+        if path.resolve() in originals:
+            raise OutputError(f"{path} is one of the images, and would be drawn over; give another folder")
+    if output is not None:
+        require_writable(output / RESULTS_NAME, overwrite)
+    outcomes = []
+    for image in images:
+        try:
+            outcome = _predict(predictor, image, threshold, pictures.get(image), task)
+        except (ImageError, InputError) as error:
+            outcome = FilePrediction(image, error=error)
+        outcomes.append(outcome.to_dict())
+        yield outcome
+    if output is not None:
+        write_atomically(output / RESULTS_NAME, (json.dumps(outcomes, indent=2) + "\n").encode())
+
+
+def _predict(predictor: Predictor, image: Path, threshold: float, picture: Optional[Path], task: str) -> FilePrediction:
+    loaded = load_image(image)
+    result: Union[Detections, Segmentation]
+    attention = None
+    try:
+        if task == "panoptic":
+            result = predictor.segment_panoptic(loaded, threshold)
+        elif task == "instances":
+            result = predictor.segment_instances(loaded, threshold)
+        elif task == "semantic":
+            result = predictor.segment_semantic(loaded)
+        elif task == "attention":
+            result, attention = predictor.explain(loaded, threshold)
+        else:
+            result = predictor.detect(loaded, threshold)
+    except (ImageError, InputError) as error:  # knows a picture, not a file
+        raise type(error)(f"{image}: {error}") from error
+    if picture is not None:
+        if attention is not None and isinstance(result, Detections):
+            drawn = result.draw_attention(loaded, attention)
+        else:
+            drawn = result.draw(loaded)
+        with replacing(picture) as temporary, writing(picture):
+            drawn.save(temporary)
+    return FilePrediction(image, result, picture)
+
+
+def _picture_paths(images: list[Path], output: Path) -> dict[Path, Path]:
+    """A name for each image's picture; where two images share a stem the later ones get a number."""
+    taken: set[str] = set()
+    paths = {}
+    for image in images:
+        name, number = image.stem, 1
+        while name in taken:
+            number += 1
+            name = f"{image.stem}-{number}"
+        taken.add(name)
+        paths[image] = output / f"{name}.png"
+    return paths

@@ -1,0 +1,170 @@
+"""One COCO panoptic record and its PNG to one training target, and the ids that such PNGs hold.
+
+Source: `prepare_coco_panoptic_annotation`, `masks_to_boxes`, `rgb_to_id` and `id_to_rgb` of transformers 4.57.6; keys,
+dtypes, order and values are the same. What differs, on purpose: a malformed record, a missing PNG and a segment without
+pixels are an AnnotationError that names the image and the field; upstream raises KeyError, or makes a box of 1e8.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+from PIL import Image
+
+from detr_export.runtimes.errors import AnnotationError
+from detr_export.runtimes.processing.annotations.detection import Size, Target, checks
+
+_NOTHING = 1e8  # what `masks_to_boxes` has for the minima of an empty mask
+
+
+def prepare_panoptic(
+    record: Mapping[str, Any],
+    size: Size,
+    with_masks: bool,
+    masks_path: Union[str, os.PathLike, None],
+    name: str = "the annotation",
+) -> Target:
+    """The target of one image from a record ``{"image_id": int, "file_name": str, "segments_info": [...]}``.
+
+    Args:
+        record: each segment has ``id``, ``category_id``, ``iscrowd`` and ``area``; crowds are kept.
+        size: of the image.
+        with_masks: put ``masks`` into the target.
+        masks_path: the folder of ``file_name``, an RGB PNG whose pixels are segment ids as `id_to_rgb` writes them.
+        name: what messages call the record while its image id is unknown.
+
+    Returns:
+        A dict, for N segments:
+
+        - ``image_id`` int64 (1,), ``size`` and ``orig_size`` int64 (2,), (height, width);
+        - ``masks`` uint8 (N, height, width), 0 or 1, with `with_masks`;
+        - ``boxes`` float32 (N, 4), see `masks_to_boxes`; float64 for N = 0, as upstream;
+        - ``class_labels`` int64 (N,), ``iscrowd`` int64 (N,), ``area`` float32 (N,).
+
+    Raises:
+        AnnotationError: a field or the PNG is missing, malformed or of another size, or a segment is not in the PNG.
+    """
+    record = checks.record(record, name)
+    image = checks.image_name(record, name)
+    checks.refuse_other_format(record, image, "coco_panoptic", "segments_info", "annotations")
+    segments = [(f"{image}, segments_info[{i}]", s) for i, s in enumerate(checks.records(record, "segments_info", image))]
+    ids = [checks.integer(segment, "id", where) for where, segment in segments]
+    path = panoptic_path(record, image, masks_path)
+    pixels = read_segment_ids(path, size, image)
+    masks = (pixels == np.asarray(ids, dtype=np.int64)[:, None, None]).astype(np.uint8)
+    for (where, _), id_, there in zip(segments, ids, masks.any(axis=(1, 2))):
+        if not there:
+            raise AnnotationError(
+                f"{where}: id is {id_}, but no pixel of {path} has it: expected every segment in the PNG; remove that "
+                "segment, or check that file_name is of this image"
+            )
+
+    target: Target = {
+        "image_id": np.asarray([record["image_id"]], dtype=np.int64),
+        "size": np.asarray(size, dtype=np.int64),
+        "orig_size": np.asarray(size, dtype=np.int64),
+    }
+    if with_masks:
+        target["masks"] = masks
+    target["boxes"] = masks_to_boxes(masks)
+    target["class_labels"] = np.asarray([checks.integer(s, "category_id", where) for where, s in segments], dtype=np.int64)
+    target["iscrowd"] = np.asarray([checks.crowd_flag(s, where) for where, s in segments], dtype=np.int64)
+    target["area"] = np.asarray([checks.area(s, where) for where, s in segments], dtype=np.float32)
+    return target
+
+
+def masks_to_boxes(masks: np.ndarray) -> np.ndarray:
+    """The box around each mask.
+
+    Args:
+        masks: (N, height, width), bool or zeros and ones.
+
+    Returns:
+        float32 (N, 4), (x_min, y_min, x_max, y_max): columns and rows of the first and the last set pixel, so a single
+        pixel has a box without extent. An empty mask has 1e8 for the minima and 0 for the maxima. Without any pixels, as
+        with N = 0, float64 (0, 4). All that is upstream's.
+    """
+    if masks.size == 0:
+        return np.zeros((0, 4))
+    boxes = np.empty((len(masks), 4), dtype=np.float32)
+    for axis, reduced in ((0, 1), (1, 2)):  # x from the columns that have a pixel, y from the rows
+        set_ = (masks != 0).any(axis=reduced)
+        some = set_.any(axis=1)
+        boxes[:, axis] = np.where(some, set_.argmax(axis=1), _NOTHING)
+        boxes[:, axis + 2] = np.where(some, set_.shape[1] - 1 - set_[:, ::-1].argmax(axis=1), 0)
+    return boxes
+
+
+def rgb_to_id(color: Union[np.ndarray, Sequence[int]]) -> Any:
+    """The segment id behind a colour: red + 256 * green + 65536 * blue.
+
+    Args:
+        color: an image (height, width, 3), or the three numbers of one colour.
+
+    Returns:
+        For an image (height, width) int32 if it is uint8, else its own dtype; for one colour an int.
+    """
+    if isinstance(color, np.ndarray) and color.ndim == 3:
+        image = color.astype(np.int32) if color.dtype == np.uint8 else color
+        return image[..., 0] + 256 * image[..., 1] + 65536 * image[..., 2]
+    red, green, blue = (int(part) for part in color[:3])
+    return red + 256 * green + 65536 * blue
+
+
+def id_to_rgb(id_map: Union[np.ndarray, int]) -> Any:
+    """The inverse of `rgb_to_id`: uint8 (..., 3) for an array of ids, a list of three int for one id."""
+    if isinstance(id_map, np.ndarray):
+        return np.stack([id_map // 256**place % 256 for place in range(3)], axis=-1).astype(np.uint8)
+    return [id_map // 256**place % 256 for place in range(3)]
+
+
+def panoptic_path(record: Mapping[str, Any], image: str, masks_path: Union[str, os.PathLike, None]) -> Path:
+    """Where the PNG of a record is; `image` is what messages call it.
+
+    Raises:
+        AnnotationError: the record has no file_name, or `masks_path` is no folder's name.
+    """
+    file_name = checks.field(record, "file_name", image)
+    if not isinstance(file_name, (str, os.PathLike)) or not os.fspath(file_name):
+        raise AnnotationError(f"{image}: file_name is {file_name!r:.80}: expected the name of the panoptic PNG")
+    if not isinstance(masks_path, (str, os.PathLike)):
+        raise AnnotationError(
+            f"{image}: masks_path is {masks_path!r:.80}: expected the folder that has {file_name}; "
+            "pass masks_path to preprocess"
+        )
+    return Path(masks_path) / file_name
+
+
+def read_segment_ids(path: Path, size: Size, image: str) -> np.ndarray:
+    """int32 (height, width), the segment id at every pixel of a panoptic PNG; 0 is no segment.
+
+    Raises:
+        AnnotationError: the PNG is missing, damaged, of another kind or of another size; messages call the image `image`.
+    """
+    try:
+        with Image.open(path) as picture:
+            mode, found = picture.mode, (picture.height, picture.width)
+            if mode not in ("RGB", "RGBA"):
+                raise AnnotationError(
+                    f"{image}: {path} has mode {mode}: expected an RGB PNG, the id spread over three bytes"
+                )
+            if found != size:
+                raise AnnotationError(
+                    f"{image}: {path} is {found[1]}x{found[0]} pixels: expected the {size[1]}x{size[0]} of the image; "
+                    "check that both are of the same image"
+                )
+            pixels = np.asarray(picture)
+    except FileNotFoundError as error:
+        raise AnnotationError(
+            f"{image}: {path} does not exist: expected its panoptic PNG; check masks_path and file_name"
+        ) from error
+    except AnnotationError:
+        raise
+    except Exception as error:  # decoders raise whatever the damage leads them to
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise AnnotationError(f"{image}: cannot read {path} ({reason}): expected an RGB PNG; copy it again") from error
+    return rgb_to_id(pixels)

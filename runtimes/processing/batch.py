@@ -1,0 +1,147 @@
+"""From whatever a caller calls "images" to checked images of one layout, and from arrays to one padded batch.
+
+A picture is a PIL image or a 3-D array; arrays of a batch all have the layout that `collect` returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Optional, Union
+
+import numpy as np
+from PIL import Image
+
+from detr_export.runtimes.errors import ImageError
+from detr_export.runtimes.processing.images import decode_in_place
+from detr_export.runtimes.processing.transforms import (
+    FIRST,
+    LAST,
+    PixelScaling,
+    as_layout,
+    height_width,
+    infer_layout,
+    look_up,
+    pad,
+    to_layout,
+)
+
+Picture = Union[Image.Image, np.ndarray]
+
+
+def collect(images: Any, input_data_format: Optional[str] = None) -> tuple[list[Picture], str]:
+    """Flatten `images` into checked pictures, and say which layout they share.
+
+    `images` is a PIL image, a 3-D array, a 4-D array, or a list of these at any depth. The layout is
+    `input_data_format`, else channels_last if the first picture is a PIL image, else inferred from its shape.
+
+    Raises ImageError for anything else, for pictures of different layouts, and for values that are not finite.
+    """
+    pictures = list(_flatten(images))
+    if not pictures:
+        raise ImageError("there are no images in the batch: expected at least one; pass an image or a list of them")
+    layout = as_layout(input_data_format, "input_data_format")
+    stated = layout is not None
+    if layout is None:
+        first = pictures[0]
+        layout = LAST if isinstance(first, Image.Image) else infer_layout(first.shape)
+    for index, picture in enumerate(pictures):
+        if isinstance(picture, Image.Image):
+            _check_pil(picture, index, layout, stated)
+        else:
+            _check_array(picture, index, layout, stated)
+    return pictures, layout
+
+
+def size_of(picture: Picture, layout: str) -> tuple[int, int]:
+    """(height, width) in pixels."""
+    if isinstance(picture, Image.Image):
+        return picture.height, picture.width
+    return height_width(picture, layout)
+
+
+def scale_and_pad(
+    arrays: list[np.ndarray],
+    layout: str,
+    target: str,
+    scaling: PixelScaling,
+    padded: Optional[tuple[int, int]],
+) -> Union[np.ndarray, list[np.ndarray]]:
+    """Scale the values of 3-D arrays, pad to `padded` (height, width) unless None, and arrange them as `target`.
+
+    Images that are uint8, as resized ones are, take one table look-up a channel straight into the batch, a single
+    4-D array. Others give a list of arrays.
+    """
+    sizes = {height_width(array, layout) for array in arrays}
+    channels = {array.shape[0 if layout == FIRST else 2] for array in arrays}
+    size = padded if padded is not None else next(iter(sizes))
+    one_size = padded is not None or len(sizes) == 1
+    if not (one_size and len(channels) == 1 and scaling.changes_pixels and all(a.dtype == np.uint8 for a in arrays)):
+        scaled = [scaling.apply(array, layout) for array in arrays]
+        return [to_layout(a if padded is None else pad(a, padded, layout), layout, target) for a in scaled]
+
+    table = scaling.table(channels.pop())
+    shape = (len(arrays), len(table), *size) if target == FIRST else (len(arrays), *size, len(table))
+    batch = np.zeros(shape, dtype=table.dtype)
+    for array, out in zip(arrays, batch):
+        look_up(table, to_layout(array, layout, FIRST), to_layout(out, target, FIRST))
+    return batch
+
+
+def stack(arrays: Union[np.ndarray, Sequence[np.ndarray]]) -> np.ndarray:
+    """One (B, ...) array; ImageError when the images differ in size."""
+    if isinstance(arrays, np.ndarray):
+        return arrays
+    shapes = sorted({array.shape for array in arrays})
+    if len(shapes) > 1:
+        raise ImageError(
+            f"images of shapes {', '.join(map(str, shapes))} do not stack: expected one shape; "
+            "set do_pad=True, or return_tensors=None for a list"
+        )
+    return np.stack(arrays)
+
+
+def _flatten(images: Any) -> Iterator[Picture]:
+    if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3):
+        yield images
+    elif isinstance(images, (list, tuple)) or (isinstance(images, np.ndarray) and images.ndim == 4):
+        for image in images:
+            yield from _flatten(image)
+    elif isinstance(images, np.ndarray):
+        raise ImageError(
+            f"array of shape {images.shape} is not an image: expected (H, W, 3) or (3, H, W); "
+            "repeat a grey image over three channels"
+        )
+    else:
+        raise ImageError(
+            f"{type(images).__name__} is not an image: expected PIL images or numpy arrays; "
+            "open files with load_image, turn tensors into arrays with .numpy()"
+        )
+
+
+def _check_pil(picture: Image.Image, index: int, layout: str, stated: bool) -> None:
+    name = f"image {index} (PIL, mode {picture.mode}, {picture.width}x{picture.height})"
+    if layout == FIRST:
+        raise ImageError(
+            f"{name} is channels_last but the batch is channels_first: expected one layout; convert the arrays or "
+            "the PIL images"
+        )
+    if 0 in picture.size:
+        raise ImageError(f"{name} has no pixels: expected a width and height of at least 1; pass a real image")
+    if picture.mode != "RGB" and not (stated and len(picture.getbands()) > 1):
+        raise ImageError(f"{name} is not RGB: expected three channels; call .convert('RGB'), or load_image")
+    decode_in_place(picture, name)
+
+
+def _check_array(picture: np.ndarray, index: int, layout: str, stated: bool) -> None:
+    name = f"image {index} (array of shape {picture.shape}, dtype {picture.dtype})"
+    if picture.size == 0:
+        raise ImageError(f"{name} has no pixels: expected a width and height of at least 1; pass a real image")
+    if picture.dtype.kind not in "buif":
+        raise ImageError(f"{name} does not hold numbers: expected uint8 or float; convert it with astype")
+    if not stated and picture.shape[0 if layout == FIRST else 2] not in (1, 3):
+        raise ImageError(
+            f"{name} is not {layout} like image 0: expected one layout in a batch; transpose it, or process it apart"
+        )
+    if picture.dtype.kind == "f" and not np.isfinite(picture).all():
+        what = "NaN" if np.isnan(picture).any() else "infinity"
+        raise ImageError(f"{name} contains {what}: expected finite values; replace them, for example np.nan_to_num")

@@ -1,0 +1,60 @@
+"""Resizing images with Pillow, in 8 bit.
+
+Source: `resize` in transformers 4.57.6, as the PIL-based `DetrImageProcessor` calls it; same numbers, bit for bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Union
+
+import numpy as np
+from PIL import Image
+
+from detr_export.runtimes.errors import ImageError
+from detr_export.runtimes.processing.transforms import LAST, rescale, to_layout
+
+
+def as_resample(resample: Any) -> int:
+    """`resample` as Pillow's number for a filter; ValueError for anything else."""
+    try:
+        return int(Image.Resampling(resample))
+    except ValueError as error:
+        known = ", ".join(f"{int(f)} {f.name}" for f in sorted(Image.Resampling))
+        raise ValueError(f"resample={resample!r}: expected a PIL.Image.Resampling filter ({known})") from error
+
+
+def resize(image: Union[np.ndarray, Image.Image], size: tuple[int, int], resample: int, layout: str) -> np.ndarray:
+    """Resize with Pillow in 8 bit. Returns the layout it was given; a PIL image is channels_last.
+
+    The result is uint8, or float32 in [0, 1] when the input was fractional in [0, 1]. Raises ImageError for values
+    that are neither that nor whole numbers in 0..255, and for channel counts that Pillow does not know.
+    """
+    height, width = size
+    if isinstance(image, Image.Image) and image.mode == "RGB":  # skips two copies; same pixels
+        return np.array(image.resize((width, height), resample=resample))
+
+    channels_last = to_layout(np.asarray(image), layout, LAST)
+    bytes_, stretched = _to_uint8(channels_last)
+    if bytes_.shape[2] == 1:
+        bytes_ = bytes_[..., 0]
+    try:
+        picture = Image.fromarray(np.ascontiguousarray(bytes_))
+    except TypeError as error:
+        raise ImageError(f"cannot resize an image of {channels_last.shape[2]} channels: expected 1 to 4") from error
+    resized = np.array(picture.resize((width, height), resample=resample))
+    resized = to_layout(resized if resized.ndim == 3 else resized[..., None], LAST, layout)
+    return rescale(resized, 1 / 255) if stretched else resized
+
+
+def _to_uint8(array: np.ndarray) -> tuple[np.ndarray, bool]:
+    """What Pillow can resize, and whether values in [0, 1] were stretched to 0..255 for it."""
+    if array.dtype == np.uint8:
+        return array, False
+    low, high = array.min(), array.max()
+    whole = bool(low >= 0 and high <= 255 and np.allclose(array, array.astype(int)))
+    if not whole and (low < 0 or high > 1):
+        raise ImageError(
+            f"array of dtype {array.dtype} has values from {low} to {high}: expected whole numbers in 0..255 or "
+            "fractions in [0, 1] to resize; scale or round it first, or set do_resize=False"
+        )
+    return (array if whole else rescale(array, 255)).astype(np.uint8), not whole

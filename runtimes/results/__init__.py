@@ -1,0 +1,1 @@
+"""What a prediction is, and how it is drawn."""

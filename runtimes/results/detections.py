@@ -1,0 +1,83 @@
+"""What a prediction is: typed, immutable, in pixels of the image that was given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Optional, Union
+
+import numpy as np
+from PIL import Image
+
+from detr_export.runtimes.processing.images import ImageSource
+from detr_export.runtimes.processing.rle import encode_compressed_rle
+from detr_export.runtimes.results.drawing import draw_attention, draw_boxes
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """The objects found in one image, in the order of the model's queries."""
+
+    scores: np.ndarray  # (N,) float32 in (0, 1]
+    labels: np.ndarray  # (N,) int64, ids of the checkpoint's classes
+    boxes: np.ndarray  # (N, 4) float32, (x_min, y_min, x_max, y_max) in pixels of the original image
+    names: tuple[str, ...]  # N class names
+    image_size: tuple[int, int]  # (height, width) of the original image, pixels
+    masks: Optional[np.ndarray] = None  # (N, height, width) bool at that size; None for a model or call without masks
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: `{"image_size": [height, width], "detections": [{"label", "name", "score", "box"}, ...]}`."""
+        return {
+            "image_size": list(self.image_size),
+            "detections": [
+                {"label": int(label), "name": name, "score": float(score), "box": [float(value) for value in box]}
+                for label, name, score, box in zip(self.labels, self.names, self.scores, self.boxes)
+            ],
+        }
+
+    def to_coco(self, image_id: Union[int, str]) -> list[dict[str, Any]]:
+        """Entries of a COCO results file: `bbox` is [x, y, width, height] in pixels, `category_id` the label.
+
+        Where there are masks, `segmentation` is each one's compressed run-length encoding.
+        """
+        entries: list[dict[str, Any]] = [
+            {
+                "image_id": image_id,
+                "category_id": int(label),
+                "bbox": [float(box[0]), float(box[1]), float(box[2] - box[0]), float(box[3] - box[1])],
+                "score": float(score),
+            }
+            for label, score, box in zip(self.labels, self.scores, self.boxes)
+        ]
+        if self.masks is not None:
+            for entry, mask in zip(entries, self.masks):
+                entry["segmentation"] = encode_compressed_rle(mask)
+        return entries
+
+    def draw(self, image: ImageSource) -> Image.Image:
+        """A copy of `image` with a box and a caption for each object.
+
+        Raises:
+            ImageError: the image cannot be read, or is not the size of the one these were found in.
+        """
+        return draw_boxes(image, self.image_size, self.boxes, self.scores, self.labels, self.names)
+
+    def draw_attention(
+        self, image: ImageSource, attention: np.ndarray, columns: int = 3, cell_width: int = 480
+    ) -> Image.Image:
+        """A sheet with one copy of `image` for each object, best first: where the decoder looked, and what it found there.
+
+        Args:
+            image: the image that these were found in.
+            attention: float32 (N, h, w), weights over the feature map, from `Predictor.explain`.
+            columns: cells in a row.
+            cell_width: of a cell, pixels.
+
+        Raises:
+            ImageError: as in `draw`.
+        """
+        return draw_attention(
+            image, self.image_size, self.boxes, self.scores, self.labels, self.names, attention, columns, cell_width
+        )

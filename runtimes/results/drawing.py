@@ -1,0 +1,189 @@
+"""Pictures of predictions."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from detr_export.runtimes.errors import ImageError
+from detr_export.runtimes.processing.images import ImageSource, load_image
+from detr_export.runtimes.results.segments import Segment
+
+_GOLDEN_RATIO = 0.618034  # steps of the hue: any run of neighbouring labels gets well separated colours
+_LINE_SHARE = 1 / 300  # of the image's longer side
+_TEXT_SHARE = 1 / 45
+_TINT = 0.5  # of a segment's colour over its pixels
+_CAPTION_AREA = 1 / 400  # of the image; smaller segments are drawn without their name
+_MIN_TEXT, _MAX_TEXT = 10, 40  # pixels
+
+
+def color_of(index: int) -> tuple[int, int, int]:
+    """A saturated RGB colour for a label or segment, the same one every time."""
+    red, green, blue = colorsys.hsv_to_rgb((index * _GOLDEN_RATIO) % 1.0, 0.75, 0.95)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def draw_boxes(
+    source: ImageSource,
+    image_size: tuple[int, int],
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+) -> Image.Image:
+    """A copy of the image with boxes, the best score on top, captions kept inside the picture.
+
+    Args:
+        source: the image.
+        image_size: (height, width) that it must have, pixels.
+        boxes: float32 (N, 4), (x_min, y_min, x_max, y_max), pixels.
+        scores: float32 (N,).
+        labels: int64 (N,); a label has the same colour in every picture.
+        names: of the N labels.
+
+    Raises:
+        ImageError: the image cannot be read, or has another size.
+    """
+    image = matching_image(source, image_size)
+    draw = ImageDraw.Draw(image)
+    font = font_for(image)
+    line = max(1, round(max(image.size) * _LINE_SHARE))
+    for index in scores.argsort(kind="stable"):
+        color = color_of(int(labels[index]))
+        x_min, y_min, x_max, y_max = (float(value) for value in boxes[index])
+        draw.rectangle((x_min, y_min, max(x_max, x_min), max(y_max, y_min)), outline=color, width=line)
+        caption(draw, font, (x_min, y_min), f"{names[index]} {scores[index]:.2f}", color)
+    return image
+
+
+def matching_image(source: ImageSource, size: tuple[int, int]) -> Image.Image:
+    """Loads an image to draw on.
+
+    Raises:
+        ImageError: it cannot be read, or is not `size` (height, width).
+    """
+    image = load_image(source)
+    if (image.height, image.width) != tuple(size):
+        raise ImageError(f"the image is {image.height}x{image.width}; the prediction is of one of {size[0]}x{size[1]}")
+    return image.copy()
+
+
+def font_for(image: Image.Image) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """Pillow's own font, sized to the image where Pillow can (10.1 and later)."""
+    size = min(_MAX_TEXT, max(_MIN_TEXT, round(max(image.size) * _TEXT_SHARE)))
+    try:
+        return ImageFont.load_default(size)
+    except TypeError:
+        return ImageFont.load_default()
+
+
+def caption(
+    draw: ImageDraw.ImageDraw,
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    corner: tuple[float, float],
+    text: str,
+    color: tuple[int, int, int],
+) -> None:
+    """Writes text on a plate above `corner` (x, y), or below it where there is no room."""
+    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+    width, height = right - left + 4, bottom - top + 4
+    x = min(max(0.0, corner[0]), max(0.0, draw.im.size[0] - width))
+    y = corner[1] - height if corner[1] >= height else max(0.0, corner[1])
+    draw.rectangle((x, y, x + width, y + height), fill=color)
+    luminance = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
+    draw.text((x + 2 - left, y + 2 - top), text, font=font, fill="black" if luminance > 140 else "white")
+
+
+def draw_segments(source: ImageSource, ids: np.ndarray, segments: Sequence[Segment]) -> Image.Image:
+    """A copy of the image under translucent colours, one a segment, with outlines and the names of all but tiny ones.
+
+    Args:
+        source: the image.
+        ids: int32 (height, width), the segment id of each pixel.
+        segments: what the ids are.
+
+    Raises:
+        ImageError: the image cannot be read, or is not of the size of `ids`.
+    """
+    image = matching_image(source, (ids.shape[0], ids.shape[1]))
+    pixels = np.asarray(image).astype(np.float32)
+    for segment in segments:
+        mask = ids == segment.id
+        pixels[mask] = pixels[mask] * (1 - _TINT) + np.array(color_of(segment.id), dtype=np.float32) * _TINT
+    pixels[_borders(ids)] = 255
+    image = Image.fromarray(pixels.round().astype(np.uint8))
+    draw, font = ImageDraw.Draw(image), font_for(image)
+    for segment in segments:
+        if segment.area >= _CAPTION_AREA * ids.size:
+            score = "" if segment.score is None else f" {segment.score:.2f}"
+            caption(draw, font, _inside(ids == segment.id), segment.name + score, color_of(segment.id))
+    return image
+
+
+def draw_attention(
+    source: ImageSource,
+    image_size: tuple[int, int],
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+    attention: np.ndarray,
+    columns: int = 3,
+    cell_width: int = 480,
+) -> Image.Image:
+    """A sheet with one copy of the image for each detection, best first: where the query looked, and what it said.
+
+    Args:
+        source, image_size, boxes, scores, labels, names: as in `draw_boxes`.
+        attention: (N, h, w) float32, weights over the feature map.
+        columns: cells in a row.
+        cell_width: pixels.
+
+    Raises:
+        ImageError: as in `draw_boxes`.
+    """
+    image = matching_image(source, image_size)
+    height = max(1, round(cell_width * image.height / image.width))
+    count = max(1, len(scores))
+    sheet = Image.new("RGB", (cell_width * min(columns, count), height * -(-count // columns)), "black")
+    small = image.resize((cell_width, height))
+    if not len(scores):
+        sheet.paste(small)
+    for cell, index in enumerate((-scores).argsort(kind="stable")):
+        picture = _heat(small, attention[index])
+        draw, color = ImageDraw.Draw(picture), color_of(int(labels[index]))
+        x_min, y_min, x_max, y_max = (float(value) * cell_width / image.width for value in boxes[index])
+        draw.rectangle((x_min, y_min, max(x_max, x_min), max(y_max, y_min)), outline=color, width=2)
+        text = f"{names[index]} {scores[index]:.2f}"
+        caption(draw, font_for(picture), (x_min, y_min), text, color)
+        sheet.paste(picture, (cell % columns * cell_width, cell // columns * height))
+    return sheet
+
+
+def _heat(image: Image.Image, weights: np.ndarray) -> Image.Image:
+    """The image in grey under its attention: dark where there is none, through red to yellow at the largest."""
+    share = weights / max(float(weights.max()), 1e-12)
+    mask = Image.fromarray((share * 255).round().astype(np.uint8)).resize(image.size, Image.Resampling.BILINEAR)
+    strength = np.asarray(mask, dtype=np.float32)[..., None] / 255
+    grey = np.asarray(image.convert("L").convert("RGB"), dtype=np.float32)
+    heat = np.concatenate([np.full_like(strength, 255), 255 * strength, np.zeros_like(strength)], axis=-1)
+    tint = 0.75 * np.sqrt(strength)
+    return Image.fromarray((0.6 * grey * (1 - tint) + heat * tint).round().astype(np.uint8))
+
+
+def _borders(ids: np.ndarray) -> np.ndarray:
+    """Pixels whose right or lower neighbour has another id."""
+    borders = np.zeros(ids.shape, dtype=bool)
+    borders[:, :-1] = ids[:, 1:] != ids[:, :-1]
+    borders[:-1] |= ids[1:] != ids[:-1]
+    return borders
+
+
+def _inside(mask: np.ndarray) -> tuple[float, float]:
+    """A pixel (x, y) of the mask near its middle."""
+    rows, columns = np.nonzero(mask)
+    middle = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
+    return float(columns[middle]), float(rows[middle])

@@ -1,0 +1,151 @@
+"""What a segmentation is: a map of ids and what each id means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Union
+
+import numpy as np
+from PIL import Image
+
+from detr_export.runtimes.errors import InputError
+from detr_export.runtimes.processing.images import ImageSource
+from detr_export.runtimes.processing.rle import encode_compressed_rle
+from detr_export.runtimes.results.drawing import draw_segments
+from detr_export.runtimes.results.segments import Segment
+
+KINDS = ("panoptic", "instances", "semantic")
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """The segments of one image, in the order of their ids."""
+
+    kind: str  # "panoptic", "instances" or "semantic"
+    map: np.ndarray  # (height, width) int32, segment ids; 0 = no segment, except in semantic maps, where ids are class ids
+    segments: tuple[Segment, ...]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the original image, pixels."""
+        return self.map.shape[0], self.map.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.segments)
+
+    def mask(self, segment: Segment) -> np.ndarray:
+        """The pixels of a segment: (height, width) bool."""
+        return self.map == segment.id
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: `image_size`, `kind`, and the segments with their masks run-length encoded as COCO does."""
+        return {
+            "image_size": list(self.image_size),
+            "kind": self.kind,
+            "segments": [
+                {
+                    "id": segment.id,
+                    "label": segment.label,
+                    "name": segment.name,
+                    "score": segment.score,
+                    "area": segment.area,
+                    "box": list(segment.box),
+                    "segmentation": encode_compressed_rle(self.mask(segment)),
+                }
+                for segment in self.segments
+            ],
+        }
+
+    def to_coco(self, image_id: Union[int, str]) -> Union[dict[str, Any], list[dict[str, Any]]]:
+        """What a COCO results file holds for this image.
+
+        Returns:
+            Panoptic: one dictionary with `file_name`, the name that the picture of `panoptic_png` is to have, and
+            `segments_info`. Instances and semantic: one entry a segment, its mask run-length encoded.
+        """
+        if self.kind == "panoptic":
+            return {
+                "image_id": image_id,
+                "file_name": f"{image_id}.png",
+                "segments_info": [
+                    {
+                        "id": segment.id,
+                        "category_id": segment.label,
+                        "area": segment.area,
+                        "bbox": _xywh(segment),
+                        "iscrowd": 0,
+                    }
+                    for segment in self.segments
+                ],
+            }
+        return [
+            {
+                "image_id": image_id,
+                "category_id": segment.label,
+                "segmentation": encode_compressed_rle(self.mask(segment)),
+                "bbox": _xywh(segment),
+                **({} if segment.score is None else {"score": segment.score}),
+            }
+            for segment in self.segments
+        ]
+
+    def panoptic_png(self) -> Image.Image:
+        """The map as COCO's panoptic format stores it: id = red + 256 green + 65536 blue."""
+        ids = self.map.astype(np.uint32)
+        return Image.fromarray(np.stack([ids % 256, ids // 256 % 256, ids // 65536 % 256], axis=-1).astype(np.uint8))
+
+    def draw(self, image: ImageSource) -> Image.Image:
+        """A copy of `image` with each segment in a colour of its own, outlined and named.
+
+        Raises:
+            ImageError: the image cannot be read, or is not the size of the one that was segmented.
+        """
+        return draw_segments(image, self.map, self.segments)
+
+
+def make_segmentation(
+    kind: str, ids: np.ndarray, segments_info: Sequence[Mapping[str, Any]], id2label: Mapping[int, str]
+) -> Segmentation:
+    """Joins what post-processing returns into one typed result.
+
+    Args:
+        kind: one of `KINDS`.
+        ids: (height, width), segment ids; what is negative becomes 0 unless `kind` is semantic.
+        segments_info: `id`, `label_id`, `score` and `was_fused` of each query's segment; those with one id are joined, the
+            best score counts. Ignored when semantic: there the ids are the classes.
+        id2label: names of the classes.
+
+    Raises:
+        InputError: the kind is unknown.
+    """
+    if kind not in KINDS:
+        raise InputError(f"the kind of segmentation is {kind!r}; expected one of {', '.join(KINDS)}")
+    ids = ids.astype(np.int32)
+    if kind == "semantic":
+        found = {int(label): (int(label), None, False) for label in np.unique(ids)}
+    else:
+        ids = np.maximum(ids, 0)
+        found = {}
+        for info in segments_info:
+            score = max(info["score"], found.get(info["id"], (0, 0.0, False))[1] or 0.0)
+            found[info["id"]] = (info["label_id"], score, info["was_fused"])
+    segments = []
+    for index in sorted(found):
+        label, score, fused = found[index]
+        area, box = _extent(ids == index)
+        if area:
+            segments.append(Segment(index, label, id2label.get(label, str(label)), score, area, box, fused))
+    return Segmentation(kind, ids, tuple(segments))
+
+
+def _extent(mask: np.ndarray) -> tuple[int, tuple[int, int, int, int]]:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return 0, (0, 0, 0, 0)
+    return int(mask.sum()), (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+
+
+def _xywh(segment: Segment) -> list[int]:
+    x_min, y_min, x_max, y_max = segment.box
+    return [x_min, y_min, x_max - x_min, y_max - y_min]

@@ -1,0 +1,268 @@
+"""The report's documents: their schema, that they can be read back, and what they say of failures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from detr_export.benchmarks.speed.gpu_state import GpuState
+from detr_export.benchmarks.speed.report import Accuracy, Cost, Environment, Measurement, Method, Report, Variant
+from detr_export.benchmarks.speed.statistics import Ratio, Turn, pooled_stages, timing
+from detr_export.benchmarks.speed.tables import (
+    REPORT_FILES,
+    csv_text,
+    markdown,
+    require_report_folder,
+    terminal_tables,
+    write_report,
+)
+from detr_export.runtimes.errors import ArtifactError, OutputError
+
+TOLERANCE = {"logits": 1e-3, "pred_boxes": 1e-4}
+
+
+def measurement(variant: str, **changes: Any) -> Measurement:
+    turns = [Turn(number, 1.0, 1.5, (1.0, 2.0), (10.0, 12.0), (0.1, 0.2), (13.0, 14.0), number == 2) for number in range(3)]
+    values: dict[str, Any] = {
+        "variant": variant,
+        "height": 800,
+        "width": 1066,
+        "batch": 1,
+        "correct": True,
+        "largest_difference": {"logits": 1e-5, "pred_boxes": 2e-6},
+        "tolerance": TOLERANCE,
+        "rounds": 3,
+        "disturbed_rounds": 1,
+        "preprocess_ms": timing([1, 2]),
+        "session_ms": timing([10, 12]),
+        "postprocess_ms": timing([0.1, 0.2]),
+        "end_to_end_ms": timing([13, 14]),
+        "images_per_second": {"1": 90.0, "2": 150.0},
+        "ratio_to_baseline": Ratio(0.5, 0.4, 0.6, 0.55),
+        "cost": Cost(81.0, 1 << 30, 800.0, 0.5),
+        "turns": turns,
+    }
+    return Measurement(**{**values, **changes})
+
+
+def broken(variant: str, **changes: Any) -> Measurement:
+    return Measurement(
+        variant, 800, 1066, 1, **{"largest_difference": {}, "tolerance": TOLERANCE, "correct": None, **changes}
+    )
+
+
+@pytest.fixture
+def report() -> Report:
+    """One variant that is well, one that is wrong, one that could not be opened, one that takes no such size."""
+    return Report(
+        started="2026-01-01T00:00:00+00:00",
+        command=["detr-bench", "a|b.onnx"],
+        environment=Environment("A CPU", 2, 8 << 30, None, "Linux", "3.11.0", None, None, {"torch": "2.10.0"}, 2),
+        method=Method(3, 1, "torch:demo", 0.1, interrupted=False),
+        variants=[
+            Variant("torch:demo", "torch", "demo", "fp32", "2.10.0", 5_000_000, 1.25, 300.0, 400_000_000),
+            Variant("ort:bad.onnx", "ort", "bad.onnx", "fp32", "1.20", 6_000_000, 0.25, 30.0, 100_000_000),
+            Variant("ort:no.onnx", "ort", "no.onnx", error="no.onnx does not exist"),
+            Variant("openvino:a|b.onnx", "openvino", "a|b.onnx", "fp32", "2026", 6_000_000, 0.25, 30.0, 100_000_000),
+        ],
+        measurements=[
+            measurement("torch:demo"),
+            broken("ort:bad.onnx", correct=False, largest_difference={"logits": 0.5, "pred_boxes": None}),
+            broken("openvino:a|b.onnx", error="height is 800; this model takes 1 to 640"),
+        ],
+        accuracy=[Accuracy("torch:demo", 100, 0.4, 0.7, None, None)],
+        profiles=[
+            {
+                "variant": "ort:a.onnx",
+                "height": 800,
+                "width": 1066,
+                "batch": 1,
+                "operators": [{"operator": "Conv", "calls": 53, "total_ms": 400.0, "share": 0.8}],
+                "parts": {"backbone": 0.8, "other": 0.2},
+            }
+        ],
+        errors=["accuracy of ort:a.onnx: no"],
+    )
+
+
+def test_read_back(report: Report) -> None:
+    document = json.loads(report.to_json())
+    again = Report.from_dict(document)
+    assert again.to_dict() == document
+    assert again.measurements[0].session_ms == report.measurements[0].session_ms
+    assert again.measurements[0].turns == report.measurements[0].turns
+    assert again.measurements[0].ratio_to_baseline == report.measurements[0].ratio_to_baseline
+    assert again.measurements[0].cost == report.measurements[0].cost
+    assert again.problems() == report.problems()
+    assert list(again.variants) == list(report.variants)
+
+
+def test_clocks_of_a_gpu_are_kept_and_shown(report: Report) -> None:
+    first = report.measurements[0]
+    slowed = replace(first.turns[0], gpu=GpuState(1500, 3201, 88, 700.0, ("temperature",)))
+    free = replace(first.turns[1], gpu=GpuState(1980, 3201, 50, 500.0, ()))
+    slowed = replace(slowed, stages_ms=((0.5, 0.2, 3.0, 0.1), (0.7, 0.4, 5.0, 0.3)))
+    turns = [slowed, free, first.turns[2]]
+    changed_first = replace(first, turns=turns, stages_ms=pooled_stages(turns))
+    changed = replace(report, measurements=[changed_first, *report.measurements[1:]])
+    assert changed.measurements[0].slowed_rounds == 1
+    assert Report.from_dict(json.loads(changed.to_json())).measurements[0].turns == turns
+    assert Report.from_dict(changed.to_dict()).measurements[0].stages_ms == changed_first.stages_ms
+    assert "| torch:demo | 800x1066 | 1 | 0.60 | 0.30 | 4.00 | 0.20 |" in markdown(changed)
+    assert "compute_p50_ms" in csv_text(changed)
+    assert "On the GPU" not in markdown(report)
+    assert "3 (1 disturbed, 1 clocks down)" in markdown(changed)
+
+
+def test_a_later_version_may_add_fields(report: Report) -> None:
+    document = report.to_dict()
+    for part in (document, document["environment"], document["variants"][0], document["measurements"][0]["session_ms"]):
+        part["later"] = 1
+    assert Report.from_dict(document).to_dict() == report.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema": 2}, "schema 2; this version reads 1"),
+        ({"variants": None}, "no report of detr-bench"),
+        ({"method": {}}, "no report of detr-bench"),
+        ({"measurements": [3]}, "no report of detr-bench"),
+    ],
+)
+def test_what_is_no_report(report: Report, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        Report.from_dict({**report.to_dict(), **changes})
+    with pytest.raises(ArtifactError):
+        Report.from_dict({})
+
+
+def test_schema(report: Report) -> None:
+    """The names that readers of report.json rely on."""
+    document = report.to_dict()
+    assert set(document) == {
+        *("schema", "started", "command", "environment", "method", "variants", "measurements"),
+        *("accuracy", "profiles", "errors"),
+    }
+    assert set(document["environment"]) == {
+        *("cpu", "cores", "memory_bytes", "governor", "os", "python", "gpu", "driver", "versions", "threads"),
+    }
+    assert set(document["method"]) == {"rounds", "warmup_runs", "baseline", "calibration_tolerance", "interrupted"}
+    assert set(document["variants"][0]) == {
+        *("name", "backend", "target", "precision", "version", "file_bytes", "load_s", "first_inference_ms"),
+        *("peak_resident_bytes", "device_memory_bytes", "error"),
+    }
+    item = document["measurements"][0]
+    assert set(item) == {
+        *("variant", "height", "width", "batch", "correct", "largest_difference", "tolerance", "rounds"),
+        *("disturbed_rounds", "preprocess_ms", "session_ms", "postprocess_ms", "end_to_end_ms", "images_per_second"),
+        *("ratio_to_baseline", "cost", "error", "turns", "stages_ms"),
+    }
+    assert set(item["session_ms"]) == {"min", "p50", "p90", "p95", "p99", "samples"}
+    assert set(item["ratio_to_baseline"]) == {"session", "session_low", "session_high", "end_to_end"}
+    assert set(item["cost"]) == {"gmac", "moved_bytes", "gflop_per_s", "share_of_gemm_peak"}
+    assert set(document["accuracy"][0]) == {"variant", "images", "box_AP", "box_AP50", "mask_AP", "PQ"}
+
+
+def test_problems(report: Report) -> None:
+    assert report.problems() == [
+        "ort:no.onnx: no.onnx does not exist",
+        "ort:bad.onnx at 800x1066, batch 1: WRONG, logits differs by 0.5 (tolerance 0.001), "
+        "pred_boxes differs by an unknown amount (tolerance 0.0001); it was not timed",
+        "openvino:a|b.onnx at 800x1066, batch 1: height is 800; this model takes 1 to 640",
+        "accuracy of ort:a.onnx: no",
+    ]
+
+
+def test_csv(report: Report) -> None:
+    rows = list(csv.DictReader(io.StringIO(csv_text(report))))
+    assert [row["variant"] for row in rows] == ["torch:demo", "ort:bad.onnx", "openvino:a|b.onnx"]
+    first, second, third = rows
+    assert (first["session_p50_ms"], first["end_to_end_min_ms"], first["correct"]) == ("11.0", "13.0", "True")
+    assert (first["images_per_second_2_callers"], first["peak_resident_bytes"]) == ("150.0", "400000000")
+    assert (first["ratio_session"], first["gmac"], first["load_s"]) == ("0.5", "81.0", "1.25")
+    assert (second["session_p50_ms"], second["correct"]) == ("", "False")
+    assert third["error"] == "height is 800; this model takes 1 to 640"
+
+
+def test_markdown(report: Report) -> None:
+    text = markdown(report)
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert any(line.startswith("| torch:demo | 800x1066 | 1 | 11.0 |") for line in rows)
+    assert any(line.startswith("| ort:bad.onnx | 800x1066 | 1 | WRONG |") for line in rows)
+    assert any(line.startswith("| ort:no.onnx | failed |") for line in rows)
+    assert any(line.startswith("| openvino:a\\|b.onnx | 800x1066 | 1 | failed |") for line in rows)
+    assert "- 1 of 3 turns were disturbed" in text
+    assert "A CPU, 2 cores" in text
+    assert "0.50 (0.40-0.60)" in text
+
+
+def test_terminal(report: Report) -> None:
+    from rich.console import Console
+
+    out = io.StringIO()
+    Console(file=out, width=200).print(*terminal_tables(report), sep="\n")
+    text = out.getvalue()
+    assert "ratio to torch:demo" in text
+    for word in (
+        "WRONG",
+        "failed",
+        "0.50 (0.40-0.60)",
+        "90.00 / 150.00",
+        "800 (50%)",
+        "3 (1 disturbed)",
+        "Conv",
+        "backbone",
+    ):
+        assert word in text
+    assert "interrupted" not in text
+
+
+def test_an_interrupted_run_says_so(report: Report) -> None:
+    from dataclasses import replace
+
+    assert "interrupted: " in markdown(replace(report, method=replace(report.method, interrupted=True)))
+
+
+def test_a_report_of_nothing_can_be_written(report: Report, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    empty = replace(report, variants=[], measurements=[], accuracy=[], profiles=[], errors=[])
+    assert {path.name for path in write_report(empty, tmp_path)} == set(REPORT_FILES)
+    assert empty.problems() == []
+    assert Report.from_dict(json.loads((tmp_path / "report.json").read_text())).to_dict() == empty.to_dict()
+
+
+def test_files(report: Report, tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    require_report_folder(folder, overwrite=False)
+    written = write_report(report, folder)
+    assert {"report.json", "report.csv", "report.md"} < {path.name for path in written}
+    assert all(path.stat().st_size for path in written)
+    with pytest.raises(OutputError, match=r"report.json exists; add --overwrite"):
+        require_report_folder(folder, overwrite=False)
+    require_report_folder(folder, overwrite=True)
+
+
+def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="is not a folder"):
+        require_report_folder(tmp_path / "file", overwrite=True)
+
+
+def test_operators_that_hardly_count_share_a_row(report: Report) -> None:
+    shares = {"Conv": 0.7, "MatMul": 0.29, "Add": 0.004, "Mul": 0.004, "Cast": 0.002}
+    operators = [{"operator": name, "calls": 2, "total_ms": 100 * share, "share": share} for name, share in shares.items()]
+    profile = {**report.profiles[0], "operators": operators}
+    text = markdown(replace(report, profiles=[profile]))
+    assert "| MatMul | 2 | 29.00 | 29.0% |" in text
+    assert "| 3 others | 6 | 1.00 | 1.0% |" in text
+    assert "| Add |" not in text
+    text = markdown(replace(report, profiles=[{**profile, "operators": operators[:3]}]))
+    assert "| Add | 2 | 0.40 | 0.4% |" in text

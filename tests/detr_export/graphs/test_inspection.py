@@ -1,0 +1,111 @@
+"""What is said of ONNX files: ours, others', and damaged ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import load_file
+
+from detr_export.graphs.inspection import inspect_onnx
+from detr_export.runtimes.errors import ArtifactError
+from detr_export.runtimes.metadata import METADATA_KEY
+from detr_export.runtimes.session import TensorSpec
+from tests import models
+
+
+def foreign(path: Path, **properties: str) -> Path:
+    """A model of one addition, with a weight in a file beside it and dimensions without names."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 3]) for name in "xy")
+    weight = numpy_helper.from_array(np.arange(3, dtype=np.float32), "w")
+    graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", [x], [y], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    helper.set_model_props(model, properties)
+    onnx.save_model(model, str(path), save_as_external_data=True, location="weights.bin", size_threshold=0)
+    return path
+
+
+def test_our_file(tiny_onnx: Path, tiny_checkpoint: Path) -> None:
+    found = inspect_onnx(tiny_onnx)
+    assert found.path == str(tiny_onnx)
+    assert found.size_bytes == tiny_onnx.stat().st_size
+    assert found.sha256 == hashlib.sha256(tiny_onnx.read_bytes()).hexdigest()
+    assert found.producer.startswith("detr-export ")
+    assert found.opset == 18
+    assert found.inputs == (
+        TensorSpec("pixel_values", "float32", ("batch", 3, "height", "width")),
+        TensorSpec("pixel_mask", "int64", ("batch", "height", "width")),
+    )
+    assert [spec.name for spec in found.outputs] == ["logits", "pred_boxes"]
+    assert [spec.shape[1:] for spec in found.outputs] == [(9, 6), (9, 4)]
+    weights = sum(value.numel() for value in load_file(tiny_checkpoint / "model.safetensors").values())
+    assert 0.9 * weights < found.parameters < 1.1 * weights  # batch norms are folded, some constants added
+    assert found.operators["LayerNormalization"] == 11
+    assert list(found.operators.values()) == sorted(found.operators.values(), reverse=True)
+    assert found.external_data == ()
+    assert found.metadata is not None
+    assert found.metadata.id2label == models.LABELS
+    summary = found.summary()
+    for part in ("opset 18", "detection, 5 classes, fp32", "batch 1 to any", str(tiny_checkpoint), "parity     logits"):
+        assert part in summary
+    document = json.loads(json.dumps(found.to_dict()))
+    assert document["inputs"][0] == {"name": "pixel_values", "dtype": "float32", "shape": ["batch", 3, "height", "width"]}
+
+
+def test_a_file_of_someone_else(tmp_path: Path) -> None:
+    found = inspect_onnx(foreign(tmp_path / "a.onnx"))
+    assert found.inputs == (TensorSpec("x", "float32", ("?", 3)),)
+    assert found.parameters == 3
+    assert found.external_data == ("weights.bin",)
+    assert found.metadata is None
+    assert "external   weights.bin" in found.summary()
+    assert "metadata   none: detr-export did not make this file" in found.summary()
+    json.dumps(found.to_dict())
+
+
+def test_missing_external_data_is_no_obstacle(tmp_path: Path) -> None:
+    file = foreign(tmp_path / "a.onnx")
+    (tmp_path / "weights.bin").unlink()
+    assert inspect_onnx(file).external_data == ("weights.bin",)
+
+
+def test_unverified(tmp_path: Path) -> None:
+    text = '{"format_version": 1, "task": "detection", "id2label": {}, "processor": {}, "pixel_mask": true, "source": {}}'
+    summary = inspect_onnx(foreign(tmp_path / "a.onnx", **{METADATA_KEY: text})).summary()
+    assert "parity     not verified" in summary
+    assert "detection, 0 classes" in summary
+
+
+def test_damaged_metadata_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"a.onnx: the file's metadata is damaged: .*; export it again"):
+        inspect_onnx(foreign(tmp_path / "a.onnx", **{METADATA_KEY: "{"}))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello world", b"\x00" * 100, b"{}", b"version https://git-lfs.github.com/spec/v1\n", b"\xff" * 9]
+)
+@pytest.mark.parametrize("name", ["a.onnx", "a.json", "a.textproto", "a"])
+def test_refuses_what_is_no_model(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ArtifactError, match=f"{name} is not an ONNX model") as caught:
+        inspect_onnx(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_refuses_truncated_models(tiny_onnx: Path, tmp_path: Path) -> None:
+    whole = tiny_onnx.read_bytes()
+    for length in (10, 1000, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "a.onnx").write_bytes(whole[:length])
+        with pytest.raises(ArtifactError, match=r"a.onnx is not an ONNX model"):
+            inspect_onnx(tmp_path / "a.onnx")
+
+
+@pytest.mark.parametrize("name", ["nothing.onnx", "."])
+def test_refuses_what_is_no_file(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="does not exist or is not a file"):
+        inspect_onnx(tmp_path / name)

@@ -1,0 +1,656 @@
+"""The TensorRT session, on engines that compute in ONNX Runtime: numbers, memory, threads, graphs, and what is refused."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from detr_export.runtimes.backends.cuda.arrays import DeviceArray
+from detr_export.runtimes.backends.cuda.memory import Stream
+from detr_export.runtimes.backends.ort.session import OrtSession
+from detr_export.runtimes.backends.tensorrt.sidecar import sidecar_path
+from detr_export.runtimes.errors import ArtifactError, BackendError, InputError
+from detr_export.runtimes.predictor import Predictor, open_session
+from detr_export.verification.comparison import Case, make_inputs
+from tests.tensorrt_double import HostDevice, Knobs
+from tests.tensorrt_double.engines import LANDSCAPE, PORTRAIT, SQUARE, write_engine
+from tests.tensorrt_double.fixtures import NEWEST, OLDEST, TEN, Install
+
+INPUTS = make_inputs(Case(70, 120, ((70, 120), (50, 61))), 3, True, seed=4)
+SIZES = [(1, 64, 128), (2, 96, 160), (1, 150, 70), (3, 100, 110), (2, 96, 96), (1, 96, 97)]
+
+
+def inputs(batch: int, height: int, width: int, seed: int = 0) -> dict[str, np.ndarray]:
+    valid = tuple((height, width - 5 * index) for index in range(batch))
+    return make_inputs(Case(height, width, valid), 3, True, seed)
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_onnx: Path) -> Any:
+    with OrtSession(tiny_onnx, threads=1, spinning=False) as session:
+        yield session
+
+
+@pytest.fixture
+def engine(tensorrt: Knobs, tiny_onnx: Path, tmp_path: Path) -> Path:
+    return write_engine(tiny_onnx, tmp_path / "tiny.engine", NEWEST)
+
+
+def open_engine(path: Path, **options: Any) -> Any:
+    from detr_export.runtimes.backends.tensorrt.session import TensorRTSession
+
+    return TensorRTSession(path, **options)
+
+
+def require_same(given: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert set(given) == set(expected)
+    for name, array in expected.items():
+        assert given[name].dtype == array.dtype
+        assert np.abs(given[name] - array).max() <= 1e-5, name
+
+
+# ---- numbers ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [NEWEST, TEN, OLDEST])
+def test_gives_the_models_numbers(
+    version: str, install_tensorrt: Install, tiny_onnx: Path, tmp_path: Path, reference: OrtSession
+) -> None:
+    """On 8.5 the engine declares int32 masks, and the contract's int64 ones are converted."""
+    knobs = install_tensorrt(version)
+    with open_engine(write_engine(tiny_onnx, tmp_path / "a.engine", version)) as session:
+        assert session.inputs == reference.inputs
+        assert session.outputs == reference.outputs
+        assert session.metadata == reference.metadata
+        for seed, size in enumerate(SIZES):
+            given = inputs(*size, seed)
+            require_same(session.run(given), reference.run(given))
+        assert [spec.dtype for spec in session.inputs] == ["float32", "int64"]
+    pixels, mask = (INPUTS[name].size for name in ("pixel_values", "pixel_mask"))
+    knobs.device.counts.uploads.clear()
+    with open_engine(tmp_path / "a.engine") as session:
+        session.run(INPUTS)
+    assert knobs.device.counts.uploads == [4 * pixels, (4 if version == OLDEST else 8) * mask]
+
+
+def test_the_caller_owns_the_outputs(engine: Path) -> None:
+    with open_engine(engine) as session:
+        first = session.run(INPUTS)
+        kept = {name: value.copy() for name, value in first.items()}
+        session.run(inputs(2, 70, 120, seed=9))
+        for name, value in first.items():
+            assert np.array_equal(value, kept[name])
+            value[:] = 0
+        require_same(session.run(INPUTS), kept)
+
+
+def test_inputs_of_any_memory_layout(engine: Path, reference: OrtSession) -> None:
+    frozen = np.asfortranarray(INPUTS["pixel_values"])
+    frozen.setflags(write=False)
+    with open_engine(engine) as session:
+        require_same(session.run({**INPUTS, "pixel_values": frozen}), reference.run(INPUTS))
+
+
+def test_predictor_opens_engines(engine: Path, tensorrt: Knobs, tiny_onnx: Path, photo: Path) -> None:
+    with Predictor.load(engine, device="cuda") as predictor, Predictor.load(tiny_onnx) as expected:
+        found, wanted = predictor.detect(photo, 0.2), expected.detect(photo, 0.2)
+        assert len(found.scores) > 0
+        assert np.abs(found.boxes - wanted.boxes).max() <= 0.01
+        assert found.names == wanted.names
+
+
+@pytest.mark.parametrize("suffix", [".engine", ".plan", ".trt"])
+def test_open_session_knows_engines_by_their_suffix(suffix: str, tensorrt: Knobs, tiny_onnx: Path, tmp_path: Path) -> None:
+    with open_session(write_engine(tiny_onnx, tmp_path / f"a{suffix}", NEWEST), "cuda") as session:
+        assert session.run(INPUTS)["logits"].shape == (2, 9, 6)
+
+
+# ---- profiles -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "profile"),
+    [
+        ((1, 64, 128), 0),
+        ((2, 96, 160), 0),
+        ((2, 160, 96), 1),
+        ((1, 32, 96), 0),
+        ((3, 96, 160), 2),  # too large a batch for the landscape one
+        ((1, 97, 97), 2),
+        ((1, 96, 96), 1),  # landscape and portrait fit alike, and the portrait's tuned size is as near; see below
+    ],
+)
+def test_takes_the_tightest_profile(size: tuple[int, int, int], profile: int, engine: Path) -> None:
+    with open_engine(engine) as session:
+        shapes = tuple((name, array.shape) for name, array in inputs(*size).items())
+        chosen = session._choose(shapes)
+        if size == (1, 96, 96):
+            assert chosen in (0, 1)
+        else:
+            assert chosen == profile
+
+
+@pytest.mark.parametrize("size", [(5, 96, 96), (1, 31, 100), (1, 96, 161), (1, 161, 161)])
+def test_a_shape_outside_of_all_profiles_names_them(size: tuple[int, int, int], engine: Path, reference: OrtSession) -> None:
+    with open_engine(engine) as session:
+        with pytest.raises(InputError) as caught:
+            session.run(inputs(*size))
+        message = str(caught.value)
+        assert f"no profile for pixel_values {size[0]}x3x{size[1]}x{size[2]}" in message
+        assert "profile 0: pixel_values 1x3x32x96 to 2x3x96x160" in message
+        assert "profile 2: pixel_values 1x3x96x96 to 4x3x160x160" in message
+        require_same(session.run(INPUTS), reference.run(INPUTS))  # and goes on
+
+
+def test_checks_its_inputs(engine: Path) -> None:
+    with open_engine(engine) as session:
+        with pytest.raises(InputError, match="expected pixel_values, pixel_mask"):
+            session.run({"pixel_values": INPUTS["pixel_values"]})
+        with pytest.raises(InputError, match="pixel_mask is int32; expected int64"):
+            session.run({**INPUTS, "pixel_mask": INPUTS["pixel_mask"].astype(np.int32)})
+
+
+# ---- memory -------------------------------------------------------------------------------------------------------------
+
+
+def test_memory_is_reused_and_given_back(engine: Path, tensorrt: Knobs) -> None:
+    device = tensorrt.device
+    session = open_engine(engine, contexts=1, cuda_graphs=0)
+    session.run(inputs(3, 150, 150))
+    allocated, pinned, contexts = device.counts.allocations, device.counts.pinned, tensorrt.contexts
+    for size in SIZES:
+        session.run(inputs(*size))
+    assert (device.counts.allocations, device.counts.pinned, tensorrt.contexts) == (allocated, pinned, contexts)
+    session.run(inputs(4, 160, 160))  # larger than all before: grows, and gives the smaller back
+    assert device.counts.allocations > allocated
+    assert len(device.blocks) == 1 + 4
+    session.close()
+    session.close()
+    assert not device.blocks
+    assert not device.pinned
+    assert not device.streams
+    assert not device.events
+    with pytest.raises(BackendError, match="the session is closed"):
+        session.run(INPUTS)
+
+
+def test_out_of_memory_is_one_line(install_tensorrt: Install, tiny_onnx: Path, tmp_path: Path) -> None:
+    knobs = install_tensorrt(NEWEST, HostDevice(limit=200_000))
+    with open_engine(write_engine(tiny_onnx, tmp_path / "a.engine", NEWEST)) as session:
+        session.run(inputs(1, 40, 96))
+        with pytest.raises(BackendError, match=r"the GPU has \d+ of 0 MiB free and \d MiB were needed; use fewer"):
+            session.run(inputs(2, 96, 160))
+        session.run(inputs(1, 40, 96))
+    assert not knobs.device.blocks
+
+
+def test_no_memory_for_a_context(engine: Path, tensorrt: Knobs) -> None:
+    tensorrt.refuses_contexts = True
+    with pytest.raises(BackendError, match=r"no execution context: Cuda Runtime \(out of memory\); use fewer contexts"):
+        open_engine(engine)
+    assert not tensorrt.device.blocks
+
+
+# ---- threads ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("version", "contexts"), [(NEWEST, 1), (NEWEST, 3), (NEWEST, 8), (OLDEST, 3)])
+def test_eight_threads(
+    version: str, contexts: int, install_tensorrt: Install, tiny_onnx: Path, tmp_path: Path, reference: OrtSession
+) -> None:
+    knobs = install_tensorrt(version)
+    work = [inputs(*SIZES[index % len(SIZES)], seed=index) for index in range(8)]
+    expected = [reference.run(item) for item in work]
+    engine = write_engine(tiny_onnx, tmp_path / "a.engine", version)
+    with open_engine(engine, contexts=contexts, cuda_graphs=0) as session, ThreadPoolExecutor(8) as pool:
+        for given, wanted in zip(pool.map(session.run, work * 3), expected * 3, strict=True):
+            require_same(given, wanted)
+        assert 1 <= len(knobs.device.streams) <= contexts
+    assert not knobs.device.blocks
+
+
+def test_threads_run_side_by_side(engine: Path, tensorrt: Knobs) -> None:
+    """Two runs meet in the middle of their work, which two contexts allow and one does not."""
+    meeting = threading.Barrier(2, timeout=20)
+    original = tensorrt.device.upload
+    met = []
+
+    def upload(address: int, source: np.ndarray, stream: Stream) -> None:
+        if source.nbytes == 8 * INPUTS["pixel_mask"].size:
+            meeting.wait()
+            met.append(stream.handle)
+        original(address, source, stream)
+
+    tensorrt.device.upload = upload  # type: ignore[method-assign]
+    with open_engine(engine, contexts=2) as session, ThreadPoolExecutor(2) as pool:
+        list(pool.map(session.run, [INPUTS, INPUTS]))
+    assert len(set(met)) == 2
+
+
+def test_closing_waits_for_runs(engine: Path, tensorrt: Knobs) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+    original = tensorrt.device.upload
+
+    def upload(address: int, source: np.ndarray, stream: Stream) -> None:
+        entered.set()
+        assert go_on.wait(20)
+        original(address, source, stream)
+
+    tensorrt.device.upload = upload  # type: ignore[method-assign]
+    session = open_engine(engine)
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(session.run, INPUTS)
+        assert entered.wait(20)
+        closing = pool.submit(session.close)
+        assert not closing.done()
+        go_on.set()
+        assert running.result(20)["logits"].shape == (2, 9, 6)
+        closing.result(20)
+    assert not tensorrt.device.blocks
+
+
+# ---- CUDA graphs --------------------------------------------------------------------------------------------------------
+
+
+def test_the_second_run_of_a_shape_is_captured_and_the_third_replayed(
+    engine: Path, tensorrt: Knobs, reference: OrtSession
+) -> None:
+    counts = tensorrt.device.counts
+    seen = []
+    with open_engine(engine, contexts=1) as session:
+        for seed in range(4):
+            given = inputs(2, 70, 120, seed)
+            require_same(session.run(given), reference.run(given))
+            seen.append((counts.captures, counts.launches))
+    assert seen == [(0, 0), (1, 0), (1, 1), (1, 2)]
+    assert not tensorrt.device.graphs
+
+
+def test_graphs_stay_right_between_other_shapes(engine: Path, tensorrt: Knobs, reference: OrtSession) -> None:
+    """Each has a context of its own: the double refuses to replay a graph whose context was changed."""
+    with open_engine(engine, contexts=1) as session:
+        session.run(inputs(4, 160, 160))  # all memory that there will be, or addresses would change
+        for seed in range(5):
+            for size in SIZES:
+                given = inputs(*size, seed)
+                require_same(session.run(given), reference.run(given))
+    assert tensorrt.device.counts.captures == len(SIZES)
+    assert tensorrt.device.counts.launches == 3 * len(SIZES)
+
+
+def test_graphs_are_bounded(engine: Path, tensorrt: Knobs, reference: OrtSession) -> None:
+    with open_engine(engine, contexts=1, cuda_graphs=2) as session:
+        session.run(inputs(4, 160, 160))
+        for size in SIZES[:3] * 3:
+            for _ in range(2):
+                given = inputs(*size)
+                require_same(session.run(given), reference.run(given))
+            assert len(tensorrt.device.graphs) <= 2
+    assert tensorrt.device.counts.captures > 3  # some were dropped and captured again
+
+
+def test_without_graphs(engine: Path, tensorrt: Knobs) -> None:
+    with open_engine(engine, cuda_graphs=0) as session:
+        for _ in range(4):
+            session.run(INPUTS)
+    assert tensorrt.device.counts.captures == 0
+
+
+def test_a_capture_that_fails_is_said_and_done_without(
+    engine: Path, tensorrt: Knobs, reference: OrtSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    tensorrt.device.refuses_capture = True
+    with open_engine(engine, contexts=1) as session:
+        for _ in range(4):
+            require_same(session.run(INPUTS), reference.run(INPUTS))
+    assert caplog.text.count("no CUDA graph could be captured") == 1
+
+
+def test_graphs_that_cannot_be_had_are_refused(install_tensorrt: Install, tiny_onnx: Path, tmp_path: Path) -> None:
+    knobs = install_tensorrt(OLDEST)
+    engine = write_engine(tiny_onnx, tmp_path / "a.engine", OLDEST)
+    with pytest.raises(BackendError, match="CUDA graphs need TensorRT 10 and cuda-python"):
+        open_engine(engine, cuda_graphs=4)
+    with open_engine(engine) as session:
+        for _ in range(3):
+            session.run(INPUTS)
+    assert knobs.device.counts.captures == 0
+
+
+# ---- arrays on the device -----------------------------------------------------------------------------------------------
+
+
+class OnDevice:
+    """Another library's array, with the interface of PyCUDA and Numba."""
+
+    def __init__(self, device: HostDevice, array: np.ndarray, **changes: Any) -> None:
+        with device.active():
+            self.address = device.allocate(array.nbytes)
+        np.copyto(device.memory(self.address, array.nbytes), np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        self.interface = {
+            "shape": array.shape,
+            "typestr": array.dtype.str,
+            "data": (self.address, False),
+            "strides": None,
+            "version": 3,
+            **changes,
+        }
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return self.interface
+
+
+def on_device(device: HostDevice, arrays: dict[str, np.ndarray]) -> dict[str, OnDevice]:
+    return {name: OnDevice(device, array) for name, array in arrays.items()}
+
+
+def test_device_arrays_go_in_and_come_out_without_a_copy(engine: Path, tensorrt: Knobs, reference: OrtSession) -> None:
+    expected = reference.run(INPUTS)
+    with open_engine(engine) as session:
+        given = on_device(tensorrt.device, INPUTS)
+        outputs = session.run_on_device(given)
+        assert tensorrt.device.counts.uploads == []
+        require_same({name: array.numpy() for name, array in outputs.items()}, expected)
+        interface = outputs["logits"].__cuda_array_interface__
+        assert interface["shape"] == (2, 9, 6)
+        assert interface["typestr"] == "<f4"
+        assert interface["stream"] is None
+        data = tensorrt.device.memory(interface["data"][0], outputs["logits"].nbytes)
+        assert np.abs(data.view(np.float32).reshape(2, 9, 6) - expected["logits"]).max() <= 1e-5
+
+
+def test_host_and_device_arrays_mix(engine: Path, tensorrt: Knobs, reference: OrtSession) -> None:
+    with open_engine(engine) as session:
+        pixels = OnDevice(tensorrt.device, INPUTS["pixel_values"])
+        outputs = session.run_on_device({**INPUTS, "pixel_values": pixels})
+        require_same({name: array.numpy() for name, array in outputs.items()}, reference.run(INPUTS))
+        assert len(tensorrt.device.counts.uploads) == 1
+
+
+def test_outputs_are_the_callers_until_dropped(engine: Path, tensorrt: Knobs, reference: OrtSession) -> None:
+    with open_engine(engine) as session:
+        other = inputs(2, 70, 120, seed=8)
+        first = session.run_on_device(INPUTS)
+        second = session.run_on_device(other)
+        require_same({name: array.numpy() for name, array in first.items()}, reference.run(INPUTS))
+        require_same({name: array.numpy() for name, array in second.items()}, reference.run(other))
+        addresses = {array.address for array in first.values()}
+        del first
+        gc.collect()
+        allocated = tensorrt.device.counts.allocations
+        third = session.run_on_device(INPUTS)
+        assert {array.address for array in third.values()} == addresses
+        assert tensorrt.device.counts.allocations == allocated
+    assert all(isinstance(array, DeviceArray) for array in third.values())
+    del second, third
+    gc.collect()
+    assert not tensorrt.device.blocks
+
+
+def test_a_stream_of_the_callers_returns_at_once(engine: Path, tensorrt: Knobs, reference: OrtSession) -> None:
+    device = tensorrt.device
+    with device.active():
+        stream = device.create_stream()
+    with open_engine(engine, contexts=1) as session:
+        works = [inputs(2, 70, 120, seed) for seed in range(5)]
+        outputs = []
+        for work in works:
+            outputs.append(session.run_on_device(work, stream=stream.handle))
+            assert device.streams[stream.handle], "nothing is left to do, so the call waited"
+        assert outputs[0]["logits"].stream == stream.handle
+        with device.active():
+            device.synchronize(stream)
+        for given, work in zip(outputs, works, strict=True):
+            require_same({name: array.numpy() for name, array in given.items()}, reference.run(work))
+        require_same(session.run(works[0]), reference.run(works[0]))
+        del outputs, given
+        gc.collect()
+        with device.active():
+            device.synchronize(stream)
+
+
+def test_a_producers_stream_is_waited_for(engine: Path, tensorrt: Knobs, reference: OrtSession) -> None:
+    device = tensorrt.device
+    with device.active():
+        producer = device.create_stream()
+    pixels = INPUTS["pixel_values"]
+    late = OnDevice(device, np.zeros_like(pixels), stream=producer.handle)
+    data = device.memory(late.address, pixels.nbytes)
+    device.enqueue(producer.handle, lambda: np.copyto(data, pixels.reshape(-1).view(np.uint8)))
+    with open_engine(engine) as session:
+        outputs = session.run_on_device({**INPUTS, "pixel_values": late})
+        require_same({name: array.numpy() for name, array in outputs.items()}, reference.run(INPUTS))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("pixel_values", {"typestr": "<f2"}, "pixel_values is float16 on the device; the engine takes float32 there"),
+        ("pixel_values", {"strides": (4, 8, 16, 32)}, "pixel_values is not contiguous on the device"),
+        ("pixel_values", {"shape": (2, 3, 70)}, r"pixel_values has shape \(2, 3, 70\); expected"),
+        ("pixel_values", {"shape": (2, 3, 70, 119)}, "pixel_mask has shape"),
+        ("pixel_mask", {"typestr": "<i4"}, "pixel_mask is int32 on the device; the engine takes int64 there"),
+    ],
+)
+def test_refuses_device_arrays(name: str, change: dict[str, Any], message: str, engine: Path, tensorrt: Knobs) -> None:
+    with open_engine(engine) as session:
+        arrays = on_device(tensorrt.device, INPUTS)
+        arrays[name].interface.update(change)
+        with pytest.raises(InputError, match=message):
+            session.run_on_device(arrays)
+        session.run(INPUTS)
+
+
+def test_on_8_5_a_mask_on_the_device_is_int32(install_tensorrt: Install, tiny_onnx: Path, tmp_path: Path) -> None:
+    knobs = install_tensorrt(OLDEST)
+    with open_engine(write_engine(tiny_onnx, tmp_path / "a.engine", OLDEST)) as session:
+        expected = session.run(INPUTS)
+        mask = OnDevice(knobs.device, INPUTS["pixel_mask"].astype(np.int32))
+        outputs = session.run_on_device({**INPUTS, "pixel_mask": mask})
+        require_same({name: array.numpy() for name, array in outputs.items()}, expected)
+        with pytest.raises(InputError, match="pixel_mask is int64 on the device; the engine takes int32"):
+            session.run_on_device({**INPUTS, "pixel_mask": OnDevice(knobs.device, INPUTS["pixel_mask"])})
+
+
+# ---- what is refused at the door ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "cpu"}, "is a TensorRT engine and runs on a GPU; add --device cuda"),
+        ({"device": "gpu"}, "device is 'gpu'; expected"),
+        ({"contexts": 0}, "contexts is 0; expected at least 1"),
+        ({"cuda_graphs": -1}, "cuda_graphs is -1; expected 0 or more"),
+    ],
+)
+def test_refuses_options(options: dict[str, Any], message: str, engine: Path) -> None:
+    with pytest.raises(BackendError, match=message):
+        open_engine(engine, **options)
+
+
+def test_threads_of_a_cpu_are_refused(engine: Path) -> None:
+    with pytest.raises(BackendError, match="threads are the CPU's"):
+        open_session(engine, "cuda", threads=2)
+
+
+@pytest.mark.usefixtures("no_tensorrt")
+def test_without_tensorrt(tmp_path: Path) -> None:
+    engine = tmp_path / "a.engine"
+    engine.write_bytes(b"")
+    with pytest.raises(BackendError, match=r"tensorrt is not installed; run: pip install 'detr-export\[trt\]'"):
+        open_session(engine, "cuda")
+
+
+def test_refuses_what_is_no_file(tensorrt: Knobs, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="does not exist or is not a file"):
+        open_engine(tmp_path / "a.engine")
+
+
+def test_an_engine_without_a_sidecar(engine: Path, reference: OrtSession) -> None:
+    sidecar_path(engine).unlink()
+    with pytest.raises(ArtifactError, match=r"a plan is executable code; .*--trust-engine"):
+        open_engine(engine)
+    with open_engine(engine, trust_engine=True) as session:
+        assert str(session.inputs[0]) == "pixel_values float32 (?, 3, ?, ?)"
+        assert session.metadata is None
+        require_same(session.run(INPUTS), reference.run(INPUTS))
+    with pytest.raises(ArtifactError, match="no detr-export metadata"):
+        Predictor.load(engine, device="cuda", trust_engine=True)
+
+
+def test_an_engine_that_was_changed(engine: Path, tensorrt: Knobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
+
+    engine.write_bytes(engine.read_bytes() + b" ")
+    original = tensorrt_api.load_engine
+    monkeypatch.setattr(tensorrt_api, "load_engine", lambda *_: pytest.fail("it was deserialised"))
+    with pytest.raises(ArtifactError, match=r"is not the file that tiny\.engine\.json describes"):
+        open_engine(engine)
+    monkeypatch.setattr(tensorrt_api, "load_engine", original)
+    open_engine(engine, trust_engine=True).close()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format_version": 1}', '{"format_version": 99}'])
+def test_a_damaged_sidecar(content: str, engine: Path) -> None:
+    sidecar_path(engine).write_text(content)
+    for trust in (False, True):
+        with pytest.raises(ArtifactError, match=r"tiny.engine.json: .*build the engine again: detr-export trt"):
+            open_engine(engine, trust_engine=trust)
+
+
+@pytest.mark.parametrize(
+    ("built", "compatible", "message"),
+    [
+        ("11.3.0.99", False, "built with TensorRT 11.3.0.99, and this is 11.4.0.106; build it again"),
+        ("10.16.1.11", False, "built with TensorRT 10.16.1.11"),
+        ("10.16.1.11", True, "built with TensorRT 10.16.1.11, version-compatible with later ones of its major version"),
+        ("11.5.0.1", True, "built with TensorRT 11.5.0.1"),
+    ],
+)
+def test_another_tensorrt(
+    built: str, compatible: bool, message: str, tensorrt: Knobs, tiny_onnx: Path, tmp_path: Path
+) -> None:
+    engine = write_engine(
+        tiny_onnx, tmp_path / "a.engine", NEWEST, tensorrt=built, version_compatible=compatible, precision="fp32"
+    )
+    with pytest.raises(BackendError, match=message):
+        open_engine(engine)
+
+
+def test_a_version_compatible_engine_runs_later(tensorrt: Knobs, tiny_onnx: Path, tmp_path: Path) -> None:
+    engine = write_engine(tiny_onnx, tmp_path / "a.engine", NEWEST, tensorrt="11.0.0.114", version_compatible=True)
+    open_engine(engine).close()  # the double refuses it when its host code was not allowed
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"compute_capability": (8, 9), "gpu": "RTX 4090"},
+            r"built for RTX 4090 \(compute capability 8.9\), and this GPU is",
+        ),
+        ({"compute_capability": (8, 0), "gpu": "A100", "hardware_compatible": True}, None),
+        ({"gpu": "H100"}, None),
+    ],
+)
+def test_another_gpu(
+    changes: dict[str, Any], message: str | None, tensorrt: Knobs, tiny_onnx: Path, tmp_path: Path, caplog: Any
+) -> None:
+    engine = write_engine(tiny_onnx, tmp_path / "a.engine", NEWEST, **changes)
+    if message:
+        with pytest.raises(BackendError, match=message):
+            open_engine(engine)
+    else:
+        open_engine(engine).close()
+        assert ("was tuned on H100" in caplog.text) == (changes["gpu"] == "H100")
+
+
+@pytest.mark.parametrize("version", ["8.4.3.1", "7.2.3.4", "9.3.0.1", "10.0.1.6"])
+def test_a_tensorrt_that_is_too_old(version: str, install_tensorrt: Install, tiny_onnx: Path, tmp_path: Path) -> None:
+    install_tensorrt(version)
+    with pytest.raises(BackendError, match=rf"TensorRT is {version}; expected 8.5, 8.6, or 10.1 and later"):
+        open_engine(write_engine(tiny_onnx, tmp_path / "a.engine", version))
+
+
+def test_an_engine_that_tensorrt_refuses(tensorrt: Knobs, engine: Path) -> None:
+    engine.write_bytes(b"not a plan")
+    with pytest.raises(BackendError, match="does not load the engine: Magic tag does not match; build it on this machine"):
+        open_engine(engine, trust_engine=True)
+
+
+def test_profiles_cover_what_they_say() -> None:
+    """Or the tests above would compare other shapes than they name."""
+    for low, best, high in (LANDSCAPE, PORTRAIT, SQUARE):
+        assert all(a <= b <= c for a, b, c in zip(low, best, high, strict=True))
+
+
+# ---- DLPack -------------------------------------------------------------------------------------------------------------
+
+
+class Capsule:
+    """What torch and CuPy offer: DLPack on device 2, CUDA. numpy makes the capsule, over the double's device memory."""
+
+    def __init__(self, device: HostDevice, array: np.ndarray) -> None:
+        with device.active():
+            address = device.allocate(array.nbytes)
+        self.data = device.memory(address, array.nbytes).view(array.dtype).reshape(array.shape)
+        self.data[:] = array
+        self.asked: list[int] = []
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+    def __dlpack__(self, stream: int) -> Any:
+        self.asked.append(stream)
+        return self.data.__dlpack__()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_dlpack(dtype: Any, engine: Path, tensorrt: Knobs, reference: OrtSession) -> None:
+    with open_engine(engine) as session:
+        arrays = {name: Capsule(tensorrt.device, array) for name, array in INPUTS.items()}
+        if dtype == np.float16:
+            arrays["pixel_values"] = Capsule(tensorrt.device, INPUTS["pixel_values"].astype(dtype))
+            with pytest.raises(InputError, match="pixel_values is float16 on the device; the engine takes float32"):
+                session.run_on_device(arrays)
+            return
+        outputs = session.run_on_device(arrays)
+        require_same({name: array.numpy() for name, array in outputs.items()}, reference.run(INPUTS))
+        assert tensorrt.device.counts.uploads == []
+        assert all(capsule.asked[0] in tensorrt.device.streams for capsule in arrays.values())
+
+
+def test_the_default_stream_is_named_as_the_protocols_do(engine: Path, tensorrt: Knobs) -> None:
+    """Its handle is 0, which they do not allow."""
+    tensorrt.device.streams[0] = []
+    with open_engine(engine) as session:
+        arrays = {name: Capsule(tensorrt.device, array) for name, array in INPUTS.items()}
+        outputs = session.run_on_device(arrays, stream=0)
+        assert [capsule.asked for capsule in arrays.values()] == [[1], [1]]
+        assert outputs["logits"].__cuda_array_interface__["stream"] == 1
+        outputs["logits"].numpy()
+
+
+def test_dlpack_that_is_not_contiguous(engine: Path, tensorrt: Knobs) -> None:
+    with open_engine(engine) as session:
+        pixels = Capsule(tensorrt.device, INPUTS["pixel_values"])
+        pixels.data = pixels.data.transpose(0, 1, 3, 2)
+        with pytest.raises(
+            InputError, match=r"pixel_values is not contiguous on the device; make it so, with torch: .*contiguous"
+        ):
+            session.run_on_device({**INPUTS, "pixel_values": pixels})
+
+
+def test_numpy_arrays_are_the_hosts(engine: Path, reference: OrtSession) -> None:
+    """They have DLPack, too, of the CPU's memory."""
+    with open_engine(engine) as session:
+        outputs = session.run_on_device(INPUTS)
+        require_same({name: array.numpy() for name, array in outputs.items()}, reference.run(INPUTS))
