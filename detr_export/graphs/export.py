@@ -29,14 +29,14 @@ from detr_export.config import DetrConfig
 from detr_export.graphs.checks import check_graph
 from detr_export.graphs.description import describe
 from detr_export.graphs.fp16 import HalfWeights, to_half
-from detr_export.graphs.simplification import CASE, simplify
+from detr_export.graphs.simplification import simplify
 from detr_export.loading import load_model
 from detr_export.modeling.deployed import DeployedModel, Uint8Model
 from detr_export.runtimes.backends.torch_session import TorchSession
 from detr_export.runtimes.errors import ArtifactError, VerificationError, first_line, missing_extra
 from detr_export.runtimes.files import replacing, require_writable, writing
 from detr_export.runtimes.metadata import METADATA_KEY, UINT8, Metadata
-from detr_export.verification.comparison import Parity, compare, make_both, require
+from detr_export.verification.comparison import Parity, compare, require
 
 OPSETS = range(17, 26)  # 17 has the first LayerNormalization; 25 is the last that was tried
 DEFAULT_OPSET = 18  # what the exporter writes without converting
@@ -136,7 +136,7 @@ def export_onnx(
     proto = _trace(model, checkpoint, options)
     if options.simplify:
         progress("simplifying")
-        proto = simplify(proto, make_both(CASE, config.num_channels, metadata, seed=0)[0])
+        proto = simplify(proto)
     check_graph(proto, _layer_norms(config), options.opset, _inputs(config, options))
     half: HalfReport | None = None
     if options.precision == "fp16":

@@ -27,11 +27,12 @@ class DetrSinePositionEmbedding(nn.Module):
 
     def forward(self, feature_map: Tensor, mask: Tensor) -> Tensor:
         """Maps a mask (B, h, w) bool, True = real, to (B, 2 * embedding_dim, h, w): rows first, then columns."""
-        rows = mask.cumsum(1, dtype=torch.float32)
-        columns = mask.cumsum(2, dtype=torch.float32)
+        dtype = torch.promote_types(feature_map.dtype, torch.float32)  # float16 would neither hold the sums nor epsilon
+        rows = mask.cumsum(1, dtype=dtype)
+        columns = mask.cumsum(2, dtype=dtype)
         rows = rows / (rows[:, -1:, :] + _EPSILON) * (2 * math.pi)
         columns = columns / (columns[:, :, -1:] + _EPSILON) * (2 * math.pi)
-        channel = torch.arange(self.embedding_dim, device=mask.device, dtype=torch.float32)
+        channel = torch.arange(self.embedding_dim, device=mask.device, dtype=dtype)
         wavelength = _TEMPERATURE ** (2 * torch.div(channel, 2, rounding_mode="floor") / self.embedding_dim)
 
         def interleave(angle: Tensor) -> Tensor:

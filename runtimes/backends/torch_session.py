@@ -19,7 +19,7 @@ except ImportError as error:
 
 
 class TorchSession(Session):
-    """A DETR in PyTorch, in eval mode and float32. `run` may be called from several threads at once.
+    """A DETR in PyTorch, in eval mode and in the dtype of its weights. `run` may be called from several threads at once.
 
     Args:
         model: a module that maps `pixel_values` and `pixel_mask` to tensors by name, `detr_export`'s `DeployedModel`.
@@ -47,7 +47,9 @@ class TorchSession(Session):
             torch.set_num_threads(threads)
         self._model: Optional[torch.nn.Module] = model.eval().to(self._device)
         self.metadata = metadata
-        self.inputs = (TensorSpec("pixel_values", "float32", ("batch", num_channels, "height", "width")),)
+        dtype = next((item.dtype for item in model.parameters() if item.is_floating_point()), torch.float32)
+        name_of_dtype = str(dtype).removeprefix("torch.")
+        self.inputs = (TensorSpec("pixel_values", name_of_dtype, ("batch", num_channels, "height", "width")),)
         if metadata.pixel_mask:
             self.inputs += (TensorSpec("pixel_mask", "int64", ("batch", "height", "width")),)
         shapes: dict[str, tuple[Union[int, str], ...]] = {
@@ -57,7 +59,7 @@ class TorchSession(Session):
             "cross_attention": ("batch", "heads", "queries", "feature_height", "feature_width"),
         }
         names = getattr(model, "output_names", ("logits", "pred_boxes"))
-        self.outputs = tuple(TensorSpec(name, "float32", shapes[name]) for name in names)
+        self.outputs = tuple(TensorSpec(name, name_of_dtype, shapes[name]) for name in names)
 
     @classmethod
     def open(
@@ -85,6 +87,17 @@ class TorchSession(Session):
         loaded = load_checkpoint(checkpoint, dilation)
         model = DeployedModel(load_model(loaded), attentions)
         return cls(model, describe(loaded), loaded.config.num_channels, device, threads)
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The module, for what the contract does not cover.
+
+        Raises:
+            BackendError: the session is closed.
+        """
+        if self._model is None:
+            raise BackendError("the session is closed")
+        return self._model
 
     def _run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         if self._model is None:

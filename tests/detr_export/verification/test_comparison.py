@@ -11,12 +11,18 @@ import pytest
 from detr_export.runtimes.errors import ArtifactError, VerificationError
 from detr_export.runtimes.metadata import Metadata
 from detr_export.runtimes.session import Session, TensorSpec
-from detr_export.verification.comparison import GRID, TOLERANCE, Case, Parity, compare, fitting_cases, make_inputs, require
+from detr_export.verification.cases import Case, make_inputs
+from detr_export.verification.comparison import Parity, compare, require
+from detr_export.verification.reference import Reference
+from detr_export.verification.tolerances import TOLERANCES
 
 METADATA = Metadata("detection", {0: "a", 1: "b"}, {}, pixel_mask=True)
 SMALL = (Case(32, 40, ((32, 40),)), Case(33, 21, ((33, 21), (20, 21))), Case(24, 50, ((24, 50),)))
+NOISE = 1e-4  # by which the checkpoint is off in fp32
+FP32 = TOLERANCES["fp32"].multiple
+assert FP32 is not None
 Outputs = dict[str, np.ndarray]
-PIXELS = TensorSpec("pixel_values", "float32", ("batch", 3, "height", "width"))
+Change = Callable[[Outputs, Mapping[str, np.ndarray]], Outputs]
 MASK = TensorSpec("pixel_mask", "int64", ("batch", "height", "width"))
 
 
@@ -25,79 +31,145 @@ class FakeSession(Session):
 
     def __init__(
         self,
-        change: Callable[[Outputs, Mapping[str, np.ndarray]], Outputs] = lambda outputs, inputs: outputs,
+        change: Change = lambda outputs, inputs: outputs,
         metadata: Metadata | None = METADATA,
         outputs: tuple[str, ...] = ("logits", "pred_boxes"),
         scale: float = 1.0,
+        dtype: str = "float32",
     ) -> None:
-        self.change, self.metadata, self.scale = change, metadata, scale
-        self.inputs = (PIXELS, MASK) if metadata is None or metadata.pixel_mask else (PIXELS,)
-        self.outputs = tuple(TensorSpec(name, "float32", ("batch", 2, 3)) for name in outputs)
+        self.change, self.metadata, self.scale, self.dtype = change, metadata, scale, dtype
+        pixels = TensorSpec("pixel_values", dtype, ("batch", 3, "height", "width"))
+        self.inputs = (pixels, MASK) if metadata is None or metadata.pixel_mask else (pixels,)
+        self.outputs = tuple(TensorSpec(name, dtype, ("batch", 2, 3)) for name in outputs)
         self.seen: list[dict[str, np.ndarray]] = []
 
     def _run(self, inputs: Mapping[str, np.ndarray]) -> Outputs:
         self.seen.append(dict(inputs))
-        pixels = inputs["pixel_values"]
-        means = pixels.mean(axis=(2, 3)) * self.scale
+        means = inputs["pixel_values"].astype(np.float64).mean(axis=(2, 3)) * self.scale
         outputs = {"logits": np.stack([means, -means], axis=1), "pred_boxes": np.stack([means, means**2], axis=1)}
-        return self.change({name: value.astype(np.float32) for name, value in outputs.items()}, inputs)
+        return self.change({name: value.astype(self.dtype) for name, value in outputs.items()}, inputs)
 
     def close(self) -> None:
         pass
 
 
-def adding(name: str, amount: float, height: int | None = None) -> Callable[[Outputs, Mapping[str, np.ndarray]], Outputs]:
-    """Adds to one element of an output, only on batches of that height if given."""
+def adding(amounts: Mapping[str, float], height: int | None = None) -> Change:
+    """Adds to one element of each output, only on batches of that height if given."""
 
     def change(outputs: Outputs, inputs: Mapping[str, np.ndarray]) -> Outputs:
         if height in (None, inputs["pixel_values"].shape[2]):
-            outputs[name] = outputs[name].copy()
-            outputs[name][-1, -1, -1] += amount
+            for name, amount in amounts.items():
+                outputs[name] = outputs[name].copy()
+                outputs[name][-1, -1, -1] += amount
         return outputs
 
     return change
 
 
+def reference(
+    noise: float = NOISE, spoiled: Change | None = None, metadata: Metadata = METADATA, scale: float = 1.0
+) -> Reference:
+    """A checkpoint that is `noise` off in fp32, and as much in fp16 times 100."""
+    rounded = {
+        precision: FakeSession(adding({"logits": times * noise, "pred_boxes": times * noise}), metadata, scale=scale)
+        for precision, times in (("fp32", 1), ("fp16", 100))
+    }
+    exact = FakeSession(spoiled or (lambda outputs, inputs: outputs), metadata, scale=scale, dtype="float64")
+    return Reference(exact, rounded)
+
+
+class Lines:
+    """Progress that keeps its lines."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def stage(self, line: str) -> None:
+        self.lines.append(line)
+
+    def step(self, done: int, total: int, note: str = "") -> None:
+        raise AssertionError("the gate has no steps")
+
+
 def test_agreement_passes() -> None:
-    parity = compare(FakeSession(), FakeSession(), SMALL)
+    parity = compare(FakeSession(), reference(), SMALL)
     assert parity.passed
     assert not parity.weak
-    assert parity.max_abs_diff == {"logits": 0.0, "pred_boxes": 0.0}
     assert parity.cases == 3
-    assert parity.tolerance == {name: TOLERANCE[name] for name in ("logits", "pred_boxes")}
-    assert "verified over 3 batches" in parity.summary()
+    for name in ("logits", "pred_boxes"):
+        assert parity.max_abs_diff[name] < 1e-6
+        assert parity.noise_floor[name] == pytest.approx(NOISE, rel=1e-2)
+        assert parity.tolerance[name] == pytest.approx(FP32 * NOISE, rel=1e-2)
+        assert parity.ratio[name] < 0.01
+    assert "verified over 3 batches against the float64 model" in parity.summary()
     require(parity, "it")
 
 
-@pytest.mark.parametrize(
-    ("name", "factor", "passes"),
-    [
-        ("logits", 0.9, True),
-        ("logits", 1.1, False),
-        ("pred_boxes", 0.9, True),
-        ("pred_boxes", 1.1, False),
-    ],
-)
-def test_the_tolerance_is_the_limit(name: str, factor: float, passes: bool) -> None:
-    parity = compare(FakeSession(adding(name, factor * TOLERANCE[name])), FakeSession(), SMALL)
+@pytest.mark.parametrize("name", ["logits", "pred_boxes"])
+@pytest.mark.parametrize(("factor", "passes"), [(0.9, True), (1.1, False)])
+@pytest.mark.parametrize("noise", [1e-5, 1e-3])
+def test_the_limit_follows_the_noise_floor(name: str, factor: float, passes: bool, noise: float) -> None:
+    parity = compare(FakeSession(adding({name: factor * FP32 * noise})), reference(noise), SMALL)
     assert parity.passed is passes
-    assert parity.max_abs_diff[name] == pytest.approx(factor * TOLERANCE[name], rel=0.02)
+    assert parity.ratio[name] == pytest.approx(factor * FP32, rel=0.05)
+
+
+def test_fp16_has_the_floor_of_fp16() -> None:
+    multiple = TOLERANCES["fp16"].multiple
+    assert multiple is not None
+    for factor, passes in ((0.9, True), (1.1, False)):
+        spoiled = adding({"logits": factor * multiple * 100 * NOISE})
+        parity = compare(FakeSession(spoiled, replace(METADATA, precision="fp16")), reference(), SMALL)
+        assert parity.noise_floor["logits"] == pytest.approx(100 * NOISE, rel=1e-2)
+        assert parity.passed is passes
+
+
+def test_int8_has_constants_and_no_floor() -> None:
+    allowed = TOLERANCES["int8"].constant
+    for factor, passes in ((0.9, True), (1.1, False)):
+        spoiled = adding({"logits": factor * allowed["logits"]})
+        parity = compare(FakeSession(spoiled, replace(METADATA, precision="int8")), reference(), SMALL)
+        assert parity.noise_floor == parity.ratio == {}
+        assert parity.tolerance == {name: allowed[name] for name in ("logits", "pred_boxes")}
+        assert parity.passed is passes
+        assert "(at most 2.0e+00)" in parity.summary()
+
+
+def test_an_unknown_precision_is_named() -> None:
+    with pytest.raises(ArtifactError, match="precision is 'int4'; expected one of fp32, fp16, int8"):
+        compare(FakeSession(metadata=replace(METADATA, precision="int4")), reference(), SMALL)
+
+
+def test_a_floor_below_what_float32_can_tell_is_its_step() -> None:
+    """A checkpoint that happens to be exact would otherwise refuse every file."""
+    parity = compare(FakeSession(adding({"logits": 2e-7})), reference(0.0), SMALL)
+    assert parity.passed
+    values = [make_inputs(case, 3, True, seed)["pixel_values"].mean(axis=(2, 3)) for seed, case in enumerate(SMALL)]
+    largest = max(float(np.abs(value).max()) for value in values)
+    assert parity.noise_floor["logits"] == pytest.approx(np.finfo(np.float32).eps * largest, rel=1e-3)
+
+
+@pytest.mark.parametrize("noise", [np.nan, np.inf])
+def test_a_checkpoint_that_is_not_finite_passes_nothing(noise: float) -> None:
+    assert not compare(FakeSession(), reference(noise), SMALL).passed
 
 
 def test_names_the_worst_case() -> None:
-    parity = compare(FakeSession(adding("pred_boxes", 0.25, height=33)), FakeSession(), SMALL)
+    parity = compare(FakeSession(adding({"pred_boxes": 0.25}, height=33)), reference(), SMALL)
     assert parity.worst_case == str(SMALL[1]) == "2x33x21 (1 padded)"
     assert "FAILED" in parity.summary()
-    with pytest.raises(
-        VerificationError, match=r"it disagrees .* pred_boxes differs by 0.25 \(tolerance 0.0001\), worst at 2x33"
-    ):
+    message = (
+        r"it disagrees with its checkpoint: pred_boxes differs by 2.5e-01, 2.5e\+03 x the noise floor of 1.0e-04 "
+        r"\(at most 10 x\); worst at 2x33"
+    )
+    with pytest.raises(VerificationError, match=message):
         require(parity, "it")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("height", [32, 33, 24])
 def test_nan_and_infinity_fail(value: float, height: int) -> None:
-    parity = compare(FakeSession(adding("logits", value, height)), FakeSession(), SMALL)
+    parity = compare(FakeSession(adding({"logits": value}, height)), reference(), SMALL)
     assert not parity.passed
     assert f"x{height}x" in parity.worst_case
     with pytest.raises(VerificationError, match=r"logits differs by (nan|inf)"):
@@ -106,20 +178,19 @@ def test_nan_and_infinity_fail(value: float, height: int) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_the_same_nan_on_both_sides_is_no_agreement(value: float) -> None:
-    spoiled = adding("logits", value)
-    parity = compare(FakeSession(spoiled), FakeSession(spoiled), SMALL)
-    assert not parity.passed
+    spoiled = adding({"logits": value})
+    assert not compare(FakeSession(spoiled), reference(spoiled=spoiled), SMALL).passed
 
 
 def test_outputs_that_ignore_the_image_are_weak() -> None:
-    parity = compare(FakeSession(scale=1e-5), FakeSession(scale=1e-5), SMALL)
+    parity = compare(FakeSession(scale=1e-4), reference(scale=1e-4), SMALL)
     assert parity.passed
     assert parity.weak
     assert "warning: the outputs hardly depend on the image" in parity.summary()
 
 
 def test_spread_is_that_of_the_reference() -> None:
-    parity = compare(FakeSession(), FakeSession(), SMALL)
+    parity = compare(FakeSession(), reference(), SMALL)
     values = [make_inputs(case, 3, True, seed)["pixel_values"].mean(axis=(2, 3)) for seed, case in enumerate(SMALL)]
     expected = max(float(np.abs(value - values[0][:1]).max()) for value in values)
     assert parity.spread["logits"] == pytest.approx(expected, rel=1e-5)
@@ -127,7 +198,7 @@ def test_spread_is_that_of_the_reference() -> None:
 
 def test_a_missing_output_is_named() -> None:
     with pytest.raises(ArtifactError, match="the file has no output pred_boxes; expected logits, pred_boxes"):
-        compare(FakeSession(outputs=("logits",)), FakeSession(), SMALL)
+        compare(FakeSession(outputs=("logits",)), reference(), SMALL)
 
 
 def test_another_shape_is_an_error() -> None:
@@ -135,78 +206,57 @@ def test_another_shape_is_an_error() -> None:
         return {**outputs, "logits": outputs["logits"][:, :1]}
 
     with pytest.raises(ArtifactError, match=r"logits has shape \(1, 1, 3\) at 1x32x40; expected \(1, 2, 3\)"):
-        compare(FakeSession(cut), FakeSession(), SMALL)
+        compare(FakeSession(cut), reference(), SMALL)
 
 
 def test_no_fitting_case_is_an_error() -> None:
     narrow = replace(METADATA, ranges={"height": (5000, None)})
     with pytest.raises(ArtifactError, match=r"no case of the verification grid fits the model's ranges .*5000"):
-        compare(FakeSession(metadata=narrow), FakeSession(), SMALL)
+        compare(FakeSession(metadata=narrow), reference(), SMALL)
 
 
 def test_a_file_without_metadata_takes_the_ranges_of_the_checkpoint() -> None:
     candidate = FakeSession(metadata=None)
-    parity = compare(candidate, FakeSession(metadata=replace(METADATA, ranges={"batch": (1, 1)})), SMALL)
+    parity = compare(candidate, reference(metadata=replace(METADATA, ranges={"batch": (1, 1)})), SMALL)
     assert parity.cases == 2
     assert {run["pixel_values"].shape[0] for run in candidate.seen} == {1}
 
 
-def test_both_sides_see_the_same_padded_images() -> None:
-    candidate, reference = FakeSession(), FakeSession()
-    lines: list[str] = []
-    compare(candidate, reference, SMALL, progress=lines.append)
-    assert lines == ["1/3 1x32x40", "2/3 2x33x21 (1 padded)", "3/3 1x24x50"]
-    for one, other, case in zip(candidate.seen, reference.seen, SMALL, strict=True):
+def test_all_sides_see_the_same_padded_images() -> None:
+    candidate, single, double = FakeSession(), FakeSession(), FakeSession(dtype="float64")
+    progress = Lines()
+    compare(candidate, Reference(double, {"fp32": single}), SMALL, progress)
+    assert progress.lines == ["verifying 1/3 1x32x40", "verifying 2/3 2x33x21 (1 padded)", "verifying 3/3 1x24x50"]
+    for one, other, exact, case in zip(candidate.seen, single.seen, double.seen, SMALL, strict=True):
         for name in ("pixel_values", "pixel_mask"):
             assert np.array_equal(one[name], other[name])
+            assert np.array_equal(one[name], exact[name])
         assert one["pixel_mask"].sum() == sum(height * width for height, width in case.valid)
         assert not one["pixel_values"][np.broadcast_to(one["pixel_mask"][:, None] == 0, one["pixel_values"].shape)].any()
+
+
+def test_a_reference_computes_once() -> None:
+    """An fp16 file is compared twice, as it is and with every result rounded."""
+    double, half = FakeSession(dtype="float64"), FakeSession(adding({"logits": 1e-3, "pred_boxes": 1e-3}))
+    known = Reference(double, {"fp16": half})
+    for _ in range(2):
+        compare(FakeSession(metadata=replace(METADATA, precision="fp16")), known, SMALL)
+    assert len(double.seen) == len(half.seen) == len(SMALL)
 
 
 def test_without_a_mask_nothing_is_padded() -> None:
     metadata = replace(METADATA, pixel_mask=False)
     candidate = FakeSession(metadata=metadata)
-    parity = compare(candidate, FakeSession(metadata=metadata), SMALL)
-    assert parity.passed
+    assert compare(candidate, reference(metadata=metadata)).passed
     assert all(set(run) == {"pixel_values"} for run in candidate.seen)
-    assert all(case.valid == ((case.height, case.width),) * len(case.valid) for case in fitting_cases(metadata))
-    assert len(fitting_cases(metadata)) == len(GRID)
-
-
-@pytest.mark.parametrize(
-    ("ranges", "allowed"),
-    [
-        ({}, lambda case: True),
-        ({"batch": (1, None), "height": (1, None), "width": (1, None)}, lambda case: True),
-        ({"batch": (2, 3)}, lambda case: 2 <= len(case.valid) <= 3),
-        ({"height": (1, 480)}, lambda case: case.height <= 480),
-        ({"width": (500, None), "batch": (1, 1)}, lambda case: case.width >= 500 and len(case.valid) == 1),
-    ],
-)
-def test_fitting_cases(ranges: dict, allowed: Callable[[Case], bool]) -> None:
-    expected = [case for case in GRID if allowed(case)]
-    assert fitting_cases(replace(METADATA, ranges=ranges)) == expected
-    assert expected
-
-
-def test_the_grid_is_varied() -> None:
-    """Batches, orientations, odd sizes, and padding in one direction and in both."""
-    assert {len(case.valid) for case in GRID} == {1, 2, 3, 4}
-    assert any(case.height > case.width for case in GRID)
-    assert any(case.height < case.width for case in GRID)
-    assert any(case.height == case.width for case in GRID)
-    assert any(case.height % 2 and case.width % 2 for case in GRID)
-    assert any(height < case.height and width < case.width for case in GRID for height, width in case.valid)
-    for case in GRID:
-        assert all(height <= case.height and width <= case.width for height, width in case.valid)
-        assert any(height == case.height for height, _ in case.valid)
-        assert any(width == case.width for _, width in case.valid)
 
 
 def test_parity_to_dict() -> None:
-    parity = Parity({"logits": 0.5}, {"logits": 1.0}, {"logits": 3.0}, 4, "1x2x3")
+    parity = Parity({"logits": 0.5}, {"logits": 0.25}, {"logits": 1.0}, {"logits": 3.0}, 4, "1x2x3")
     assert parity.to_dict() == {
         "max_abs_diff": {"logits": 0.5},
+        "noise_floor": {"logits": 0.25},
+        "ratio": {"logits": 2.0},
         "tolerance": {"logits": 1.0},
         "spread": {"logits": 3.0},
         "cases": 4,

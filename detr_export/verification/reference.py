@@ -1,0 +1,136 @@
+"""What a file is compared with: its checkpoint in float64, and in the arithmetic whose rounding the file may share."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from detr_export.modeling.deployed import DeployedModel
+from detr_export.runtimes.backends.torch_session import TorchSession
+from detr_export.runtimes.metadata import Metadata
+from detr_export.runtimes.session import Session, TensorSpec
+from detr_export.verification.cases import Case, Feeds, make_feeds
+
+Outputs = Mapping[str, np.ndarray]
+
+
+class Reference:
+    """A checkpoint in several arithmetics. It keeps what it computed: an fp16 file is compared with it twice.
+
+    Args:
+        double: the checkpoint in float64, which counts as the truth; its `pixel_values` are float64.
+        rounded: the checkpoint in the arithmetic of each precision that it can be run in: "fp32", and "fp16".
+    """
+
+    def __init__(self, double: Session, rounded: Mapping[str, Session]) -> None:
+        self._double, self._rounded = double, rounded
+        self._feeds: dict[tuple[Any, ...], Feeds] = {}
+        self._truths: dict[tuple[Any, ...], Outputs] = {}
+        self._noise: dict[tuple[Any, ...], Mapping[str, float]] = {}
+
+    @property
+    def metadata(self) -> Metadata:
+        """The checkpoint's."""
+        assert self._double.metadata is not None  # a checkpoint always has it
+        return self._double.metadata
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What the checkpoint gives."""
+        return self._double.outputs
+
+    def feeds(self, case: Case, metadata: Metadata, seed: int) -> Feeds:
+        """The images of a case, for a file with this metadata."""
+        key = _key(case, metadata, seed)
+        if key not in self._feeds:
+            channels = self._double.inputs[0].shape[1]
+            assert isinstance(channels, int)
+            self._feeds[key] = make_feeds(case, channels, metadata, seed)
+        return self._feeds[key]
+
+    def truth(self, case: Case, metadata: Metadata, seed: int) -> Outputs:
+        """The outputs in float64."""
+        key = _key(case, metadata, seed)
+        if key not in self._truths:
+            self._truths[key] = self._double.run(dict(self.feeds(case, metadata, seed).exact))
+        return self._truths[key]
+
+    def noise(self, precision: str, case: Case, metadata: Metadata, seed: int) -> Mapping[str, float]:
+        """How far the checkpoint in the arithmetic of a precision is off the truth, by output: the largest difference."""
+        key = (precision, *_key(case, metadata, seed))
+        if key not in self._noise:
+            given = self._rounded[precision].run(dict(self.feeds(case, metadata, seed).checkpoint))
+            truth = self.truth(case, metadata, seed)
+            self._noise[key] = {name: distance(given[name], value) for name, value in truth.items()}
+        return self._noise[key]
+
+
+def reference_of(session: TorchSession) -> Reference:
+    """The reference of a checkpoint that is open in PyTorch, on the CPU and in float32."""
+    model, metadata, channels = session.model, session.metadata, session.inputs[0].shape[1]
+    assert isinstance(model, DeployedModel)
+    assert isinstance(channels, int)
+    assert metadata is not None  # a checkpoint always has it
+    double = TorchSession(copy.deepcopy(model).double(), metadata, channels)
+    return Reference(double, {"fp32": session, "fp16": TorchSession(Fp16Products(model), metadata, channels)})
+
+
+def distance(one: np.ndarray, other: np.ndarray) -> float:
+    """The largest absolute difference; NaN where one of both is not finite."""
+    with np.errstate(invalid="ignore"):  # infinity less infinity is NaN, which passes no test
+        return float(np.abs(one.astype(np.float64) - other).max())
+
+
+class Fp16Products(nn.Module):
+    """A model whose matrix products and convolutions take fp16 values and weights, add in fp32, and give fp16 values.
+
+    That is how an fp16 file is computed on a GPU: everything between the products loses less. What it is off by is the noise
+    floor of fp16, found without the file's own graph. The last layer of the box head stays fp32, as it does in a file.
+
+    Args:
+        model: in float32; it is shared, not copied.
+    """
+
+    def __init__(self, model: DeployedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.output_names = model.output_names
+        last_layers = [item for name, item in model.named_parameters() if name.endswith("bbox_predictor.layers.2.weight")]
+        (self._last_layer,) = last_layers
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> dict[str, Tensor]:
+        """As `DeployedModel.forward`."""
+        with _RoundedProducts(exempt=self._last_layer):
+            return self.model(pixel_values, pixel_mask)
+
+
+class _RoundedProducts(TorchFunctionMode):
+    _LEARNED = (torch.conv2d, nn.functional.linear)  # products with weights: their results are stored in fp16, too
+    _PRODUCTS = (*_LEARNED, torch.Tensor.__matmul__, torch.Tensor.matmul, torch.matmul)
+
+    def __init__(self, exempt: Tensor) -> None:
+        super().__init__()
+        self._exempt = exempt
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in self._PRODUCTS or any(item is self._exempt for item in args):
+            return func(*args, **kwargs)
+        args = tuple(_to_fp16_and_back(item) if isinstance(item, Tensor) else item for item in args)
+        result = func(*args, **kwargs)
+        return _to_fp16_and_back(result) if func in self._LEARNED else result  # scores go into a softmax in fp32
+
+
+def _to_fp16_and_back(tensor: Tensor) -> Tensor:
+    return tensor.half().float()
+
+
+def _key(case: Case, metadata: Metadata, seed: int) -> tuple[Any, ...]:
+    """All that the images depend on beside the checkpoint."""
+    return case, metadata.input, metadata.pixel_mask, seed
