@@ -10,7 +10,6 @@ Runtime's CPU does not.
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import logging
 import tempfile
@@ -28,6 +27,7 @@ from detr_export.checkpoints.reading import Checkpoint, load_checkpoint
 from detr_export.config import DetrConfig
 from detr_export.graphs.checks import check_graph
 from detr_export.graphs.description import describe
+from detr_export.graphs.editing import replace_nodes
 from detr_export.graphs.fp16 import HalfWeights, to_half
 from detr_export.graphs.simplification import CASE, simplify
 from detr_export.loading import load_model
@@ -277,9 +277,7 @@ def _measure_after_cast(model: onnx.ModelProto) -> None:
     for node in rest:
         if node.op_type == "Shape" and node.input[0] == "pixel_values":
             node.input[0] = cast.output[0]
-    nodes = [copy.deepcopy(node) for node in (cast, *rest)]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    replace_nodes(model.graph, (cast, *rest))
 
 
 def _inputs(config: DetrConfig, options: ExportOptions) -> dict[str, tuple[str | int, ...]]:

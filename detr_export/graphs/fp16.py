@@ -26,6 +26,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from detr_export.graphs.editing import replace_nodes, sort_nodes
 from detr_export.runtimes.errors import ArtifactError, first_line, missing_extra
 
 LARGEST = float(np.finfo(np.float16).max)  # 65504
@@ -79,7 +80,7 @@ def to_half(
     flushed = _settle_constants(half.graph, fp32)
     half = _converted(half, sorted(fp32), keep_io)
     _join_islands(half.graph)
-    _sort(half.graph)
+    sort_nodes(half.graph)
     try:
         onnx.checker.check_model(half, full_check=True)
     except Exception as error:  # the checker and shape inference have an error class each
@@ -260,9 +261,10 @@ def _join_islands(graph: onnx.GraphProto) -> None:
             for names in (node.input, node.output):
                 for index, name in enumerate(names):
                     names[index] = promoted.get(name, name)
-    _keep(graph, (node for node in graph.node if not (_casts_to(node, TensorProto.FLOAT) and node.output[0] in exact)))
+    rest = [node for node in graph.node if not (_casts_to(node, TensorProto.FLOAT) and node.output[0] in exact)]
+    replace_nodes(graph, rest)
     used = {name for node in graph.node for name in node.input} | outputs
-    _keep(graph, (node for node in graph.node if not (_is_new(node) and used.isdisjoint(node.output))))
+    replace_nodes(graph, (node for node in graph.node if not (_is_new(node) and used.isdisjoint(node.output))))
     there = {name for node in graph.node for name in node.output}
     described = [value for value in graph.value_info if value.name in there and value.name not in outputs]
     del graph.value_info[:]
@@ -278,29 +280,3 @@ def _is_new(node: onnx.NodeProto) -> bool:
 
 def _casts_to(node: onnx.NodeProto, dtype: int) -> bool:
     return node.op_type == "Cast" and any(item.name == "to" and item.i == dtype for item in node.attribute)
-
-
-def _sort(graph: onnx.GraphProto) -> None:
-    """Puts the converter's casts, which come last, before the nodes that use them."""
-    producers = {name: node for node in graph.node for name in node.output}
-    placed: set[str] = set()
-    ordered: list[onnx.NodeProto] = []
-
-    def place(node: onnx.NodeProto) -> None:
-        if node.output[0] in placed:
-            return
-        placed.add(node.output[0])
-        for name in node.input:
-            if name in producers:
-                place(producers[name])
-        ordered.append(node)
-
-    for node in graph.node:
-        place(node)
-    _keep(graph, ordered)
-
-
-def _keep(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
-    kept = [copy.deepcopy(node) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(kept)

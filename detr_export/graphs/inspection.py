@@ -10,6 +10,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from detr_export.graphs.checks import operator_counts
+from detr_export.graphs.editing import opset_of
 from detr_export.runtimes.errors import ArtifactError
 from detr_export.runtimes.files import sha256_of_files
 from detr_export.runtimes.metadata import METADATA_KEY, Metadata, read_metadata
@@ -90,7 +91,7 @@ def inspect_onnx(path: str | Path) -> Inspection:
         size_bytes=file.stat().st_size,
         sha256=sha256_of_files([file]),
         producer=f"{model.producer_name} {model.producer_version}".strip(),
-        opset=next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0),
+        opset=opset_of(model),
         inputs=tuple(_spec(item) for item in model.graph.input if item.name not in constants),
         outputs=tuple(_spec(item) for item in model.graph.output),
         parameters=sum(_elements(item) for item in model.graph.initializer),
