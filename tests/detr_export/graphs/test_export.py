@@ -28,6 +28,7 @@ from detr_export.runtimes.errors import ArtifactError, OutputError, Verification
 from detr_export.runtimes.metadata import METADATA_KEY, Metadata
 from detr_export.verification.comparison import GRID, TOLERANCE, Case, make_inputs
 from tests import models
+from tests.detr_export.recorder import Recorder
 
 # None of them is in the verification grid or was traced: odd sizes, one to five images, padding of every kind.
 CASES = (
@@ -108,14 +109,14 @@ def test_export(name: str, tmp_path: Path) -> None:
     learned = checkpoint.config.position_embedding_type == "learned"
     (tmp_path / "out").mkdir()
     file = tmp_path / "out" / "model.onnx"
-    steps: list[str] = []
+    progress = Recorder()
 
-    result = export_onnx(checkpoint, file, options, steps.append)
+    result = export_onnx(checkpoint, file, options, progress)
 
     assert [path.name for path in file.parent.iterdir()] == ["model.onnx"]  # no external data, no temporary file
     assert result.path == file
     assert result.size_bytes == file.stat().st_size
-    assert ("simplifying" in steps) is options.simplify
+    assert ("simplifying" in progress.lines) is options.simplify
     assert (result.parity is not None) is options.verify
     if result.parity is not None:
         assert result.parity.passed
@@ -206,7 +207,7 @@ def traced_once(trace: Callable[..., onnx.ModelProto]) -> Callable[..., onnx.Mod
 
 @pytest.fixture
 def instant(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_export, "_trace", traced_once(onnx_export._trace))
+    monkeypatch.setattr(onnx_export, "trace", traced_once(onnx_export.trace))
 
 
 QUICK = ExportOptions(simplify=False, verify=False)
@@ -269,7 +270,7 @@ def test_a_failing_export_leaves_the_old_file(
         raise error
 
     tiny = helper.make_model(helper.make_graph([], "g", [], []))
-    monkeypatch.setattr(onnx_export, "_trace", lambda *args: tiny)
+    monkeypatch.setattr(onnx_export, "trace", lambda *args: tiny)
     monkeypatch.setattr(onnx_export, "simplify", lambda proto, *args: proto)
     monkeypatch.setattr(onnx_export, "check_graph", lambda *args: None)
     monkeypatch.setattr("detr_export.runtimes.backends.ort.session.OrtSession", lambda file, **options: _Opened())
