@@ -8,14 +8,11 @@ makes of them, and every option would lose its name and its help.
 """
 
 import contextlib
-import datetime
 import functools
 import importlib.util
 import io
 import json
-import os
 import platform
-import re
 import sys
 from collections.abc import Callable, Iterator
 from enum import Enum
@@ -602,163 +599,6 @@ def _bar(title: str, total: Optional[int] = None) -> Iterator[Callable[..., None
         yield set_to
 
 
-# ---- detr-bench ---------------------------------------------------------------------------------------------------------
-
-bench_app = typer.Typer(
-    name="detr-bench",
-    help="Measure models in several backends, fairly: detr-bench [run] [TARGET]..., or detr-bench processors.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-_BENCH_COMMANDS = ("run", "processors")
-_LIST_VALUES = {"--size": re.compile(r"\d+x\d+"), "--batch": re.compile(r"\d+")}  # options that take several values
-
-
-@bench_app.callback()
-def _bench_options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    pass
-
-
-@bench_app.command("run")
-@reports_errors
-def bench_run(
-    targets: Annotated[
-        Optional[list[str]],
-        typer.Argument(
-            metavar="[TARGET]...",
-            help="{torch,torch-compile,transformers}:CHECKPOINT, {ort,ort-cuda,openvino}:FILE.onnx, tensorrt:FILE.engine, "
-            "or a path alone; "
-            "the demo checkpoint in all that is installed if left out.",
-            show_default=False,
-        ),
-    ] = None,
-    size: Annotated[
-        Optional[list[str]],
-        typer.Option(metavar="HxW...", help="Pixels that the models get; the first model's own if left out."),
-    ] = None,
-    batch: Annotated[Optional[list[str]], typer.Option(metavar="N...", help="Images in a batch.")] = None,
-    threads: Annotated[Optional[int], typer.Option(help="Of one run; the physical cores if left out.")] = None,
-    rounds: Annotated[int, typer.Option(help="Turns of each variant.")] = 7,
-    runs: Annotated[Optional[int], typer.Option(help="Of each turn; or")] = None,
-    seconds: Annotated[Optional[float], typer.Option(help="of each turn, at least one run. 1 if both are left out.")] = None,
-    images: Annotated[Optional[Path], typer.Option(help="A folder of pictures, in place of a synthetic one.")] = None,
-    accuracy: Annotated[
-        Optional[Path], typer.Option(help="A COCO folder, on whose split val files and checkpoints are scored.")
-    ] = None,
-    limit: Annotated[Optional[int], typer.Option(help="Score that many images; all if left out.")] = None,
-    baseline: Annotated[
-        Optional[str], typer.Option(help="What ratios refer to: a target or its backend; the first if left out.")
-    ] = None,
-    callers: Annotated[
-        Optional[int],
-        typer.Option(help="Measure throughput with 1 to that many at once; 0 for not at all. At most 4 if left out."),
-    ] = None,
-    sweep: Annotated[bool, typer.Option("--sweep", help="Sizes and batch sizes around the model's own.")] = False,
-    profile: Annotated[bool, typer.Option("--profile", help="Add tables of operators and parts, of ort targets.")] = False,
-    output: Annotated[
-        Optional[Path],
-        typer.Option(
-            "--output", "-o", help="A folder for the report and its plots; detr-bench-TIME if left out, with --json none."
-        ),
-    ] = None,
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Measure latency, throughput, memory and accuracy of models against each other. Ctrl-C keeps what was measured."""
-    _require_bench(("psutil", "rich", "threadpoolctl", "tqdm"))
-    from detr_export.benchmarks import run
-    from detr_export.benchmarks.speed.run import parse_batch, parse_size
-    from detr_export.benchmarks.speed.tables import terminal_tables
-
-    if output is None and not as_json:
-        output = Path(f"detr-bench-{datetime.datetime.now():%Y%m%d-%H%M%S}")
-    with _bar("measuring") as progress:
-        report = run(
-            targets=targets or (),
-            sizes=[parse_size(text) for text in size or ()],
-            batches=[parse_batch(text) for text in batch or ()],
-            threads=threads,
-            rounds=rounds,
-            runs=runs,
-            seconds=seconds,
-            images=images,
-            accuracy=accuracy,
-            limit=limit,
-            baseline=baseline,
-            callers=callers,
-            sweep=sweep,
-            profile=profile,
-            output=output,
-            overwrite=overwrite,
-            progress=progress,
-            command=["detr-bench", *sys.argv[1:]],
-        )
-    if as_json:
-        _print_json(report.to_dict())
-    else:
-        from rich.console import Console
-
-        # A pipe has no width; tables that are folded into 80 columns serve nobody.
-        console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200)
-        console.print(*terminal_tables(report), sep="\n")
-        typer.echo(f"{output}  report.json, report.csv, report.md and plots")
-    for line in report.problems():
-        _print_error(BackendError(line))
-    if report.method.interrupted:
-        raise KeyboardInterrupt
-    if report.problems():
-        raise typer.Exit(1)
-
-
-@bench_app.command("processors")
-@reports_errors
-def bench_processors(
-    images: Annotated[Optional[Path], typer.Option(help="A folder of pictures, in place of synthetic ones.")] = None,
-    rounds: Annotated[int, typer.Option(help="Timed, of every step.")] = 15,
-    threads: Annotated[Optional[int], typer.Option(help="Of PyTorch, for transformers; its default if left out.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Compare and time pre- and post-processing with transformers' slow and fast classes."""
-    _require_bench(("threadpoolctl",))
-    from detr_export.benchmarks.speed.processors import run_processors
-    from detr_export.runtimes.processing.images import iter_image_paths, load_image
-
-    pictures = None if images is None else [load_image(path) for path in iter_image_paths(str(images))]
-    found = run_processors(pictures, rounds, threads, _progress)
-    if as_json:
-        _print_json(found.to_dict())
-    else:
-        typer.echo(found.summary())
-
-
-def _require_bench(packages: tuple[str, ...]) -> None:
-    if sys.version_info < (3, 10):
-        raise BackendError(f"detr-bench needs Python 3.10 or newer; this is {platform.python_version()}")
-    for package in packages:
-        if importlib.util.find_spec(package) is None:
-            raise missing_extra(package, "bench")
-
-
-def _bench_arguments(arguments: list[str]) -> list[str]:
-    """What was typed, with the command `run` where none is named, and `--size A B` spelled `--size A --size B`."""
-    if not arguments or arguments[0] not in (*_BENCH_COMMANDS, "--help", "--version"):
-        arguments = ["run", *arguments]
-    spelled: list[str] = []
-    option = None
-    for argument in arguments:
-        # A target never looks like a size or a number, so a list ends where something else stands.
-        if option and len(spelled) >= 2 and spelled[-2] == option and _LIST_VALUES[option].fullmatch(argument):
-            spelled.append(option)
-        elif argument in _LIST_VALUES:
-            option = argument
-        spelled.append(argument)
-    return spelled
-
-
 def _tolerate_any_name() -> None:
     """A file's name need not be text in the terminal's encoding."""
     for stream in (sys.stdout, sys.stderr):
@@ -770,12 +610,6 @@ def main() -> None:
     """Entry point of `detr-export`."""
     _tolerate_any_name()
     app()
-
-
-def bench_main() -> None:
-    """Entry point of `detr-bench`."""
-    _tolerate_any_name()
-    bench_app(_bench_arguments(sys.argv[1:]))
 
 
 if __name__ == "__main__":
