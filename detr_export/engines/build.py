@@ -21,6 +21,7 @@ from detr_export.engines.gate import TOLERANCES, engine_grid, require_engine
 from detr_export.engines.ladder import LADDER, Step
 from detr_export.engines.lock import build_lock
 from detr_export.engines.options import EngineOptions
+from detr_export.engines.source import make_graph
 from detr_export.graphs.inspection import Inspection, inspect_onnx
 from detr_export.graphs.tensorrt import readable_graph
 from detr_export.loading import reference_of_file
@@ -49,6 +50,18 @@ class EngineResult:
     sidecar: EngineSidecar
     parity: Parity | None  # None when verification was switched off, or another process had built it
     built_here: bool  # False: another process was building the same engine, and this one waited for it
+
+    def summary(self) -> str:
+        """For people."""
+        about = self.sidecar
+        lines = [f"{self.path}  {self.size_bytes / 1e6:.1f} MB, {about.precision}, TensorRT {about.tensorrt}, {about.gpu}"]
+        if about.fallback is not None:
+            lines.append(f"fell back to {about.fallback}")
+        if self.parity is not None:
+            lines.append(self.parity.summary())
+        else:
+            lines.append("not verified: --no-verify" if self.built_here else "built by another process in the meantime")
+        return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -106,6 +119,32 @@ def build_engine(
         write_sidecar(target, sidecar)
         write_atomically(target, plan.content)
     return EngineResult(target, len(plan.content), sidecar, parity, built_here=True)
+
+
+def build_from_source(
+    source: str,
+    output: str | Path,
+    options: EngineOptions | None = None,
+    tried: Sequence[Step] = LADDER,
+    progress: Progress = SILENT,
+) -> EngineResult:
+    """Builds an engine from an ONNX file, or from a checkpoint that is exported on the way.
+
+    Args:
+        source: an ONNX file or a checkpoint.
+        output, options, progress: as in `build_engine`.
+        tried: the first of these steps that agrees with the checkpoint is built.
+
+    Raises:
+        DetrError: as in `make_graph` and `build_with_fallback`.
+    """
+    from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
+
+    tensorrt_api.version()  # before a minute of exporting
+    with tempfile.TemporaryDirectory(prefix="detr-export-") as folder:
+        return build_with_fallback(
+            lambda step: make_graph(source, step.name, Path(folder), progress), output, options, progress, tried
+        )
 
 
 def build_with_fallback(

@@ -67,6 +67,17 @@ class ExportResult:
     parity: Parity | None  # None when verification was switched off
     fp16: Fp16Report | None = None  # of an fp16 file
 
+    def summary(self) -> str:
+        """For people."""
+        about = self.metadata
+        lines = [
+            f"{self.path}  {self.size_bytes / 1e6:.1f} MB, {about.task}, {about.precision}, opset {about.opset}",
+            self.parity.summary() if self.parity is not None else "not verified: --no-verify",
+        ]
+        if self.fp16 is not None:
+            lines.append(self.fp16.summary())
+        return "\n".join(lines)
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         fp16 = {} if self.fp16 is None else {"fp16": asdict(self.fp16)}
