@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from detr_export.runtimes.processing.images import load_image
-from detr_export.verification.comparison import GRID
+from detr_export.verification.cases import GRID
 
 ROOT = Path(__file__).parent.parent
 # A shell that starts tests in the background makes them deaf to Ctrl-C; the command is to hear it all the same.

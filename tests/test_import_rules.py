@@ -169,14 +169,14 @@ def test_onnx_and_its_tools_stay_out_of_the_model() -> None:
 LIGHT = ("detr_export", "detr_export.runtimes", "detr_export.runtimes.predictor", "detr_export.runtimes.folder")
 
 
-@pytest.mark.parametrize("name", [*LIGHT, "detr_export.cli"])
+@pytest.mark.parametrize("name", [*LIGHT, "detr_export.cli", "detr_export.terminal", "detr_export.benchmarks.command"])
 def test_importing_is_light(name: str) -> None:
     code = f"import sys, {name}; print(sorted(set(sys.modules) & {set(HEAVY)!r}))"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("name", ["detr_export.runtimes", "detr_export.cli"])
+@pytest.mark.parametrize("name", ["detr_export.runtimes", "detr_export.cli", "detr_export.benchmarks.command"])
 def test_importing_works_without_the_extras(name: str) -> None:
     code = f"import sys; sys.modules.update(dict.fromkeys({HEAVY!r})); import {name}"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -191,7 +191,8 @@ def test_the_package_hands_out_its_names() -> None:
     assert run.stdout.startswith("<class 'detr_export.runtimes.predictor.Predictor'> ")
 
 
-def test_the_command_line_keeps_its_annotations() -> None:
+@pytest.mark.parametrize("file", ["cli.py", "detr_export/terminal.py", "benchmarks/command.py"])
+def test_the_command_lines_keep_their_annotations(file: str) -> None:
     """On Python 3.9 typer does not resolve annotations that are strings: `--json` would become `--as-json`."""
-    lines = (ROOT / "cli.py").read_text().splitlines()
+    lines = (ROOT / file).read_text().splitlines()
     assert not any(line.startswith("from __future__") for line in lines)

@@ -24,7 +24,7 @@ from detr_export.benchmarks.cost.parts import PARTS, parts_of, parts_of_optimize
 from detr_export.runtimes.backends.ort.session import OrtSession
 from detr_export.runtimes.errors import ArtifactError, BackendError, InputError, first_line
 from detr_export.runtimes.session import check_inputs
-from detr_export.verification.comparison import Case, make_inputs
+from detr_export.verification.cases import Case, make_inputs
 
 _WARM_UP_RUNS = 2
 _NODE_SUFFIX = "_kernel_time"

@@ -46,7 +46,7 @@ from detr_export.runtimes.files import write_atomically
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 from detr_export.runtimes.session import Session
 from detr_export.seeding import seed_weights
-from detr_export.verification.comparison import Case, make_inputs
+from detr_export.verification.cases import Case, make_inputs
 
 HEIGHT, WIDTH = 800, 1066
 MODELS = ("r50", "r50-panoptic")

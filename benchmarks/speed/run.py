@@ -106,7 +106,8 @@ def run(
             raise missing_extra("matplotlib", "bench")
     data = None if accuracy is None else find_annotated(accuracy)
     pictures = _load_pictures(images, max(batches, default=max(_SWEEP_BATCHES) if sweep else 1))
-    from detr_export.verification.comparison import tolerance_of_precision
+
+    from detr_export.verification.tolerances import TOLERANCES
 
     started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     with contextlib.ExitStack() as stack:
@@ -117,7 +118,8 @@ def run(
             chosen, unreadable = _export_demo(stack), []
         based_on = None if baseline is None else find_baseline(baseline, chosen)
         calibration = stack.enter_context(contextlib.closing(Calibration(threads)))
-        runner = stack.enter_context(Runner(chosen, threads, tolerance_of_precision, calibration.measure))
+        constants = {name: row.constant for name, row in TOLERANCES.items()}
+        runner = stack.enter_context(Runner(chosen, threads, constants.__getitem__, calibration.measure))
         progress(0, "measuring the machine", 1)
         # Before and after, for the better of the two: on a shared machine one moment may be a slow one.
         findings = _Findings(runner, based_on, gemm_peak_gflop_per_s(threads) if chosen else 0.0)

@@ -15,12 +15,12 @@ SAFETENSORS_NAME = "model.safetensors"
 
 
 def save_checkpoint(
-    config: DetrConfig, model: nn.Module, processor: DetrImageProcessor, directory: str | Path, half: bool = False
+    config: DetrConfig, model: nn.Module, processor: DetrImageProcessor, directory: str | Path, fp16: bool = False
 ) -> Path:
     """Writes `config.json`, `model.safetensors` and `preprocessor_config.json`, and returns the directory.
 
-    With `half`, matrices and kernels are stored as float16, which halves the file; whoever loads it computes in float32.
-    Vectors stay float32: they weigh nothing, and a batch norm's variance may be smaller than float16 can say.
+    With `fp16`, matrices and kernels are stored as float16, which halves the file; whoever loads it computes in float32.
+    Vectors stay float32: they take little space, and a batch norm's variance may be too small for float16.
 
     Raises:
         OutputError: the directory cannot be written.
@@ -28,8 +28,8 @@ def save_checkpoint(
     folder = Path(directory)
     config.save_pretrained(folder)
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    if half:
+    if fp16:
         tensors = {name: value.half() if value.dim() > 1 else value for name, value in tensors.items()}
-    write_atomically(folder / SAFETENSORS_NAME, save(tensors, metadata={"format": "pt"}))  # transformers asks for the format
+    write_atomically(folder / SAFETENSORS_NAME, save(tensors, metadata={"format": "pt"}))  # transformers requires the format
     processor.save_pretrained(folder)
     return folder

@@ -12,16 +12,19 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
 from detr_export.engines.attestation import attest, graph_precision, node_precisions
-from detr_export.engines.gate import FALLBACKS, TOLERANCES, engine_grid, open_reference, require_engine
+from detr_export.engines.gate import engine_grid, require_engine
+from detr_export.engines.ladder import LADDER, Step
 from detr_export.engines.lock import build_lock
 from detr_export.engines.options import EngineOptions
+from detr_export.engines.source import make_graph
 from detr_export.graphs.inspection import Inspection, inspect_onnx
 from detr_export.graphs.tensorrt import readable_graph
+from detr_export.loading import reference_of_file
 from detr_export.runtimes.backends.cuda import memory as cuda_memory
 from detr_export.runtimes.backends.cuda.memory import CudaDevice
 from detr_export.runtimes.backends.tensorrt.profiles import EngineProfile, default_profiles, shape_profile
@@ -30,8 +33,12 @@ from detr_export.runtimes.errors import ArtifactError, OutputError, Verification
 from detr_export.runtimes.files import require_writable, write_atomically
 from detr_export.runtimes.metadata import Metadata
 from detr_export.runtimes.predictor import ENGINE_SUFFIXES
-from detr_export.runtimes.session import Session
+from detr_export.runtimes.progress import SILENT, Progress
 from detr_export.verification.comparison import Parity, compare
+from detr_export.verification.reference import Reference, reference_of
+
+if TYPE_CHECKING:
+    from detr_export.engines.builder import Plan
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,18 @@ class EngineResult:
     sidecar: EngineSidecar
     parity: Parity | None  # None when verification was switched off, or another process had built it
     built_here: bool  # False: another process was building the same engine, and this one waited for it
+
+    def summary(self) -> str:
+        """For people."""
+        about = self.sidecar
+        lines = [f"{self.path}  {self.size_bytes / 1e6:.1f} MB, {about.precision}, TensorRT {about.tensorrt}, {about.gpu}"]
+        if about.fallback is not None:
+            lines.append(f"fell back to {about.fallback}")
+        if self.parity is not None:
+            lines.append(self.parity.summary())
+        else:
+            lines.append("not verified: --no-verify" if self.built_here else "built by another process in the meantime")
+        return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -58,8 +77,7 @@ def build_engine(
     onnx_file: str | Path,
     output: str | Path,
     options: EngineOptions | None = None,
-    progress: Callable[[str], None] = lambda line: None,
-    steps: Callable[[str, int, int], None] = lambda phase, done, count: None,
+    progress: Progress = SILENT,
     step: str | None = None,
     fell_back: bool = False,
 ) -> EngineResult:
@@ -69,9 +87,8 @@ def build_engine(
         onnx_file: from `export_onnx`; its metadata states the precision, and its graph has it.
         output: the file to write, `.engine`, `.plan` or `.trt`.
         options: defaults when None.
-        progress: called with one line for each stage.
-        steps: called during the build with a phase, its steps that are done, and all its steps.
-        step: which of `FALLBACKS` the graph is, when it is one of several that are tried.
+        progress: is told each stage, and the steps of TensorRT's builder.
+        step: the name of the ladder's step that the graph is, when it is one of several that are tried.
         fell_back: whether an earlier step was tried and disagreed, which the sidecar then records.
 
     Raises:
@@ -82,68 +99,23 @@ def build_engine(
         InputError: no profile can be derived from the processor's settings.
     """
     options = options or EngineOptions()
-    target, source = Path(output), Path(onnx_file)
+    target = Path(output)
     _require_target(target, options.overwrite)
-    from detr_export.engines.builder import build_plan  # where TensorRT is missing, better said now
-    from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
+    order = _read_order(Path(onnx_file), options)
+    reference = None
+    if options.verify:
+        reference = reference_of(reference_of_file(onnx_file, order.about, options.checkpoint, progress=progress))
 
-    tensorrt_api.version()
-    device = cuda_memory.open_device(options.device)
-    about = inspect_onnx(source)
-    metadata = _require_metadata(about)
-    model = readable_graph(onnx.load(str(source)), tensorrt_api.full_version())
-    precision = graph_precision(model)
-    if precision != "int8" and precision != metadata.precision:
-        raise ArtifactError(f"{source} says that it is {metadata.precision} and its graph is {precision}; export it again")
-    profiles = options.profiles or tuple(default_profiles(metadata.processor, options.max_batch))
-    outputs = [spec.name for spec in about.outputs]
-    reference = open_reference(metadata, outputs, options.checkpoint) if options.verify else None
-    key = _build_key(about, profiles, options, tensorrt_api.full_version(), device)
-
-    with contextlib.ExitStack() as locks:
-        locks.enter_context(build_lock(key, lambda: progress("waiting for another process that builds the same engine")))
+    with build_lock(order.key, progress, "waiting for another process that builds the same engine"):
         if target.exists() and not options.overwrite:  # it did not when this began
-            return _built_elsewhere(target, key)
-        progress(f"building for {device.name} with TensorRT {tensorrt_api.full_version()}, {len(profiles)} profiles")
-        shapes = [shape_profile(profile, about.inputs) for profile in profiles]
-        if options.timing_cache is not None:
-            shared = f"timing cache {options.timing_cache.resolve()}"
-            locks.enter_context(
-                build_lock(shared, lambda: progress("waiting for another process that uses the timing cache"))
-            )
-        timed = _read_timing_cache(options.timing_cache)
-        with tempfile.TemporaryDirectory(prefix="detr-export-") as folder:
-            readable = Path(folder) / source.name
-            onnx.save(model, str(readable))
-            plan = build_plan(readable, shapes, precision, options.settings, device, timed, steps)
-        if options.timing_cache is not None:
-            write_atomically(options.timing_cache, plan.timing_cache)
-        with device.active():
-            _runtime, engine = tensorrt_api.load_engine(plan.content, options.settings.version_compatible)
-            layers = attest(tensorrt_api.engine_layers(engine), node_precisions(model))
-            del engine, _runtime
-        sidecar = EngineSidecar(
-            sha256=hashlib.sha256(plan.content).hexdigest(),
-            source_sha256=about.sha256,
-            build_key=key,
-            tensorrt=tensorrt_api.full_version(),
-            cuda=device.driver,
-            gpu=device.name,
-            compute_capability=device.compute_capability,
-            precision=precision,
-            fallback=step if fell_back else None,
-            version_compatible=options.settings.version_compatible,
-            hardware_compatible=options.settings.hardware_compatible,
-            profiles=tuple(map(str, profiles)),
-            inputs=about.inputs,
-            outputs=about.outputs,
-            layers=layers,
-            metadata=replace(metadata, precision=precision, parity=None),
-        )
+            return _built_elsewhere(target, order.key)
+        progress.stage(f"building for {order.device.name} with TensorRT {order.tensorrt}, {len(order.profiles)} profiles")
+        plan = _build(order, progress)
+        sidecar = _describe(plan, order, _attest(plan, order), step if fell_back else None)
         parity = None
         if reference is not None:
-            parity = _compare(plan.content, sidecar, reference, profiles, options.device, progress)
-            require_engine(parity, target.name, step or precision)
+            parity = _compare(plan.content, sidecar, reference, order.profiles, options.device, progress)
+            require_engine(parity, target.name, step or order.precision)
             sidecar = replace(sidecar, metadata=replace(sidecar.metadata, parity=parity.to_dict()))
         # The sidecar first: whoever opens the pair in between finds digests that differ, and refuses.
         write_sidecar(target, sidecar)
@@ -151,19 +123,44 @@ def build_engine(
     return EngineResult(target, len(plan.content), sidecar, parity, built_here=True)
 
 
-def build_with_fallback(
-    make_graph: Callable[[str], Path],
+def build_from_source(
+    source: str,
     output: str | Path,
     options: EngineOptions | None = None,
-    progress: Callable[[str], None] = lambda line: None,
-    steps: Callable[[str, int, int], None] = lambda phase, done, count: None,
-    tried: Sequence[str] = FALLBACKS,
+    tried: Sequence[Step] = LADDER,
+    progress: Progress = SILENT,
+) -> EngineResult:
+    """Builds an engine from an ONNX file, or from a checkpoint that is exported on the way.
+
+    Args:
+        source: an ONNX file or a checkpoint.
+        output, options, progress: as in `build_engine`.
+        tried: the first of these steps that agrees with the checkpoint is built.
+
+    Raises:
+        DetrError: as in `make_graph` and `build_with_fallback`.
+    """
+    from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
+
+    tensorrt_api.version()  # before a minute of exporting
+    with tempfile.TemporaryDirectory(prefix="detr-export-") as folder:
+        return build_with_fallback(
+            lambda step: make_graph(source, step.name, Path(folder), progress), output, options, progress, tried
+        )
+
+
+def build_with_fallback(
+    make_graph: Callable[[Step], Path],
+    output: str | Path,
+    options: EngineOptions | None = None,
+    progress: Progress = SILENT,
+    tried: Sequence[Step] = LADDER,
 ) -> EngineResult:
     """Builds the first engine of `tried` that agrees with the checkpoint; the sidecar records which it was.
 
     Args:
         make_graph: gives the ONNX file of a step.
-        output, options, progress, steps: as in `build_engine`.
+        output, options, progress: as in `build_engine`.
         tried: steps in their order.
 
     Raises:
@@ -172,12 +169,105 @@ def build_with_fallback(
     """
     for number, step in enumerate(tried):
         try:
-            return build_engine(make_graph(step), output, options, progress, steps, step, fell_back=number > 0)
+            return build_engine(make_graph(step), output, options, progress, step.name, fell_back=number > 0)
         except VerificationError as error:  # noqa: PERF203  # a build takes minutes
             if number + 1 == len(tried):
                 raise
-            progress(f"{step} is not good enough, trying {tried[number + 1]}: {error}")
+            progress.stage(f"{step.name} is not good enough, trying {tried[number + 1].name}: {error}")
     raise AssertionError("nothing to try")
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What is to be built, and for what."""
+
+    about: Inspection  # of the ONNX file
+    metadata: Metadata  # of the ONNX file
+    model: onnx.ModelProto  # in a form that this TensorRT reads
+    precision: str
+    profiles: tuple[EngineProfile, ...]
+    options: EngineOptions
+    device: CudaDevice
+    tensorrt: str  # full version
+
+    @property
+    def key(self) -> str:
+        """Hex SHA-256 of all that the engine depends on."""
+        device, options = self.device, self.options
+        parts = [self.about.sha256, [str(profile) for profile in self.profiles], asdict(options.settings), self.tensorrt]
+        text = json.dumps([*parts, device.name, device.compute_capability, device.driver, options.verify], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read_order(source: Path, options: EngineOptions) -> _Order:
+    """Finds out what is to be built, and refuses what cannot be."""
+    import detr_export.engines.builder  # noqa: F401  # says at once where TensorRT is missing
+    from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
+
+    tensorrt_api.version()
+    device = cuda_memory.open_device(options.device)
+    about = inspect_onnx(source)
+    metadata = _require_metadata(about)
+    version = tensorrt_api.full_version()
+    model = readable_graph(onnx.load(str(source)), version)
+    precision = graph_precision(model)
+    if precision != "int8" and precision != metadata.precision:
+        raise ArtifactError(f"{source} says that it is {metadata.precision} and its graph is {precision}; export it again")
+    profiles = options.profiles or tuple(default_profiles(metadata.processor, options.max_batch))
+    return _Order(about, metadata, model, precision, profiles, options, device, version)
+
+
+def _build(order: _Order, progress: Progress) -> Plan:
+    """Runs TensorRT's builder; reads the timing cache before and writes it after."""
+    from detr_export.engines.builder import build_plan
+
+    options = order.options
+    shapes = [shape_profile(profile, order.about.inputs) for profile in order.profiles]
+    with contextlib.ExitStack() as stack:
+        if options.timing_cache is not None:
+            shared = f"timing cache {options.timing_cache.resolve()}"
+            stack.enter_context(build_lock(shared, progress, "waiting for another process that uses the timing cache"))
+        timed = _read_timing_cache(options.timing_cache)
+        readable = (
+            Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="detr-export-"))) / Path(order.about.path).name
+        )
+        onnx.save(order.model, str(readable))
+        plan = build_plan(readable, shapes, order.precision, options.settings, order.device, timed, progress)
+        if options.timing_cache is not None:
+            write_atomically(options.timing_cache, plan.timing_cache)
+    return plan
+
+
+def _attest(plan: Plan, order: _Order) -> dict[str, int]:
+    """How many layers of the engine compute in each precision, once these are the graph's."""
+    from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
+
+    with order.device.active():
+        _runtime, engine = tensorrt_api.load_engine(plan.content, order.options.settings.version_compatible)
+        layers = attest(tensorrt_api.engine_layers(engine), node_precisions(order.model))
+        del engine, _runtime  # while the device is active
+    return layers
+
+
+def _describe(plan: Plan, order: _Order, layers: dict[str, int], fallback: str | None) -> EngineSidecar:
+    return EngineSidecar(
+        sha256=hashlib.sha256(plan.content).hexdigest(),
+        source_sha256=order.about.sha256,
+        build_key=order.key,
+        tensorrt=order.tensorrt,
+        cuda=order.device.driver,
+        gpu=order.device.name,
+        compute_capability=order.device.compute_capability,
+        precision=order.precision,
+        fallback=fallback,
+        version_compatible=order.options.settings.version_compatible,
+        hardware_compatible=order.options.settings.hardware_compatible,
+        profiles=tuple(map(str, order.profiles)),
+        inputs=order.about.inputs,
+        outputs=order.about.outputs,
+        layers=layers,
+        metadata=replace(order.metadata, precision=order.precision, parity=None),
+    )
 
 
 def _require_target(target: Path, overwrite: bool) -> None:
@@ -196,15 +286,6 @@ def _require_metadata(about: Inspection) -> Metadata:
     return about.metadata
 
 
-def _build_key(
-    about: Inspection, profiles: Sequence[EngineProfile], options: EngineOptions, tensorrt: str, device: CudaDevice
-) -> str:
-    """Hex SHA-256 of all that the engine depends on."""
-    parts = [about.sha256, [str(profile) for profile in profiles], asdict(options.settings), tensorrt]
-    text = json.dumps([*parts, device.name, device.compute_capability, device.driver, options.verify], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _built_elsewhere(target: Path, key: str) -> EngineResult:
     sidecar = read_sidecar(target)
     if sidecar is None or sidecar.build_key != key:
@@ -215,10 +296,10 @@ def _built_elsewhere(target: Path, key: str) -> EngineResult:
 def _compare(
     plan: bytes,
     sidecar: EngineSidecar,
-    reference: Session,
+    reference: Reference,
     profiles: Sequence[EngineProfile],
     device: int,
-    progress: Callable[[str], None],
+    progress: Progress,
 ) -> Parity:
     from detr_export.runtimes.backends.tensorrt.session import TensorRTSession
 
@@ -226,14 +307,8 @@ def _compare(
         trial = Path(folder) / "trial.engine"
         write_sidecar(trial, sidecar)
         write_atomically(trial, plan)
-        with TensorRTSession(trial, f"cuda:{device}", contexts=1) as candidate, reference:
-            return compare(
-                candidate,
-                reference,
-                engine_grid(profiles),
-                TOLERANCES[sidecar.precision],
-                lambda line: progress(f"verifying {line}"),
-            )
+        with TensorRTSession(trial, f"cuda:{device}", contexts=1) as candidate:
+            return compare(candidate, reference, engine_grid(profiles), progress)
 
 
 def _read_timing_cache(path: Path | None) -> bytes:

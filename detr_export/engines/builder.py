@@ -13,6 +13,7 @@ from detr_export.runtimes.backends.cuda.memory import CudaDevice
 from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
 from detr_export.runtimes.backends.tensorrt.profiles import ShapeProfile
 from detr_export.runtimes.errors import ArtifactError, BackendError
+from detr_export.runtimes.progress import SILENT, Progress
 
 _MIB = 1 << 20
 _POLL_SECONDS = 0.1  # how soon Ctrl-C is seen
@@ -34,7 +35,7 @@ def build_plan(
     settings: BuildSettings,
     device: CudaDevice,
     timing_cache: bytes = b"",
-    progress: Callable[[str, int, int], None] = lambda phase, done, steps: None,
+    progress: Progress = SILENT,
 ) -> Plan:
     """Builds a plan. Ctrl-C cancels, which TensorRT before 10 does not allow: there the process ends without waiting.
 
@@ -45,7 +46,7 @@ def build_plan(
         settings: of the builder.
         device: the GPU that is built on and for.
         timing_cache: what an earlier build measured.
-        progress: called with a phase, its steps that are done, and all its steps.
+        progress: is told the steps of each phase of the build.
 
     Raises:
         ArtifactError: TensorRT does not read the graph.
@@ -88,7 +89,7 @@ def _build(
     precision: str,
     settings: BuildSettings,
     timing_cache: bytes,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
     go_on: Callable[[], bool],
 ) -> Plan:
     trt, log, generation = tensorrt_api.trt, tensorrt_api.log, tensorrt_api.generation()
@@ -116,7 +117,7 @@ def _build(
         raise BackendError(
             f"the timing cache is of another GPU or TensorRT, or damaged: {log.cause()}; give another --timing-cache file"
         )
-    monitor = generation.watch(config, progress, go_on)
+    monitor = generation.watch(config, lambda phase, done, total: progress.step(done, total, phase), go_on)
     plan = builder.build_serialized_network(network, config)
     del monitor  # has to live until here
     if plan is None:

@@ -6,25 +6,13 @@ batch would not show, and of different images with different paddings, where it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
+from detr_export.engines.ladder import step_after
 from detr_export.runtimes.backends.tensorrt.profiles import BatchSize, EngineProfile
-from detr_export.runtimes.errors import ArtifactError, VerificationError
-from detr_export.runtimes.metadata import Metadata
-from detr_export.runtimes.session import Session
-from detr_export.verification.comparison import FP16_TOLERANCE, TOLERANCE, Case, Parity
-
-# Eight bits cannot be judged tensor by tensor: this only catches what is broken; `detr-export evaluate` has the say.
-INT8_TOLERANCE: Mapping[str, float] = {"logits": 2.0, "pred_boxes": 0.2, "pred_masks": 10.0, "cross_attention": 0.4}
-TOLERANCES: Mapping[str, Mapping[str, float]] = {"fp32": TOLERANCE, "fp16": FP16_TOLERANCE, "int8": INT8_TOLERANCE}
-
-# What --fallback tries, in this order: the layers that stay in fp32.
-FALLBACKS = ("fp16", "fp32-attention", "fp32-transformer", "fp32")
-_NEXT = {
-    "fp16": "the attention",
-    "fp32-attention": "the transformer",
-    "fp32-transformer": "everything",
-}
+from detr_export.runtimes.errors import VerificationError
+from detr_export.verification.cases import Case
+from detr_export.verification.comparison import Parity
 
 
 def engine_grid(profiles: Sequence[EngineProfile]) -> list[Case]:
@@ -54,43 +42,17 @@ def require_engine(parity: Parity, name: str, step: str) -> None:
     Args:
         parity: from `compare`.
         name: the engine, for the message.
-        step: which of FALLBACKS it is.
+        step: the name of its step of the ladder, or its precision.
 
     Raises:
         VerificationError: says how far it is off, and which layers to keep in fp32 next.
     """
     if parity.passed:
         return
+    following = step_after(step)
     advice = (
-        f"next keep {_NEXT[step]} in fp32, which --fallback tries by itself"
-        if step in _NEXT
+        f"next keep {following.kept} in fp32, which --fallback tries by itself"
+        if following is not None
         else "this TensorRT computes the graph wrongly on this GPU: run detr-export doctor, and try another version"
     )
     raise VerificationError(f"{name} disagrees with its checkpoint: {parity.disagreement()}; {advice}")
-
-
-def open_reference(metadata: Metadata, outputs: Sequence[str], checkpoint: str | None = None) -> Session:
-    """The checkpoint in PyTorch, on the CPU, where convolutions are not rounded to TF32.
-
-    Args:
-        metadata: the file's.
-        outputs: which outputs it has.
-        checkpoint: which checkpoint; the one that the file names as its source when None.
-
-    Raises:
-        ArtifactError: the file names no source.
-        CheckpointError: the checkpoint is missing, damaged, or not a DETR.
-    """
-    from detr_export.checkpoints.reading import load_checkpoint
-    from detr_export.graphs.description import describe
-    from detr_export.loading import load_model
-    from detr_export.modeling.deployed import DeployedModel
-    from detr_export.runtimes.backends.torch_session import TorchSession
-
-    source = checkpoint or metadata.source.get("name")
-    if source is None:
-        raise ArtifactError("the file does not say which checkpoint it came from; add --checkpoint CHECKPOINT")
-    loaded = load_checkpoint(source)
-    task = "segmentation" if "pred_masks" in outputs else "detection"
-    model = DeployedModel(load_model(loaded, task), attentions="cross_attention" in outputs)
-    return TorchSession(model, describe(loaded, metadata.pixel_mask, task=task), loaded.config.num_channels)

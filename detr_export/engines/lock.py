@@ -1,6 +1,6 @@
-"""One builder at a time for what is the same build: others wait, and find it done.
+"""One builder at a time for the same build: others wait, and find it done.
 
-Locks are the system's file locks, which a killed process leaves behind unlocked; their files lie in the temporary folder.
+Locks are the system's file locks: when a process is killed, its locks are free. Their files lie in the temporary folder.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ import contextlib
 import getpass
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from detr_export.runtimes.errors import OutputError, missing_extra
+from detr_export.runtimes.progress import SILENT, Progress
 
 
 @contextlib.contextmanager
-def build_lock(key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Holds the lock of a key; `waiting` is called when another process has it.
+def build_lock(key: str, progress: Progress = SILENT, waiting: str = "waiting for another process") -> Iterator[None]:
+    """Holds the lock of a key. Where another process has it, `progress` is told the line `waiting`, and this one waits.
 
     Raises:
         BackendError: filelock is not installed.
@@ -34,7 +35,7 @@ def build_lock(key: str, waiting: Callable[[], None] = lambda: None) -> Iterator
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            waiting()
+            progress.stage(waiting)
             lock.acquire()
     except OSError as error:
         raise OutputError(

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from detr_export.runtimes.backends.tensorrt.profiles import EngineProfile
+from detr_export.runtimes.errors import BackendError
+from detr_export.runtimes.session import parse_device
 
 
 @dataclass(frozen=True)
@@ -31,3 +33,15 @@ class EngineOptions:
     verify: bool = True
     checkpoint: str | None = None  # what to compare with; the file's source when None
     overwrite: bool = False
+
+
+def gpu_number(device: str) -> int:
+    """The number of the GPU that `cuda` or `cuda:N` names.
+
+    Raises:
+        BackendError: it names no GPU.
+    """
+    kind, index = parse_device(device)
+    if kind != "cuda":
+        raise BackendError(f"device is {device!r}; an engine is built on a GPU, 'cuda' or 'cuda:N'")
+    return index

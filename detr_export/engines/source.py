@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from detr_export.checkpoints.reading import load_checkpoint
-from detr_export.engines.gate import FALLBACKS
-from detr_export.graphs.export import DEFAULT_OPSET, SUFFIX, ExportOptions, export_onnx
+from detr_export.engines.ladder import FIRST, LAST, step_named
+from detr_export.graphs.export import export_onnx
 from detr_export.graphs.inspection import inspect_onnx
+from detr_export.graphs.options import DEFAULT_OPSET, SUFFIX
 from detr_export.runtimes.errors import ArtifactError, BackendError
-
-_EXPORTS: Mapping[str, Mapping[str, Any]] = {
-    "fp16": {"precision": "fp16"},
-    "fp32-attention": {"precision": "fp16", "keep_fp32": "attention"},
-    "fp32-transformer": {"precision": "fp16", "keep_fp32": "transformer"},
-    "fp32": {},
-}
+from detr_export.runtimes.progress import SILENT, Progress
 
 
-def make_graph(source: str, step: str, folder: Path, progress: Callable[[str], None] = lambda line: None) -> Path:
-    """The ONNX file of a step of `FALLBACKS`.
+def make_graph(source: str, step: str, folder: Path, progress: Progress = SILENT) -> Path:
+    """The ONNX file of a step of the ladder.
 
     Args:
         source: an ONNX file or a checkpoint.
-        step: "fp16", "fp32-attention", "fp32-transformer" or "fp32".
+        step: the step's name: "fp16", "fp32-attention", "fp32-transformer" or "fp32".
         folder: where a file may be written.
-        progress: called with one line for each stage of an export.
+        progress: is told each stage of an export.
 
     Raises:
         ArtifactError: an ONNX file is of another precision.
@@ -36,22 +30,20 @@ def make_graph(source: str, step: str, folder: Path, progress: Callable[[str], N
     """
     if source.endswith(SUFFIX):
         metadata = inspect_onnx(source).metadata
-        precision = None if metadata is None else metadata.precision
-        if step == FALLBACKS[0] and precision == "fp32":
+        if step == FIRST.name and metadata is not None and metadata.precision == "fp32":
             raise ArtifactError(f"{source} is fp32; export its checkpoint with: detr-export onnx --precision fp16")
-        if step not in (FALLBACKS[0], FALLBACKS[-1]):
+        if step not in (FIRST.name, LAST.name):
             raise ArtifactError(f"{step} cannot be made from {source}; give the checkpoint")
         return Path(source)
     output = folder / f"{step}{SUFFIX}"
     if not output.exists():
-        progress(f"exporting {source}, {step}")
-        options = ExportOptions(opset=_opset(), **_EXPORTS[step])
-        export_onnx(load_checkpoint(source), output, options, progress)
+        progress.stage(f"exporting {source}, {step}")
+        export_onnx(load_checkpoint(source), output, replace(step_named(step).options, opset=_opset()), progress)
     return output
 
 
 def _opset() -> int:
-    """What the installed TensorRT reads; the usual one where there is none, for ONNX Runtime."""
+    """The opset that the installed TensorRT reads; without TensorRT the default one, for ONNX Runtime."""
     try:
         from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
     except BackendError:

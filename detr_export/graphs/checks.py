@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from detr_export.graphs.editing import opset_of
 from detr_export.runtimes.errors import ArtifactError, first_line
 
 # Control flow, operators whose output size depends on values, and sequences: engine builders reject or mishandle them.
@@ -32,7 +33,7 @@ def check_graph(model: onnx.ModelProto, layer_norms: int, opset: int, inputs: di
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as error:
         raise ArtifactError(f"the graph is not valid ONNX: {first_line(error)}") from error
-    given = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), None)
+    given = opset_of(model)
     if given != opset:
         raise ArtifactError(f"the exporter produced opset {given} instead of {opset}; choose an opset from 17 to 25")
     domains = sorted({node.domain for node in model.graph.node} - {"", "ai.onnx"})

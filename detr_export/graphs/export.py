@@ -1,73 +1,49 @@
 """From a checkpoint to a verified ONNX file.
 
-The file is written only after it was run in ONNX Runtime over the verification grid and agreed with the PyTorch model; it
-replaces what stood at its path in one move. Batch, height and width stay free, and `pixel_values` and `pixel_mask` share
+The file reaches its place only after ONNX Runtime ran it over the verification grid and it agreed with the PyTorch model.
+It replaces what stood there in one move. Batch, height and width stay free, and `pixel_values` and `pixel_mask` share
 their names for them.
 
-An fp16 file is compared twice: as it is, and with every result rounded to fp16 (`half_rounding`), as a GPU does and ONNX
+An fp16 file is compared twice: as it is, and with every result rounded to fp16 (`fp16_rounding`), as a GPU does and ONNX
 Runtime's CPU does not.
 """
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import importlib.util
-import logging
 import tempfile
-import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnx
-import torch
-from torch import Tensor, nn
 
-from detr_export.checkpoints.reading import Checkpoint, load_checkpoint
-from detr_export.config import DetrConfig
+from detr_export.checkpoints.reading import Checkpoint
 from detr_export.graphs.checks import check_graph
 from detr_export.graphs.description import describe
-from detr_export.graphs.fp16 import HalfWeights, to_half
+from detr_export.graphs.fp16.casting import Fp16Weights, to_fp16
+from detr_export.graphs.options import SUFFIX, ExportOptions, check_options
 from detr_export.graphs.simplification import simplify
-from detr_export.loading import load_model
-from detr_export.modeling.deployed import DeployedModel, Uint8Model
-from detr_export.runtimes.backends.torch_session import TorchSession
-from detr_export.runtimes.errors import ArtifactError, VerificationError, first_line, missing_extra
+from detr_export.graphs.tracing import count_layer_norms, input_dims, trace
+from detr_export.loading import load_model, reference_of_file, reference_session
+from detr_export.modeling.deployed import DeployedModel
+from detr_export.runtimes.errors import VerificationError, missing_extra
 from detr_export.runtimes.files import replacing, require_writable, writing
-from detr_export.runtimes.metadata import METADATA_KEY, UINT8, Metadata
+from detr_export.runtimes.metadata import METADATA_KEY, Metadata
+from detr_export.runtimes.progress import SILENT, Progress
 from detr_export.verification.comparison import Parity, compare, require
+from detr_export.verification.reference import Reference, reference_of
 
-OPSETS = range(17, 26)  # 17 has the first LayerNormalization; 25 is the last that was tried
-DEFAULT_OPSET = 18  # what the exporter writes without converting
-# The traced example. Nothing of it may survive in the file: the grid holds none of these sizes.
-_TRACED_BATCH, _TRACED_HEIGHT, _TRACED_WIDTH = 2, 256, 320
 _PRODUCER = "detr-export"
-SUFFIX = ".onnx"
 
 
 @dataclass(frozen=True)
-class ExportOptions:
-    """How to export."""
-
-    task: str | None = None  # "detection" or "segmentation"; the checkpoint's own when None
-    attentions: bool = False  # also give the decoder's last cross-attention
-    pixel_mask: bool = True  # False: a file that takes images of one size per batch and no mask
-    opset: int = DEFAULT_OPSET
-    precision: str = "fp32"  # or "fp16", with fp32 islands, see `precision`
-    fp16_io: bool = False  # fp16: inputs and outputs too
-    keep_fp32: str | None = None  # fp16: "attention" or "transformer" stays fp32, see `precision.KEPT`
-    input: str = "float"  # or "uint8": the graph scales the images itself, see `Uint8Model`
-    simplify: bool = True
-    verify: bool = True
-    overwrite: bool = False
-
-
-@dataclass(frozen=True)
-class HalfReport:
+class Fp16Report:
     """What fp16 did to a model."""
 
-    weights: HalfWeights
+    weights: Fp16Weights
     rounded: Parity | None = None  # with every result rounded to fp16; None when verification was switched off
     largest: float | None = None  # magnitude over the verification grid of what is stored in fp16; its limit is 65504
     largest_node: str | None = None
@@ -89,76 +65,99 @@ class ExportResult:
     size_bytes: int
     metadata: Metadata
     parity: Parity | None  # None when verification was switched off
-    half: HalfReport | None = None  # of an fp16 file
+    fp16: Fp16Report | None = None  # of an fp16 file
+
+    def summary(self) -> str:
+        """For people."""
+        about = self.metadata
+        lines = [
+            f"{self.path}  {self.size_bytes / 1e6:.1f} MB, {about.task}, {about.precision}, opset {about.opset}",
+            self.parity.summary() if self.parity is not None else "not verified: --no-verify",
+        ]
+        if self.fp16 is not None:
+            lines.append(self.fp16.summary())
+        return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        half = {} if self.half is None else {"fp16": asdict(self.half)}
-        return {"path": str(self.path), "size_bytes": self.size_bytes, "metadata": asdict(self.metadata), **half}
+        fp16 = {} if self.fp16 is None else {"fp16": asdict(self.fp16)}
+        return {"path": str(self.path), "size_bytes": self.size_bytes, "metadata": asdict(self.metadata), **fp16}
 
 
-def export_onnx(
-    checkpoint: Checkpoint,
-    output: str | Path,
-    options: ExportOptions | None = None,
-    progress: Callable[[str], None] = lambda step: None,
-    accept: Callable[[Path], None] = lambda file: None,
-) -> ExportResult:
-    """Exports, checks, verifies and only then writes.
+@dataclass(frozen=True)
+class Draft:
+    """A file that is finished and verified, and not yet at its place."""
+
+    path: Path  # where it lies for now, beside its place
+    result: ExportResult  # what it is once it has moved there
+
+
+@contextlib.contextmanager
+def exported(
+    checkpoint: Checkpoint, output: str | Path, options: ExportOptions | None = None, progress: Progress = SILENT
+) -> Iterator[Draft]:
+    """Exports, checks and verifies, and lets the block have the last word.
+
+    When the block ends, the file moves to `output`. When the block raises, nothing is written.
+
+        with exported(checkpoint, "model.onnx") as draft:
+            require_accuracy(draft.path, ...)
 
     Args:
         checkpoint: from `load_checkpoint`.
         output: the file to write.
         options: defaults when None.
-        progress: called with one line for each step.
-        accept: called with the finished file before it is moved to `output`; what it raises ends the export, and nothing is
-            written.
+        progress: is told each stage.
 
     Raises:
         OutputError: the output exists, or its folder cannot be written.
         ArtifactError: options contradict each other, or the graph or its simplification breaks a rule.
         VerificationError: the file disagrees with the checkpoint; nothing was written.
+        BackendError: a package that the export needs is not installed.
     """
+    # Refuse what cannot work, before the minute that tracing takes.
     options = options or ExportOptions()
     require_writable(output, options.overwrite, SUFFIX)
-    if options.simplify and importlib.util.find_spec("onnxsim") is None:
-        raise missing_extra("onnxsim", "export")
-    if options.verify:
-        import detr_export.runtimes.backends.ort.session  # noqa: F401  # where it is missing, better said now than after the tracing
-    _check_options(options, checkpoint)
-    config = checkpoint.config
-    model = DeployedModel(load_model(checkpoint, options.task), options.attentions)
+    _require_tools(options)
+    check_options(options, checkpoint)
+
+    # Make the graph.
     metadata = describe(
         checkpoint, options.pixel_mask, options.precision, opset=options.opset, task=options.task, input=options.input
     )
-
-    progress("tracing")
-    proto = _trace(model, checkpoint, options)
-    if options.simplify:
-        progress("simplifying")
-        proto = simplify(proto)
-    check_graph(proto, _layer_norms(config), options.opset, _inputs(config, options))
-    half: HalfReport | None = None
+    proto = _make_graph(checkpoint, options, progress)
+    fp16: Fp16Report | None = None
     if options.precision == "fp16":
-        progress("casting to fp16")
-        proto, weights = to_half(proto, not options.fp16_io, options.keep_fp32)
-        half = HalfReport(weights)
+        progress.stage("casting to fp16")
+        proto, weights = to_fp16(proto, not options.fp16_io, options.keep_fp32)
+        fp16 = Fp16Report(weights)
 
-    parity: Parity | None = None
+    # Write it beside its place, verify it there, and record what the verification found.
     with replacing(output) as temporary:
+        parity: Parity | None = None
         _save(proto, metadata, temporary)
         if options.verify:
-            reference = TorchSession(model, describe(checkpoint, options.pixel_mask, task=options.task), config.num_channels)
+            session = reference_session(
+                checkpoint, task=options.task, attentions=options.attentions, pixel_mask=options.pixel_mask
+            )
+            reference = reference_of(session)
             parity = _verify(temporary, reference, progress)
             recorded = parity.to_dict()
-            if half is not None:
-                half = _verify_rounded(proto, half.weights, metadata, temporary, reference, progress)
-                recorded["fp16"] = asdict(half)
+            if fp16 is not None:
+                fp16 = _verify_rounded(proto, fp16.weights, metadata, temporary, reference, progress)
+                recorded["fp16"] = asdict(fp16)
             metadata = replace(metadata, parity=recorded)
             _save(proto, metadata, temporary)
-        accept(temporary)
-    path = Path(output)
-    return ExportResult(path, path.stat().st_size, metadata, parity, half)
+        yield Draft(temporary, ExportResult(Path(output), temporary.stat().st_size, metadata, parity, fp16))
+
+
+def export_onnx(
+    checkpoint: Checkpoint, output: str | Path, options: ExportOptions | None = None, progress: Progress = SILENT
+) -> ExportResult:
+    """Exports, checks, verifies and only then writes; arguments and errors as in `exported`."""
+    with exported(checkpoint, output, options, progress) as draft:
+        pass
+    return draft.result
 
 
 def verify_file(
@@ -166,7 +165,7 @@ def verify_file(
     checkpoint: str | Path | None = None,
     dilation: bool | None = None,
     revision: str | None = None,
-    progress: Callable[[str], None] = lambda step: None,
+    progress: Progress = SILENT,
 ) -> Parity:
     """Compares an exported file with a checkpoint, as the export does; `verification.require` makes it a gate.
 
@@ -181,140 +180,48 @@ def verify_file(
 
     with OrtSession(file, spinning=False) as candidate:
         require_detr(candidate)
-        if checkpoint is None:
-            checkpoint = candidate.metadata.source.get("name") if candidate.metadata is not None else None
-            if checkpoint is None:
-                raise ArtifactError(f"{file} does not say which checkpoint it came from; add --checkpoint CHECKPOINT")
-        progress(f"reading {checkpoint}")
-        loaded = load_checkpoint(checkpoint, dilation, revision)
-        mask = any(spec.name in ("pixel_mask", "valid_sizes") for spec in candidate.inputs)
-        outputs = {spec.name for spec in candidate.outputs}
-        task = "segmentation" if "pred_masks" in outputs else "detection"
-        model = DeployedModel(load_model(loaded, task), attentions="cross_attention" in outputs)
-        reference = TorchSession(model, describe(loaded, mask, task=task), loaded.config.num_channels)
-        return compare(candidate, reference, progress=lambda line: progress(f"verifying {line}"))
+        session = reference_of_file(file, candidate, checkpoint, dilation, revision, progress)
+        return compare(candidate, reference_of(session), progress=progress)
 
 
-def _check_options(options: ExportOptions, checkpoint: Checkpoint) -> None:
-    for name, value, known in (
-        ("precision", options.precision, ("fp32", "fp16")),
-        ("input", options.input, ("float", UINT8)),
-    ):
-        if value not in known:
-            raise ArtifactError(f"{name} is {value!r}; expected {' or '.join(known)}")
-    if options.opset not in OPSETS:
-        raise ArtifactError(f"opset is {options.opset}; expected {OPSETS.start} to {OPSETS.stop - 1}")
-    if options.precision != "fp16" and (options.fp16_io or options.keep_fp32 is not None):
-        raise ArtifactError("fp16 inputs and outputs, and parts that stay fp32, are of an fp16 file; add --precision fp16")
-    if options.precision == "fp16" and not options.simplify:
-        raise ArtifactError("an fp16 file is made from the simplified graph; leave --no-simplify out")
-    if options.input == UINT8 and checkpoint.config.num_channels != 3:
-        raise ArtifactError(
-            f"the checkpoint takes images of {checkpoint.config.num_channels} channels, and uint8 images are RGB; "
-            "use --input float"
-        )
-    if not options.pixel_mask and checkpoint.processor.pad_size is not None:
-        raise ArtifactError("the checkpoint's processor pads every image to pad_size; such a model needs its pixel_mask")
+def _require_tools(options: ExportOptions) -> None:
+    """Looks for the packages that are used late, so that a missing one is named at once."""
+    if options.simplify and importlib.util.find_spec("onnxsim") is None:
+        raise missing_extra("onnxsim", "export")
+    if options.verify:
+        import detr_export.runtimes.backends.ort.session  # noqa: F401  # says what to install
 
 
-class _Positional(nn.Module):
-    """The exporter names outputs by position."""
-
-    def __init__(self, model: DeployedModel | Uint8Model) -> None:
-        super().__init__()
-        self.model = model
-        self.eval()
-
-    def forward(self, pixel_values: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...]:
-        return tuple(self.model(pixel_values, sizes).values())
-
-
-def _trace(model: DeployedModel, checkpoint: Checkpoint, options: ExportOptions) -> onnx.ModelProto:
-    config, processor = checkpoint.config, checkpoint.processor
-    height, width, channels = _TRACED_HEIGHT, _TRACED_WIDTH, config.num_channels
-    module: DeployedModel | Uint8Model = model
-    if options.input == UINT8:
-        factor = processor.rescale_factor if processor.do_rescale else None
-        normalization = (processor.image_mean, processor.image_std) if processor.do_normalize else (None, None)
-        module = Uint8Model(model, factor, *normalization)
-        images = torch.zeros((_TRACED_BATCH, height, width, channels), dtype=torch.uint8)
-        mask = torch.tensor([(height, width)] * _TRACED_BATCH)
-    else:
-        images = torch.zeros((_TRACED_BATCH, channels, height, width))
-        mask = torch.ones((_TRACED_BATCH, height, width), dtype=torch.int64)
-    names = _inputs(config, options)
-    sizes = {name: torch.export.Dim(name) for name in ("batch", "height", "width")}
-    dynamic = tuple(
-        {axis: sizes[name] for axis, name in enumerate(shape) if isinstance(name, str)} for shape in names.values()
-    )
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of operators of packages that are not installed
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's notes about itself
-        try:
-            program = torch.onnx.export(
-                _Positional(module),
-                (images, mask) if options.pixel_mask else (images,),
-                dynamo=True,
-                opset_version=options.opset,
-                input_names=list(names),
-                output_names=list(model.output_names),
-                dynamic_shapes=dynamic,
-                verbose=False,
-            )
-        except Exception as error:  # a backbone of timm's may do what cannot be traced, and torch's errors share no base
-            raise ArtifactError(f"PyTorch cannot export this model: {first_line(error)}") from error
-    assert program is not None  # None only when the exporter is given a file
-    proto = program.model_proto
-    if options.input == UINT8:
-        _measure_after_cast(proto)
+def _make_graph(checkpoint: Checkpoint, options: ExportOptions, progress: Progress) -> onnx.ModelProto:
+    """The checked fp32 graph."""
+    config = checkpoint.config
+    model = DeployedModel(load_model(checkpoint, options.task), options.attentions)
+    progress.stage("tracing")
+    proto = trace(model, checkpoint, options)
+    if options.simplify:
+        progress.stage("simplifying")
+        proto = simplify(proto)
+    check_graph(proto, count_layer_norms(config), options.opset, input_dims(config, options))
     return proto
 
 
-def _measure_after_cast(model: onnx.ModelProto) -> None:
-    """Takes the sizes of the images from their float copy: TensorRT reads a uint8 input in a Cast and nowhere else."""
-    (cast,) = [node for node in model.graph.node if node.op_type == "Cast" and node.input[0] == "pixel_values"]
-    rest = [node for node in model.graph.node if node is not cast]
-    for node in rest:
-        if node.op_type == "Shape" and node.input[0] == "pixel_values":
-            node.input[0] = cast.output[0]
-    nodes = [copy.deepcopy(node) for node in (cast, *rest)]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-
-
-def _inputs(config: DetrConfig, options: ExportOptions) -> dict[str, tuple[str | int, ...]]:
-    if options.input == UINT8:
-        images: tuple[str | int, ...] = ("batch", "height", "width", config.num_channels)
-        return {"pixel_values": images, **({"valid_sizes": ("batch", 2)} if options.pixel_mask else {})}
-    inputs: dict[str, tuple[str | int, ...]] = {"pixel_values": ("batch", config.num_channels, "height", "width")}
-    if options.pixel_mask:
-        inputs["pixel_mask"] = ("batch", "height", "width")
-    return inputs
-
-
-def _layer_norms(config: DetrConfig) -> int:
-    """Two in each encoder layer, three in each decoder layer, and the decoder's own, once a layer with auxiliary loss."""
-    final = config.decoder_layers + 1 if config.auxiliary_loss else 1
-    return 2 * config.encoder_layers + 3 * config.decoder_layers + final
-
-
-def _verify(file: Path, reference: TorchSession, progress: Callable[[str], None]) -> Parity:
+def _verify(file: Path, reference: Reference, progress: Progress) -> Parity:
     from detr_export.runtimes.backends.ort.session import OrtSession  # a box that exports with --no-verify needs no runtime
 
     with OrtSession(file, spinning=False) as candidate:
-        parity = compare(candidate, reference, progress=lambda line: progress(f"verifying {line}"))
+        parity = compare(candidate, reference, progress=progress)
     require(parity, "the exported file")
     return parity
 
 
 def _verify_rounded(
     proto: onnx.ModelProto,
-    weights: HalfWeights,
+    weights: Fp16Weights,
     metadata: Metadata,
     output: Path,
-    reference: TorchSession,
-    progress: Callable[[str], None],
-) -> HalfReport:
+    reference: Reference,
+    progress: Progress,
+) -> Fp16Report:
     """Compares an fp16 model with its checkpoint once more, with every result rounded; the twin lies beside `output`."""
     from detr_export.graphs.fp16_rounding import Watched, rounding_twin
     from detr_export.runtimes.backends.ort.session import OrtSession
@@ -324,7 +231,7 @@ def _verify_rounded(
         file = Path(folder) / "rounded.onnx"
         _save(twin, metadata, file)
         with Watched(OrtSession(file, spinning=False), names) as candidate:
-            parity = compare(candidate, reference, progress=lambda line: progress(f"verifying fp16 rounding {line}"))
+            parity = compare(candidate, reference, progress=progress, stage="verifying fp16 rounding")
             largest, node = candidate.largest
             overflows = candidate.overflows
     if overflows:
@@ -333,7 +240,7 @@ def _verify_rounded(
             f"largest is {largest:.4g}; export with --precision fp32"
         )
     require(parity, "the exported file, with every result rounded to fp16,")
-    return HalfReport(weights, parity, largest, node)
+    return Fp16Report(weights, parity, largest, node)
 
 
 def _save(proto: onnx.ModelProto, metadata: Metadata, file: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from detr_export.graphs.editing import opset_of, replace_nodes
 from detr_export.runtimes.errors import ArtifactError
 
 _NAMES = {
@@ -99,16 +100,14 @@ def rewrite_for_8_5(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         ArtifactError: the graph's opset is above 17, or it holds something else that 8.5 does not read.
     """
-    opset = _opset(model)
+    opset = opset_of(model)
     if opset > parser_rules("8.5").opsets.stop - 1:
         raise ArtifactError(f"the graph has opset {opset}, and TensorRT 8.5 reads 17 at most; export with --opset 17")
     rewritten = copy.deepcopy(model)
     rewritten.ir_version = min(rewritten.ir_version, _IR_VERSION_8_5)
     graph = rewritten.graph
     constants = _Constants(graph)
-    nodes = [copy.deepcopy(new) for node in graph.node for new in _rewritten(node, constants)]
-    del graph.node[:]
-    graph.node.extend(nodes)
+    replace_nodes(graph, [new for node in graph.node for new in _rewritten(node, constants)])
     check_parsable(rewritten, "8.5")
     return rewritten
 
@@ -172,7 +171,7 @@ def _layer_norm(node: onnx.NodeProto, attributes: dict[str, Any], constants: _Co
 
 
 def _problems(model: onnx.ModelProto, rules: ParserRules) -> Iterator[str]:
-    opset = _opset(model)
+    opset = opset_of(model)
     if opset not in rules.opsets:
         yield f"opset {opset} is not in {rules.opsets.start} to {rules.opsets.stop - 1}"
     typed = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
@@ -216,7 +215,3 @@ def _typed_values(node: onnx.NodeProto, opset: int) -> list[str]:
 
 def _is_partial(attributes: dict[str, Any]) -> bool:
     return attributes.get("start", 0) != 0 or "end" in attributes
-
-
-def _opset(model: onnx.ModelProto) -> int:
-    return next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)

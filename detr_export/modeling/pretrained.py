@@ -59,13 +59,13 @@ class DetrPreTrainedModel(nn.Module):
         return model
 
     def save_pretrained(
-        self, directory: str | Path, processor: DetrImageProcessor | None = None, half: bool = False
+        self, directory: str | Path, processor: DetrImageProcessor | None = None, fp16: bool = False
     ) -> Path:
         """Writes the checkpoint as transformers does, with the settings of `processor` (the published ones when None).
 
-        With `half`, in half the space: see `save_checkpoint`.
+        With `fp16` it takes half the space, see `save_checkpoint`.
         """
-        return save_checkpoint(self.config, self, processor or DetrImageProcessor(), directory, half)
+        return save_checkpoint(self.config, self, processor or DetrImageProcessor(), directory, fp16)
 
     @classmethod
     def _own_part(cls, checkpoint: Checkpoint) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from detr_export.runtimes.errors import InputError, OutputError
 from detr_export.runtimes.files import write_atomically
 from detr_export.runtimes.processing.annotations.panoptic import id_to_rgb
 from detr_export.runtimes.processing.rle import encode_compressed_rle
+from detr_export.runtimes.progress import SILENT, Progress
 
 THINGS = {1: "disc", 2: "rectangle", 3: "triangle", 4: "star", 5: "cross"}
 STUFF = {6: "sky", 7: "water", 8: "grass", 9: "sand"}
@@ -89,9 +90,7 @@ def draw_picture(split: str, index: int) -> Picture:
     return Picture(canvas.round().clip(0, 255).astype(np.uint8), ids, categories)
 
 
-def write_demo_data(
-    directory: str | Path, images: int, split: str = "train", progress: Callable[[int], None] = lambda done: None
-) -> Path:
+def write_demo_data(directory: str | Path, images: int, split: str = "train", progress: Progress = SILENT) -> Path:
     """Writes a split as COCO lays it out: `SPLIT/*.jpg`, `annotations/instances_SPLIT.json`,
     `annotations/panoptic_SPLIT.json` and `annotations/panoptic_SPLIT/*.png`.
 
@@ -99,10 +98,10 @@ def write_demo_data(
         directory: the data set's folder; other splits in it stay.
         images: how many.
         split: its name, and what the pictures are drawn from.
-        progress: told how many are written.
+        progress: is told how many are written.
 
     Raises:
-        InputError: the number of images or the name of the split is none.
+        InputError: the number of images or the name of the split is invalid.
         OutputError: the split is there already, or the folder cannot be written.
     """
     root = Path(directory)
@@ -132,7 +131,7 @@ def write_demo_data(
             if segment["category_id"] in THINGS:
                 mask = encode_compressed_rle(picture.ids == segment["id"])
                 instances.append({**segment, "id": len(instances) + 1, "image_id": image_id, "segmentation": mask})
-        progress(index + 1)
+        progress.step(index + 1, images)
     info = {"description": "Shapes in landscapes, drawn by detr-export", "split": split}
     _write_json(
         instances_file, {"info": info, "images": records, "annotations": instances, "categories": _categories(THINGS)}

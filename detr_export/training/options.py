@@ -29,7 +29,7 @@ class TrainingOptions:
     scale: tuple[float, float] = (0.6, 1.0)  # range of the shortest edge, relative to the processor's
     train_batch_norm: bool | None = None  # None: when the backbone starts from scratch
     seed: int = 0
-    half: bool = False  # store matrices and kernels as float16
+    fp16_weights: bool = False  # store matrices and kernels as float16
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:

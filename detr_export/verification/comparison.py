@@ -1,7 +1,7 @@
 """The gate: an exported file must give the checkpoint's numbers.
 
 The file, and the checkpoint in the file's own arithmetic, are both compared with the checkpoint in float64. What the
-checkpoint is off by is the noise floor; the file may be a small multiple of it off (`tolerances`). Both run on one processor,
+checkpoint is off by is the noise floor, and the file may be a small multiple of it off (`tolerances`). Both run on one CPU,
 so the verdict does not depend on how that one rounds.
 
 Beside the largest difference of each output, the report carries the *spread*: how far the outputs for two different images

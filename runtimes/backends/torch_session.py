@@ -77,16 +77,14 @@ class TorchSession(Session):
         """
         try:  # the one place that looks up the rooms
             from detr_export.checkpoints.reading import load_checkpoint
-            from detr_export.graphs.description import describe
-            from detr_export.loading import load_model
-            from detr_export.modeling.deployed import DeployedModel
+            from detr_export.loading import reference_session
         except ImportError as error:
             raise missing_extra(str(error.name), "export") from error
 
         _checked_device(device)
-        loaded = load_checkpoint(checkpoint, dilation)
-        model = DeployedModel(load_model(loaded), attentions)
-        return cls(model, describe(loaded), loaded.config.num_channels, device, threads)
+        return reference_session(
+            load_checkpoint(checkpoint, dilation), attentions=attentions, device=device, threads=threads
+        )
 
     @property
     def model(self) -> torch.nn.Module:

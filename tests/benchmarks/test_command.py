@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from detr_export.cli import _bench_arguments
+from detr_export.benchmarks.command import spelled_out
 
-START = "from detr_export import cli; cli.bench_main()"
+START = "from detr_export.benchmarks.command import main; main()"
 QUICK = ("--rounds", "3", "--runs", "1", "--threads", "1", "--callers", "1", "--size", "96x128")
 
 
@@ -147,6 +147,40 @@ def test_help() -> None:
 
 
 @pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("detr-bench ", {"run", "processors"}),
+        ("detr-bench pro", {"processors"}),
+        ("detr-bench --si", {"--size"}),  # of `run`, which needs not be named
+        ("detr-bench --ver", {"--version"}),
+        ("detr-bench --show", {"--show-completion"}),
+        ("detr-bench run --ba", {"--batch", "--baseline"}),
+        ("detr-bench model.onnx --size 8x9 10x11 --ca", {"--callers"}),
+        ("detr-bench processors --", {"--images", "--rounds", "--threads", "--json", "--help"}),
+    ],
+)
+def test_the_shell_completes(typed: str, offered: set[str]) -> None:
+    words = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" ")), "_DETR_BENCH_COMPLETE": "complete_bash"}
+    done = subprocess.run(
+        [sys.executable, "-c", START], capture_output=True, text=True, env={**environment(), **words}, check=False
+    )
+    assert set(done.stdout.split()) == offered, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_script_for_a_shell_names_the_program() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", START],
+        capture_output=True,
+        text=True,
+        env={**environment(), "_DETR_BENCH_COMPLETE": "source_bash"},
+        check=True,
+    )
+    assert "_DETR_BENCH_COMPLETE=complete_bash" in done.stdout
+    assert "detr-bench" in done.stdout
+
+
+@pytest.mark.parametrize(
     ("typed", "meant"),
     [
         ("", "run"),
@@ -154,6 +188,8 @@ def test_help() -> None:
         ("run a.onnx", "run a.onnx"),
         ("processors", "processors"),
         ("--help", "--help"),
+        ("--show-completion", "--show-completion"),
+        ("--install-completion", "--install-completion"),
         ("--json", "run --json"),
         ("--size 8x9 10x11 a.onnx", "run --size 8x9 --size 10x11 a.onnx"),
         ("a.onnx --batch 1 4 --size 8x9", "run a.onnx --batch 1 --batch 4 --size 8x9"),
@@ -161,4 +197,4 @@ def test_help() -> None:
     ],
 )
 def test_lists_of_values(typed: str, meant: str) -> None:
-    assert _bench_arguments(typed.split()) == meant.split()
+    assert spelled_out(typed.split()) == meant.split()

@@ -11,10 +11,10 @@ from detr_export.graphs.export import ExportOptions, ExportResult, export_onnx
 
 
 @pytest.fixture(scope="session")
-def half_images(segmenter: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
+def fp16_images(segmenter: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
     """The segmentation checkpoint as an fp16 file of opset 17 that takes uint8 images, verified; not to be changed."""
     options = ExportOptions(precision="fp16", fp16_io=True, input="uint8", opset=17)
-    return export_onnx(load_checkpoint(segmenter), tmp_path_factory.mktemp("half") / "images.onnx", options)
+    return export_onnx(load_checkpoint(segmenter), tmp_path_factory.mktemp("fp16") / "images.onnx", options)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import torch
 
 from detr_export.modeling.detr import DetrForObjectDetection
 from detr_export.seeding import random_images, seed_weights
-from detr_export.verification.comparison import TOLERANCE
+from detr_export.verification.tolerances import TOLERANCES
 from tests import models
 
 OUTPUTS = ("logits", "pred_boxes")
@@ -55,7 +55,7 @@ def test_images_differ_by_far_more_than_the_tolerance(changes: dict) -> None:
     model = models.seeded(models.config(**changes))
     first, second = outputs(model, seed=10), outputs(model, seed=11)
     for name in OUTPUTS:
-        tolerance = TOLERANCE[name]
+        tolerance = TOLERANCES["fp32"].constant[name]
         assert (first[name] - second[name]).abs().max() > 100 * tolerance
         assert (first[name][0] - first[name][1]).abs().max() > 100 * tolerance  # also within a batch
         assert (first[name][:, 0] - first[name][:, 1]).abs().max() > 10 * tolerance  # and from query to query

@@ -8,7 +8,7 @@ import pytest
 
 from detr_export.benchmarks.speed.device_stages import STAGES, run_engine_in_stages, run_ort_in_stages
 from detr_export.runtimes.backends.ort.session import OrtSession
-from detr_export.verification.comparison import Case, make_inputs
+from detr_export.verification.cases import Case, make_inputs
 from tests.tensorrt_double.engines import write_engine
 from tests.tensorrt_double.fixtures import NEWEST, OLDEST, Install
 

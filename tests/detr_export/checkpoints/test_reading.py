@@ -78,7 +78,7 @@ def test_half_precision_is_loaded_as_float32(dtype: torch.dtype, tiny_checkpoint
 
 def test_a_checkpoint_saved_in_half_precision(tiny_checkpoint: Path, tmp_path: Path) -> None:
     model = DetrForObjectDetection.from_pretrained(tiny_checkpoint)
-    model.save_pretrained(tmp_path / "half", half=True)
+    model.save_pretrained(tmp_path / "half", fp16=True)
     sizes = [(folder / "model.safetensors").stat().st_size for folder in (tmp_path / "half", tiny_checkpoint)]
     assert sizes[0] < 0.65 * sizes[1]  # of a tiny model the names are a good part
     stored = load_file(tmp_path / "half" / "model.safetensors")

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from detr_export.engines.attestation import attest, graph_precision, node_precisions
 from detr_export.engines.build import build_engine, build_with_fallback
-from detr_export.engines.gate import FALLBACKS, engine_grid
+from detr_export.engines.gate import engine_grid
+from detr_export.engines.ladder import Step
 from detr_export.engines.lock import build_lock
 from detr_export.engines.options import BuildSettings, EngineOptions
 from detr_export.runtimes.backends.ort.session import OrtSession
@@ -27,7 +29,8 @@ from detr_export.runtimes.backends.tensorrt.profiles import EngineProfile, defau
 from detr_export.runtimes.backends.tensorrt.sidecar import read_sidecar, sidecar_path
 from detr_export.runtimes.errors import ArtifactError, BackendError, InputError, OutputError, VerificationError
 from detr_export.runtimes.metadata import METADATA_KEY, Metadata
-from detr_export.verification.comparison import make_inputs
+from detr_export.verification.cases import make_inputs
+from tests.detr_export.recorder import Recorder
 from tests.tensorrt_double import Knobs
 from tests.tensorrt_double.fixtures import NEWEST, OLDEST, TEN, Install
 
@@ -44,16 +47,16 @@ def own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "locks"))
 
 
-def half_graph(source: Path, target: Path, precision: str = "fp16") -> Path:
-    """The graph with its convolutions' weights stored in half precision, cast back before use, as metadata then says."""
+def fp16_graph(source: Path, target: Path, precision: str = "fp16") -> Path:
+    """The graph with its convolutions' weights stored in fp16, cast back before use, as metadata then says."""
     model = onnx.load(str(source))
     weights = {node.input[1] for node in model.graph.node if node.op_type in ("Conv", "MatMul")}
     casts = []
     for tensor in list(model.graph.initializer):
         if tensor.name in weights and tensor.data_type == TensorProto.FLOAT:
             array = numpy_helper.to_array(tensor).astype(np.float16)
-            tensor.CopyFrom(numpy_helper.from_array(array, f"{tensor.name}_half"))
-            casts.append(helper.make_node("Cast", [tensor.name], [tensor.name.removesuffix("_half")], to=TensorProto.FLOAT))
+            tensor.CopyFrom(numpy_helper.from_array(array, f"{tensor.name}_fp16"))
+            casts.append(helper.make_node("Cast", [tensor.name], [tensor.name.removesuffix("_fp16")], to=TensorProto.FLOAT))
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
@@ -80,15 +83,15 @@ def test_builds_attests_verifies_and_writes(
     version: str, install_tensorrt: Install, tiny_onnx_17: Path, tmp_path: Path
 ) -> None:
     knobs = install_tensorrt(version)
-    lines: list[str] = []
+    progress = Recorder()
     output = tmp_path / "a.engine"
-    result = build_engine(tiny_onnx_17, output, EngineOptions(profiles=(SMALL,)), lines.append)
+    result = build_engine(tiny_onnx_17, output, EngineOptions(profiles=(SMALL,)), progress)
     assert listing(tmp_path) == ["a.engine", "a.engine.json"]
     assert result.parity is not None
     assert result.parity.passed
     assert not result.parity.weak
     assert result.parity.cases == 6
-    assert "verifying 5/6 2x80x96 (identical)" in lines
+    assert "verifying 5/6 2x80x96 (identical)" in progress.lines
     sidecar = read_sidecar(output)
     assert sidecar == result.sidecar
     assert (sidecar.precision, sidecar.tensorrt, sidecar.fallback) == ("fp32", version, None)
@@ -346,7 +349,7 @@ def test_metadata_that_contradicts_the_graph(tensorrt: Knobs, tiny_onnx: Path, t
 @pytest.fixture
 def disagreeing(tiny_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A graph that holds half precision, by which the double knows where to compute wrongly."""
-    return half_graph(tiny_onnx, tmp_path_factory.mktemp("half") / "half.onnx", "fp32")
+    return fp16_graph(tiny_onnx, tmp_path_factory.mktemp("half") / "half.onnx", "fp32")
 
 
 def test_an_engine_that_disagrees_is_not_written(tensorrt: Knobs, disagreeing: Path, tmp_path: Path) -> None:
@@ -377,19 +380,19 @@ def test_fallback_takes_the_first_that_agrees_and_records_it(
     tensorrt.wrong_by = 0.5
     asked: list[str] = []
 
-    def make(step: str) -> Path:
-        asked.append(step)
-        return tiny_onnx if step == "fp32-transformer" else disagreeing
+    def make(step: Step) -> Path:
+        asked.append(step.name)
+        return tiny_onnx if step.name == "fp32-transformer" else disagreeing
 
-    lines: list[str] = []
-    result = build_with_fallback(make, tmp_path / "a.engine", EngineOptions(profiles=(SMALL,)), lines.append)
-    assert asked == list(FALLBACKS[:3])
+    progress = Recorder()
+    result = build_with_fallback(make, tmp_path / "a.engine", EngineOptions(profiles=(SMALL,)), progress)
+    assert asked == ["fp16", "fp32-attention", "fp32-transformer"]
     assert result.sidecar.fallback == "fp32-transformer"
-    assert sum("is not good enough, trying" in line for line in lines) == 2
+    assert sum("is not good enough, trying" in line for line in progress.lines) == 2
     tensorrt.build_error = "no kernel"
     with pytest.raises(BackendError, match="TensorRT built no engine: no kernel"):  # only a disagreement leads on
         build_with_fallback(make, tmp_path / "b.engine", EngineOptions(profiles=(SMALL,)))
-    assert asked == [*FALLBACKS[:3], "fp16"]
+    assert asked == ["fp16", "fp32-attention", "fp32-transformer", "fp16"]
 
 
 def test_when_nothing_agrees(tensorrt: Knobs, disagreeing: Path, tmp_path: Path) -> None:
@@ -405,13 +408,14 @@ def test_when_nothing_agrees(tensorrt: Knobs, disagreeing: Path, tmp_path: Path)
 def test_two_builders_of_one_engine_wait_for_each_other(tensorrt: Knobs, tiny_onnx: Path, tmp_path: Path) -> None:
     waiting = threading.Event()
     tensorrt.on_step = lambda step: waiting.wait(30) and None
-    lines: list[str] = []
 
-    def heard(line: str) -> None:
-        lines.append(line)
-        if line.startswith("waiting for another process"):
-            waiting.set()
+    class Heard(Recorder):
+        def stage(self, line: str) -> None:
+            super().stage(line)
+            if line.startswith("waiting for another process"):
+                waiting.set()
 
+    heard = Heard()
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(lambda _: build_engine(tiny_onnx, tmp_path / "a.engine", QUICK, heard), range(2)))
     assert sorted(result.built_here for result in results) == [False, True]
@@ -425,9 +429,9 @@ def test_a_file_that_came_in_between_is_not_overwritten(tensorrt: Knobs, tiny_on
     original = os.replace
     from detr_export.engines import build as engine
 
-    def late(key: str, waiting: Any) -> Any:
+    def late(key: str, *arguments: Any) -> Any:
         output.write_bytes(b"another's")
-        return build_lock(key, waiting)
+        return build_lock(key, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "build_lock", late)
@@ -452,20 +456,30 @@ def test_a_killed_builder_leaves_no_lock(tmp_path: Path) -> None:
     process = context.Process(target=hold, args=("key", str(tmp_path / "locks"), held))
     process.start()
     assert held.wait(60)
-    waited: list[bool] = []
 
-    def kill() -> None:
-        waited.append(True)
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGKILL)
+    class Killing(Recorder):
+        def stage(self, line: str) -> None:
+            super().stage(line)
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGKILL)
 
-    with build_lock("other", waiting=kill):
-        assert not waited
-    with build_lock("key", waiting=kill):
-        assert waited
+    killing = Killing()
+    with build_lock("other", killing):
+        assert not killing.lines
+    with build_lock("key", killing, "waiting for the other one"):
+        assert killing.lines == ["waiting for the other one"]
     process.join()
 
 
+@pytest.fixture
+def hears_ctrl_c() -> Iterator[None]:
+    """Python's own handler: a shell that starts the tests in the background makes them ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("hears_ctrl_c")
 @pytest.mark.parametrize("version", [NEWEST, OLDEST])
 def test_ctrl_c_cancels(version: str, install_tensorrt: Install, tiny_onnx_17: Path, tmp_path: Path) -> None:
     knobs = install_tensorrt(version)
@@ -495,9 +509,9 @@ def test_ctrl_c_cancels(version: str, install_tensorrt: Install, tiny_onnx_17: P
 
 
 def test_progress(tensorrt: Knobs, tiny_onnx: Path, tmp_path: Path) -> None:
-    seen: list[tuple[str, int, int]] = []
-    build_engine(tiny_onnx, tmp_path / "a.engine", QUICK, steps=lambda *step: seen.append(step))
-    assert seen == [("Building Engine", done, 5) for done in range(1, 6)]
+    progress = Recorder()
+    build_engine(tiny_onnx, tmp_path / "a.engine", QUICK, progress)
+    assert progress.steps == [(done, 5, "Building Engine") for done in range(1, 6)]
 
 
 # ---- timing cache -------------------------------------------------------------------------------------------------------

@@ -11,11 +11,11 @@ from onnx import TensorProto
 
 from detr_export.engines import source as engine_source
 from detr_export.engines.build import build_with_fallback
-from detr_export.engines.gate import FALLBACKS
+from detr_export.engines.ladder import LADDER, step_after, steps
 from detr_export.engines.options import EngineOptions
 from detr_export.engines.source import make_graph
-from detr_export.graphs.export import DEFAULT_OPSET
 from detr_export.graphs.inspection import inspect_onnx
+from detr_export.graphs.options import DEFAULT_OPSET
 from detr_export.graphs.tensorrt import readable_graph
 from detr_export.runtimes.backends import tensorrt as tensorrt_folder
 from detr_export.runtimes.backends.tensorrt.profiles import EngineProfile
@@ -26,35 +26,46 @@ from tests.tensorrt_double.fixtures import OLDEST, Install
 SMALL = EngineProfile((1, 64, 64), (1, 64, 96), (2, 80, 96))
 
 
-def half_elements(file: Path) -> int:
+def fp16_elements(file: Path) -> int:
     model = onnx.load(str(file))
     return sum(len(item.raw_data) // 2 for item in model.graph.initializer if item.data_type == TensorProto.FLOAT16)
 
 
+def test_the_ladder() -> None:
+    names = {
+        (fp16, fallback): [step.name for step in steps(fp16, fallback)]
+        for fp16 in (False, True)
+        for fallback in (False, True)
+    }
+    assert names[False, False] == names[False, True] == ["fp32"]
+    assert names[True, False] == ["fp16"]
+    assert names[True, True] == ["fp16", "fp32-attention", "fp32-transformer", "fp32"]
+    assert [step_after(name) for name in ("fp32", "int8")] == [None, None]
+    assert step_after("fp16") is LADDER[1]
+
+
 def test_each_step_keeps_more_in_fp32(tensorrt: Knobs, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    files = [make_graph(str(tiny_checkpoint), step, tmp_path) for step in FALLBACKS]
+    files = [make_graph(str(tiny_checkpoint), step.name, tmp_path) for step in LADDER]
     assert [inspect_onnx(file).metadata.precision for file in files] == ["fp16", "fp16", "fp16", "fp32"]  # type: ignore[union-attr]
-    half, attention, transformer, full = (half_elements(file) for file in files)
-    assert half == attention > 1.3 * transformer > full == 0
+    fp16, attention, transformer, full = (fp16_elements(file) for file in files)
+    assert fp16 == attention > 1.3 * transformer > full == 0
     again = files[0].stat().st_mtime_ns
-    assert make_graph(str(tiny_checkpoint), FALLBACKS[0], tmp_path) == files[0]
+    assert make_graph(str(tiny_checkpoint), "fp16", tmp_path) == files[0]
     assert files[0].stat().st_mtime_ns == again  # made once
 
 
 @pytest.mark.parametrize("version", ["newest", "oldest"])
-def test_half_precision_engine_of_a_checkpoint(
-    version: str, install_tensorrt: Install, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_fp16_engine_of_a_checkpoint(version: str, install_tensorrt: Install, tiny_checkpoint: Path, tmp_path: Path) -> None:
     if version == "oldest":
         install_tensorrt(OLDEST)
     else:
         install_tensorrt()
     (tmp_path / "graphs").mkdir()
     result = build_with_fallback(
-        lambda step: make_graph(str(tiny_checkpoint), step, tmp_path / "graphs"),
+        lambda step: make_graph(str(tiny_checkpoint), step.name, tmp_path / "graphs"),
         tmp_path / "tiny.engine",
         EngineOptions(profiles=(SMALL,)),
-        tried=FALLBACKS,
+        tried=steps(fp16=True, fallback=True),
     )
     assert result.sidecar.precision == "fp16"
     assert result.sidecar.fallback is None

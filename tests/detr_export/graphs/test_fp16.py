@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 from detr_export.checkpoints.reading import load_checkpoint
 from detr_export.graphs import export as onnx_export
-from detr_export.graphs import fp16 as precision
-from detr_export.graphs import fp16_rounding as half_rounding
+from detr_export.graphs import fp16_rounding
 from detr_export.graphs.export import ExportOptions, export_onnx, verify_file
-from detr_export.graphs.fp16 import LARGEST, SMALLEST, check_half, to_half
+from detr_export.graphs.fp16 import LARGEST, SMALLEST, casting
+from detr_export.graphs.fp16.casting import check_fp16, to_fp16
 from detr_export.graphs.fp16_rounding import MAGNITUDES, rounding_twin
 from detr_export.runtimes import ArtifactError, VerificationError
 from detr_export.runtimes.backends.ort.session import OrtSession
 from detr_export.runtimes.metadata import METADATA_KEY
-from detr_export.verification import comparison as verification
-from detr_export.verification.comparison import FP16_TOLERANCE, Case, make_inputs
+from detr_export.verification import tolerances
+from detr_export.verification.cases import Case, make_inputs
+from detr_export.verification.tolerances import TOLERANCES
 
 HALF, FULL = TensorProto.FLOAT16, TensorProto.FLOAT
 CASES = (
@@ -41,7 +43,7 @@ def full(tiny_onnx: Path) -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def half(full: onnx.ModelProto) -> onnx.ModelProto:
-    return to_half(full)[0]
+    return to_fp16(full)[0]
 
 
 def dtypes(model: onnx.ModelProto) -> dict[str, int]:
@@ -76,8 +78,8 @@ def test_products_are_fp16_and_islands_fp32(half: onnx.ModelProto) -> None:
 
 @pytest.mark.parametrize("kept", ["attention", "transformer"])
 def test_parts_that_stay_fp32(kept: str, full: onnx.ModelProto, half: onnx.ModelProto, tmp_path: Path) -> None:
-    wider, weights = to_half(full, keep_fp32=kept)
-    check_half(wider, kept)
+    wider, weights = to_fp16(full, keep_fp32=kept)
+    check_fp16(wider, kept)
     types = dtypes(wider)
     products = [node for node in wider.graph.node if node.op_type == "MatMul"]
     learned = [any(name in {item.name for item in wider.graph.initializer} for name in node.input) for node in products]
@@ -89,22 +91,22 @@ def test_parts_that_stay_fp32(kept: str, full: onnx.ModelProto, half: onnx.Model
             False
         ) == 0
         assert sum(full_one and has_weights for full_one, has_weights in zip(in_full, learned, strict=True)) == 1
-        assert weights.fp32 == to_half(full)[1].fp32
+        assert weights.fp32 == to_fp16(full)[1].fp32
     else:
         assert all(in_full)
-        assert weights.fp32 > 10 * to_half(full)[1].fp32
+        assert weights.fp32 > 10 * to_fp16(full)[1].fp32
         with pytest.raises(ArtifactError, match="is not fp16"):
-            check_half(wider)
+            check_fp16(wider)
     # With every result rounded. What the attention adds is lost in the rounding of the rest.
     inputs = make_inputs(CASES[1], 3, True, 0)
     expected = run(full, inputs, tmp_path)["logits"]
     off = [np.abs(run(rounding_twin(model)[0], inputs, tmp_path)["logits"] - expected).max() for model in (half, wider)]
-    assert 0 < off[1] < (off[0] if kept == "transformer" else FP16_TOLERANCE["logits"])
+    assert 0 < off[1] < (off[0] if kept == "transformer" else TOLERANCES["fp16"].constant["logits"])
 
 
 def test_refuses_an_unknown_part(full: onnx.ModelProto) -> None:
     with pytest.raises(ArtifactError, match="keep_fp32 is 'head'; expected attention or transformer"):
-        to_half(full, keep_fp32="head")
+        to_fp16(full, keep_fp32="head")
 
 
 def test_masks_never_become_fp16(half: onnx.ModelProto) -> None:
@@ -143,7 +145,7 @@ def test_batch_norm_is_folded_before(full: onnx.ModelProto) -> None:
 @pytest.mark.parametrize("keep_io", [True, False])
 def test_numbers(keep_io: bool, full: onnx.ModelProto, tmp_path: Path) -> None:
     """In ONNX Runtime, and with every result rounded to fp16; with padding that covers whole rows of the feature map."""
-    typed, _ = to_half(full, keep_io)
+    typed, _ = to_fp16(full, keep_io)
     types = dtypes(typed)
     wanted = FULL if keep_io else HALF
     assert {types[name] for name in ("pixel_values", "logits", "pred_boxes")} == {wanted}
@@ -159,15 +161,15 @@ def test_numbers(keep_io: bool, full: onnx.ModelProto, tmp_path: Path) -> None:
         for name, value in expected.items():
             for other in (given[name], rounded[name]):
                 difference = np.abs(other.astype(np.float32) - value).max()
-                assert 1e-5 < difference <= FP16_TOLERANCE[name], (name, str(case))
+                assert 1e-5 < difference <= TOLERANCES["fp16"].constant[name], (name, str(case))
 
 
 def test_the_twin_rounds_what_onnx_runtime_does_not(tmp_path: Path) -> None:
     """1 + 2**-12 is 1 in fp16, and 300 * 300 is infinite."""
     model = tiny("Mul", [300.0])
     x = {"x": np.array([[1 + 2**-12, 300.0]], dtype=np.float32)}
-    twin, names = rounding_twin(to_half(model)[0])
-    assert run(to_half(model)[0], x, tmp_path)["y"].max() == pytest.approx(90000)
+    twin, names = rounding_twin(to_fp16(model)[0])
+    assert run(to_fp16(model)[0], x, tmp_path)["y"].max() == pytest.approx(90000)
     found = run(twin, x, tmp_path)
     assert found["y"].tolist() == [[300.0, np.inf]]
     assert names == ["graph_input_cast0", "product", "last"]
@@ -181,10 +183,10 @@ def test_without_joining_the_mask_would_overflow(
     inputs = make_inputs(CASES[1], 3, True, seed=0)
 
     def largest() -> float:
-        return float(run(rounding_twin(to_half(full)[0])[0], inputs, tmp_path)[MAGNITUDES].max())
+        return float(run(rounding_twin(to_fp16(full)[0])[0], inputs, tmp_path)[MAGNITUDES].max())
 
     assert largest() < LARGEST
-    monkeypatch.setattr(precision, "_join_islands", lambda graph: None)
+    monkeypatch.setattr(casting, "_join_islands", lambda graph: None)
     assert largest() > 1e38
 
 
@@ -209,7 +211,7 @@ def tiny(operator: str, constant: list[float], weight: np.ndarray | None = None)
 
 def test_weights_too_small_become_zero() -> None:
     just_below, above = 6.1e-5, 6.2e-5
-    typed, report = to_half(tiny("Add", [1.0, 2.0], np.array([[1, just_below], [-1e-9, above]])))
+    typed, report = to_fp16(tiny("Add", [1.0, 2.0], np.array([[1, just_below], [-1e-9, above]])))
     weights = {item.name: numpy_helper.to_array(item) for item in typed.graph.initializer}
     assert weights["w"].dtype == np.float16
     assert weights["w"].tolist() == [[1, 0], [0, np.float16(above)]]
@@ -219,14 +221,14 @@ def test_weights_too_small_become_zero() -> None:
 
 @pytest.mark.parametrize("value", [1e-6, -1e-7, 1e5, float(np.finfo(np.float32).min)])
 def test_scalars_that_fp16_cannot_hold_keep_their_node_in_fp32(value: float) -> None:
-    types = dtypes(to_half(tiny("Add", [value]))[0])
+    types = dtypes(to_fp16(tiny("Add", [value]))[0])
     assert (types["w"], types["c"], types["y"]) == (HALF, FULL, FULL)
-    assert dtypes(to_half(tiny("Add", [0.5]))[0])["c"] == HALF
+    assert dtypes(to_fp16(tiny("Add", [0.5]))[0])["c"] == HALF
 
 
 def test_weights_too_large_are_refused() -> None:
     with pytest.raises(ArtifactError, match=r"the weight 'w' reaches 7e\+04, and fp16 ends at 65504"):
-        to_half(tiny("Add", [1.0], np.array([[1, 7e4], [0, 1]])))
+        to_fp16(tiny("Add", [1.0], np.array([[1, 7e4], [0, 1]])))
 
 
 def test_constants_of_both_kinds_of_nodes_are_kept_twice() -> None:
@@ -236,7 +238,7 @@ def test_constants_of_both_kinds_of_nodes_are_kept_twice() -> None:
     model.graph.node.append(helper.make_node("MatMul", ["after", "w"], ["t"], name="second"))
     model.graph.node.append(helper.make_node("Mul", ["t", "c"], ["u"], name="fp16"))
     model.graph.output[0].name = "u"
-    typed, _ = to_half(model)
+    typed, _ = to_fp16(model)
     types = dtypes(typed)
     assert types["c"] == HALF
     assert types["c_fp32"] == FULL  # of the scores' island
@@ -253,12 +255,12 @@ def test_constants_of_both_kinds_of_nodes_are_kept_twice() -> None:
     ],
 )
 def test_what_is_not_fp16_is_noticed(change: Callable[[Any], Any], message: str, half: onnx.ModelProto) -> None:
-    check_half(half)
+    check_fp16(half)
     broken = copy.deepcopy(half)
     weight = next(item for item in broken.graph.initializer if item.data_type == HALF and len(item.dims) > 1)
     weight.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(weight)), weight.name))
     with pytest.raises(ArtifactError, match=message):
-        check_half(broken)
+        check_fp16(broken)
 
 
 # ---- export -------------------------------------------------------------------------------------------------------------
@@ -267,7 +269,7 @@ def test_what_is_not_fp16_is_noticed(change: Callable[[Any], Any], message: str,
 @pytest.fixture
 def traced(full: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tracing, which takes longest, replaced by its result."""
-    monkeypatch.setattr(onnx_export, "_trace", lambda *args: copy.deepcopy(full))
+    monkeypatch.setattr(onnx_export, "trace", lambda *args: copy.deepcopy(full))
 
 
 @pytest.mark.usefixtures("traced")
@@ -277,19 +279,21 @@ def test_export(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["half.onnx"]
     assert result.metadata.precision == "fp16"
     assert result.parity is not None
-    assert result.parity.tolerance == {name: FP16_TOLERANCE[name] for name in ("logits", "pred_boxes")}
-    assert result.half is not None
-    assert result.half.rounded is not None
-    assert result.half.rounded.passed
+    assert (
+        0.05 < result.parity.noise_floor["logits"] / result.parity.max_abs_diff["logits"] < 20
+    )  # the same kind of rounding
+    assert result.fp16 is not None
+    assert result.fp16.rounded is not None
+    assert result.fp16.rounded.passed
     for name, difference in result.parity.max_abs_diff.items():
-        assert difference < result.half.rounded.max_abs_diff[name]  # the CPU rounds less
-    assert result.half.largest is not None
-    assert 1 < result.half.largest < LARGEST
-    assert result.half.largest_node in {node.name for node in onnx.load(file).graph.node}
-    assert "of 65504" in result.half.summary()
-    assert result.to_dict()["fp16"]["weights"]["flushed"] == result.half.weights.flushed
+        assert difference < result.fp16.rounded.max_abs_diff[name]  # the CPU rounds less
+    assert result.fp16.largest is not None
+    assert 1 < result.fp16.largest < LARGEST
+    assert result.fp16.largest_node in {node.name for node in onnx.load(file).graph.node}
+    assert "of 65504" in result.fp16.summary()
+    assert result.to_dict()["fp16"]["weights"]["flushed"] == result.fp16.weights.flushed
     recorded = metadata_of(file)["parity"]["fp16"]
-    assert recorded["largest"] == pytest.approx(result.half.largest)
+    assert recorded["largest"] == pytest.approx(result.fp16.largest)
     assert verify_file(file, tiny_checkpoint).passed
 
 
@@ -303,16 +307,25 @@ def metadata_of(file: Path) -> dict[str, Any]:
     ("limit", "message"),
     [
         (("LARGEST", 1.0), "results do not fit into fp16, which ends at 65504; the first is that of .*, the largest is"),
-        (("FP16_TOLERANCE", None), "with every result rounded to fp16, disagrees with its checkpoint"),
+        (("multiple", None), "with every result rounded to fp16, disagrees with its checkpoint"),
     ],
 )
 def test_what_fp16_breaks_is_not_written(
     limit: tuple[str, Any], message: str, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if limit[0] == "LARGEST":
-        monkeypatch.setattr(half_rounding, *limit)
-    else:  # halfway between what the file and what its twin is off by
-        monkeypatch.setitem(verification._TOLERANCES, "fp16", {"logits": 0.045, "pred_boxes": 0.045})
+        monkeypatch.setattr(fp16_rounding, *limit)
+    else:  # between what the file and what its twin is off by
+        loaded = load_checkpoint(tiny_checkpoint)
+        result = export_onnx(loaded, tmp_path / "known.onnx", ExportOptions(precision="fp16"))
+        (tmp_path / "known.onnx").unlink()
+        assert result.parity is not None
+        assert result.fp16 is not None
+        assert result.fp16.rounded is not None
+        low, high = (max(item.ratio.values()) for item in (result.parity, result.fp16.rounded))
+        assert low < high
+        strict = replace(TOLERANCES["fp16"], multiple=(low * high) ** 0.5)
+        monkeypatch.setattr(tolerances, "TOLERANCES", {**TOLERANCES, "fp16": strict})
     with pytest.raises(VerificationError, match=message):
         export_onnx(load_checkpoint(tiny_checkpoint), tmp_path / "half.onnx", ExportOptions(precision="fp16"))
     assert list(tmp_path.iterdir()) == []
@@ -337,5 +350,5 @@ def test_half_the_size(tmp_path: Path) -> None:
     """Of the demo checkpoint's file; of a tiny model's, the graph itself is too large a part."""
     options = ExportOptions(verify=False)
     full = export_onnx(load_checkpoint("demo"), tmp_path / "full.onnx", options).path
-    onnx.save(to_half(onnx.load(full))[0], tmp_path / "half.onnx")
+    onnx.save(to_fp16(onnx.load(full))[0], tmp_path / "half.onnx")
     assert (tmp_path / "half.onnx").stat().st_size <= 0.52 * full.stat().st_size

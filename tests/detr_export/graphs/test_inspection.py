@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -44,6 +47,8 @@ def test_our_file(tiny_onnx: Path, tiny_checkpoint: Path) -> None:
     assert [spec.name for spec in found.outputs] == ["logits", "pred_boxes"]
     assert [spec.shape[1:] for spec in found.outputs] == [(9, 6), (9, 4)]
     weights = sum(value.numel() for value in load_file(tiny_checkpoint / "model.safetensors").values())
+    assert found.parameters is not None
+    assert found.operators is not None
     assert 0.9 * weights < found.parameters < 1.1 * weights  # batch norms are folded, some constants added
     assert found.operators["LayerNormalization"] == 11
     assert list(found.operators.values()) == sorted(found.operators.values(), reverse=True)
@@ -66,6 +71,23 @@ def test_a_file_of_someone_else(tmp_path: Path) -> None:
     assert "external   weights.bin" in found.summary()
     assert "metadata   none: detr-export did not make this file" in found.summary()
     json.dumps(found.to_dict())
+
+
+def test_without_onnx(tiny_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime reads the same of our files, but for what is in the graph; and less of other tools' files."""
+    full, other = inspect_onnx(tiny_onnx), inspect_onnx(foreign(tmp_path / "a.onnx"))
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    unread: dict[str, Any] = {"parameters": None, "operators": None, "external_data": None}
+    assert inspect_onnx(tiny_onnx) == replace(full, producer="detr-export", **unread)
+    summary = inspect_onnx(tiny_onnx).summary()
+    assert "operators  not read: they need onnx" in summary
+    assert "parity     logits" in summary
+    found = inspect_onnx(tmp_path / "a.onnx")
+    assert found == replace(other, producer="", opset=None, **unread)
+    assert "opset unknown, by unknown" in found.summary()
+    (tmp_path / "b.onnx").write_bytes(b"hello")
+    with pytest.raises(ArtifactError, match=r"b.onnx cannot be loaded by ONNX Runtime"):
+        inspect_onnx(tmp_path / "b.onnx")
 
 
 def test_missing_external_data_is_no_obstacle(tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from detr_export.graphs.export import ExportResult
-from detr_export.graphs.fp16 import to_half
+from detr_export.graphs.fp16.casting import to_fp16
 from detr_export.graphs.tensorrt import check_parsable, parser_rules, rewrite_for_8_5
 from detr_export.runtimes import ArtifactError
 from detr_export.runtimes.backends.ort.session import OrtSession
-from detr_export.verification.comparison import FP16_TOLERANCE, Case, make_images, make_inputs
+from detr_export.verification.cases import Case, make_images, make_inputs
+from detr_export.verification.tolerances import TOLERANCES
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 NODE = helper.make_node
@@ -38,8 +39,8 @@ def detector_17(detector: onnx.ModelProto) -> onnx.ModelProto:
 
 
 @pytest.fixture(scope="module")
-def half_segmenter(half_images: ExportResult) -> onnx.ModelProto:
-    return onnx.load(half_images.path)
+def fp16_segmenter(fp16_images: ExportResult) -> onnx.ModelProto:
+    return onnx.load(fp16_images.path)
 
 
 def run(model: onnx.ModelProto, inputs: dict[str, np.ndarray], folder: Path) -> dict[str, np.ndarray]:
@@ -52,18 +53,18 @@ def run(model: onnx.ModelProto, inputs: dict[str, np.ndarray], folder: Path) -> 
 
 
 @pytest.mark.parametrize("version", ["10.16", "11.4.0"])
-@pytest.mark.parametrize("half", [False, True])
-def test_detectors_are_read(version: str, half: bool, detector: onnx.ModelProto) -> None:
-    check_parsable(to_half(detector)[0] if half else detector, version)
+@pytest.mark.parametrize("fp16", [False, True])
+def test_detectors_are_read(version: str, fp16: bool, detector: onnx.ModelProto) -> None:
+    check_parsable(to_fp16(detector)[0] if fp16 else detector, version)
 
 
 @pytest.mark.parametrize("version", ["10.16", "11"])
-def test_panoptic_fp16_uint8_files_are_read(version: str, half_segmenter: onnx.ModelProto) -> None:
-    check_parsable(half_segmenter, version)
+def test_panoptic_fp16_uint8_files_are_read(version: str, fp16_segmenter: onnx.ModelProto) -> None:
+    check_parsable(fp16_segmenter, version)
 
 
-def test_8_5_needs_the_rewriting(detector_17: onnx.ModelProto, half_segmenter: onnx.ModelProto) -> None:
-    for model in (detector_17, half_segmenter):
+def test_8_5_needs_the_rewriting(detector_17: onnx.ModelProto, fp16_segmenter: onnx.ModelProto) -> None:
+    for model in (detector_17, fp16_segmenter):
         with pytest.raises(ArtifactError, match=r"TensorRT 8.5.3.1 does not read the graph: .*operator LayerNormalization"):
             check_parsable(model, "8.5.3.1")
         rewritten = rewrite_for_8_5(model)
@@ -80,12 +81,12 @@ def test_the_form_for_8_5_has_the_same_numbers(detector_17: onnx.ModelProto, tmp
         assert np.abs(given[name] - value).max() <= 1e-5 * max(1, np.abs(value).max()), name
 
 
-def test_the_form_for_8_5_of_fp16_and_uint8(half_segmenter: onnx.ModelProto, tmp_path: Path) -> None:
+def test_the_form_for_8_5_of_fp16_and_uint8(fp16_segmenter: onnx.ModelProto, tmp_path: Path) -> None:
     inputs = make_images(CASE, seed=5)
-    rewritten = rewrite_for_8_5(half_segmenter)
-    expected, given = run(half_segmenter, inputs, tmp_path), run(rewritten, inputs, tmp_path)
+    rewritten = rewrite_for_8_5(fp16_segmenter)
+    expected, given = run(fp16_segmenter, inputs, tmp_path), run(rewritten, inputs, tmp_path)
     for name, value in expected.items():  # ONNX Runtime drops other roundings in the one than in the other
-        assert np.abs(given[name] - value.astype(np.float32)).max() <= FP16_TOLERANCE[name] / 10, name
+        assert np.abs(given[name] - value.astype(np.float32)).max() <= TOLERANCES["fp16"].constant[name] / 10, name
     typed = onnx.shape_inference.infer_shapes(rewritten, strict_mode=True).graph
     dtypes = {value.name: value.type.tensor_type.elem_type for value in typed.value_info}
     squares = [node.output[0] for node in rewritten.graph.node if node.name.endswith("/squared")]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from detr_export.checkpoints.reading import load_checkpoint
-from detr_export.graphs import export as onnx_export
+from detr_export.graphs import tracing
 from detr_export.graphs.export import ExportOptions, ExportResult, export_onnx, verify_file
 from detr_export.modeling.deployed import Uint8Model
 from detr_export.runtimes import ArtifactError, DetrImageProcessor, Predictor
@@ -19,7 +19,7 @@ from detr_export.runtimes.backends.ort.session import OrtSession
 from detr_export.runtimes.metadata import Metadata
 from detr_export.runtimes.processing.image_processor_fast import DetrImageProcessorFast
 from detr_export.runtimes.processing.transforms import LAST
-from detr_export.verification.comparison import FP16_TOLERANCE, GRID, TOLERANCE, Case, make_both, make_images
+from detr_export.verification.cases import GRID, Case, make_feeds, make_images
 from tests import models
 
 CASE = Case(90, 130, ((90, 130), (61, 130), (90, 17), (1, 1)))
@@ -33,7 +33,7 @@ def images_onnx(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     assert result.parity is not None
     assert result.parity.cases == len(GRID)
     assert not result.parity.weak
-    assert result.parity.tolerance == {name: TOLERANCE[name] for name in ("logits", "pred_boxes")}
+    assert set(result.parity.noise_floor) == {"logits", "pred_boxes"}
     return output
 
 
@@ -109,7 +109,8 @@ def test_the_checkpoint_gets_what_the_processor_makes(images_onnx: Path) -> None
     with OrtSession(images_onnx) as session:
         about = session.metadata
     assert about is not None
-    given, original = make_both(CASE, 3, about, seed=3)
+    feeds = make_feeds(CASE, 3, about, seed=3)
+    given, original = feeds.file, feeds.checkpoint
     assert set(given) == {"pixel_values", "valid_sizes"}
     assert original["pixel_values"].shape == (4, 3, 90, 130)
     assert original["pixel_mask"].sum() == sum(height * width for height, width in CASE.valid)
@@ -132,19 +133,19 @@ def test_predictor(threshold: float, images_onnx: Path, tiny_checkpoint: Path, p
         assert np.abs(one.boxes - other.boxes).max() < 1e-4 * max(image.size)
 
 
-def test_half_precision_panoptic(half_images: ExportResult, segmenter: Path, photo: Path) -> None:
+def test_fp16_panoptic(fp16_images: ExportResult, segmenter: Path, photo: Path) -> None:
     """fp16 with fp16 outputs, uint8 images and masks together."""
-    assert half_images.parity is not None
-    assert half_images.half is not None
-    assert half_images.half.rounded is not None
-    assert half_images.parity.tolerance == {name: FP16_TOLERANCE[name] for name in ("logits", "pred_boxes", "pred_masks")}
-    with OrtSession(half_images.path) as session:
+    assert fp16_images.parity is not None
+    assert fp16_images.fp16 is not None
+    assert fp16_images.fp16.rounded is not None
+    assert set(fp16_images.parity.noise_floor) == {"logits", "pred_boxes", "pred_masks"}
+    with OrtSession(fp16_images.path) as session:
         assert [spec.dtype for spec in session.inputs] == ["uint8", "int64"]
         assert {spec.dtype for spec in session.outputs} == {"float16"}
         assert session.metadata is not None
         assert (session.metadata.precision, session.metadata.input) == ("fp16", "uint8")
-    assert verify_file(half_images.path, segmenter).passed
-    with Predictor.load(half_images.path) as predictor, Predictor.load(segmenter) as checkpoint:
+    assert verify_file(fp16_images.path, segmenter).passed
+    with Predictor.load(fp16_images.path) as predictor, Predictor.load(segmenter) as checkpoint:
         (one_found, _), (other_found, _) = (each.detect_and_segment(photo, 0.0) for each in (predictor, checkpoint))
         assert one_found.masks is not None
         assert other_found.masks is not None
@@ -188,5 +189,5 @@ def test_only_the_cast_reads_the_input() -> None:
         helper.make_node("Cast", ["pixel_values"], ["floats"], to=onnx.TensorProto.FLOAT),
     ]
     model = helper.make_model(helper.make_graph(nodes, "g", [], []))
-    onnx_export._measure_after_cast(model)
+    tracing._measure_after_cast(model)
     assert [(node.op_type, *node.input) for node in model.graph.node] == [("Cast", "pixel_values"), ("Shape", "floats")]

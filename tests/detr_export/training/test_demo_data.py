@@ -17,6 +17,7 @@ from detr_export.runtimes.errors import DetrError, InputError, OutputError
 from detr_export.runtimes.processing.annotations.panoptic import rgb_to_id
 from detr_export.runtimes.processing.rle import decode_rle
 from detr_export.training.demo_data import STUFF, THINGS, draw_picture, write_demo_data
+from tests.detr_export.recorder import Recorder
 
 
 def test_a_picture_depends_on_split_and_index_alone() -> None:
@@ -127,10 +128,10 @@ def test_the_processor_reads_both_formats(folder: Path) -> None:
 
 
 def test_splits_share_a_folder_and_are_not_overwritten(tmp_path: Path) -> None:
-    told: list[int] = []
-    write_demo_data(tmp_path, 2, "train", told.append)
+    progress = Recorder()
+    write_demo_data(tmp_path, 2, "train", progress)
     write_demo_data(tmp_path, 1, "val")
-    assert told == [1, 2]
+    assert progress.steps == [(1, 2, ""), (2, 2, "")]
     assert sorted(file.name for file in tmp_path.rglob("*.jpg")) == ["000001.jpg", "000001.jpg", "000002.jpg"]
     with pytest.raises(OutputError, match=r"instances_val\.json exists; remove that split first"):
         write_demo_data(tmp_path, 1, "val")

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,8 +23,10 @@ from detr_export.runtimes.errors import AnnotationError, BackendError, DetrError
 from detr_export.training.coco_folder import read_split
 from detr_export.training.options import TrainingOptions
 from detr_export.training.starting_point import starting_point
-from detr_export.training.trainer import STATE_NAME, Training, train
+from detr_export.training.state import STATE_NAME
+from detr_export.training.trainer import Training, train
 from detr_export.training.training_log import COLUMNS
+from tests.detr_export.recorder import Recorder
 
 FAST = TrainingOptions(
     task="panoptic",
@@ -109,12 +110,16 @@ def test_the_checkpoint_is_one_for_transformers_and_for_the_predictor(panoptic: 
     assert all((value - 1).abs().max() > 1e-3 for value in variances)  # batch norm has learnt
 
 
-def interrupt_at(stage: str, step: int) -> Callable[[str, int, int, str], None]:
-    def bar(of_stage: str, done: int, steps: int, losses: str) -> None:
-        if (of_stage, done) == (stage, step):
-            os.kill(os.getpid(), signal.SIGINT)
+class Interrupting(Recorder):
+    """Presses Ctrl-C at a step of a stage."""
 
-    return bar
+    def __init__(self, stage: str, at: int) -> None:
+        super().__init__()
+        self.name, self.at = stage, at
+
+    def step(self, done: int, total: int, note: str = "") -> None:
+        if done == self.at and note.startswith(f"{self.name}: loss "):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.parametrize(("stage", "step"), [("detector", 3), ("detector", 4), ("detector", 8), ("masks", 2)])
@@ -123,11 +128,11 @@ def test_an_interrupted_run_ends_in_the_same_weights(
     stage: str, step: int, dropout: float, panoptic: Path, shapes: Path, config_folder: Path, tmp_path: Path
 ) -> None:
     assert json.loads((panoptic / "config.json").read_text())["dropout"] == dropout
-    folder, lines = tmp_path / "out", list[str]()
+    folder, progress = tmp_path / "out", Interrupting(stage, step)
     before = signal.getsignal(signal.SIGINT)  # not Python's own where the tests run in the background of a shell
     with pytest.raises(KeyboardInterrupt):
-        train(shapes, folder, FAST, config_folder, workers=1, report=lines.append, bar=interrupt_at(stage, step))
-    assert lines[-1].endswith("add --resume to go on")
+        train(shapes, folder, FAST, config_folder, workers=1, progress=progress)
+    assert progress.lines[-1].endswith("add --resume to go on")
     assert (folder / STATE_NAME).is_file()
     assert not (folder / "model.safetensors").exists()
     assert signal.getsignal(signal.SIGINT) is before

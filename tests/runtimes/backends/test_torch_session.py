@@ -13,7 +13,7 @@ import transformers
 from detr_export.runtimes.backends.torch_session import TorchSession
 from detr_export.runtimes.errors import BackendError, CheckpointError, InputError
 from detr_export.runtimes.session import TensorSpec
-from detr_export.verification.comparison import Case, make_inputs
+from detr_export.verification.cases import Case, make_inputs
 from tests import models
 
 INPUTS = make_inputs(Case(70, 90, ((70, 90), (50, 61))), 3, True, seed=4)

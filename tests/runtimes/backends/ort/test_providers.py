@@ -16,7 +16,7 @@ from detr_export.runtimes.backends.ort.providers import OrtDevice, parse_ort_dev
 from detr_export.runtimes.backends.ort.session import OrtSession
 from detr_export.runtimes.backends.tensorrt.profiles import ShapeProfile
 from detr_export.runtimes.errors import BackendError, InputError
-from detr_export.verification.comparison import Case, make_inputs
+from detr_export.verification.cases import Case, make_inputs
 from tests.runtimes.backends.tensorrt.test_session import OnDevice
 from tests.tensorrt_double import HostDevice
 

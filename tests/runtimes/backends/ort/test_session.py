@@ -16,7 +16,7 @@ from detr_export.runtimes.backends.ort.session import OrtSession
 from detr_export.runtimes.errors import ArtifactError, BackendError, InputError
 from detr_export.runtimes.metadata import METADATA_KEY
 from detr_export.runtimes.session import TensorSpec
-from detr_export.verification.comparison import Case, make_inputs
+from detr_export.verification.cases import Case, make_inputs
 from tests import models
 
 INPUTS = make_inputs(Case(70, 90, ((70, 90), (50, 61))), 3, True, seed=4)

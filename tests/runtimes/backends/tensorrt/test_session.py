@@ -17,7 +17,7 @@ from detr_export.runtimes.backends.ort.session import OrtSession
 from detr_export.runtimes.backends.tensorrt.sidecar import sidecar_path
 from detr_export.runtimes.errors import ArtifactError, BackendError, InputError
 from detr_export.runtimes.predictor import Predictor, open_session
-from detr_export.verification.comparison import Case, make_inputs
+from detr_export.verification.cases import Case, make_inputs
 from tests.tensorrt_double import HostDevice, Knobs
 from tests.tensorrt_double.engines import LANDSCAPE, PORTRAIT, SQUARE, write_engine
 from tests.tensorrt_double.fixtures import NEWEST, OLDEST, TEN, Install

@@ -1,0 +1,76 @@
+"""What can be chosen on the command line of `detr-export`: the values of its options, and the options of several commands.
+
+Annotations stay unquoted here, as in `terminal`.
+"""
+
+from enum import Enum
+from typing import Annotated, Optional
+
+import typer
+
+
+class ExportTask(str, Enum):
+    """What an exported file does."""
+
+    auto = "auto"
+    detection = "detection"
+    segmentation = "segmentation"
+
+
+class Precision(str, Enum):
+    """What an exported file computes in."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+
+
+class KeptPart(str, Enum):
+    """What may stay fp32 in an fp16 file."""
+
+    attention = "attention"
+    transformer = "transformer"
+
+
+class ImageInput(str, Enum):
+    """What an exported file takes."""
+
+    float = "float"
+    uint8 = "uint8"
+
+
+class TrainTask(str, Enum):
+    """What is trained."""
+
+    detection = "detection"
+    panoptic = "panoptic"
+
+
+class PredictTask(str, Enum):
+    """What is predicted."""
+
+    detection = "detection"
+    panoptic = "panoptic"
+    instances = "instances"
+    semantic = "semantic"
+
+
+CheckpointArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="[CHECKPOINT]",
+        help="A directory, an original .pth file, a hub id like facebook/detr-resnet-50, or demo: the one in this package.",
+    ),
+]
+DilationOption = Annotated[
+    Optional[bool],
+    typer.Option("--dilation/--no-dilation", help="For .pth files: whether it is a DC5 model; its weights do not show it."),
+]
+RevisionOption = Annotated[Optional[str], typer.Option(help="For hub ids: a branch, tag or commit.")]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        help="cpu, or cuda or cuda:N for a GPU. ONNX files also take tensorrt[:N] and tensorrt-rtx[:N]. "
+        "A device that is not there is an error."
+    ),
+]
+GpuOption = Annotated[str, typer.Option("--device", help="The GPU to build on: cuda or cuda:N.")]

@@ -1,0 +1,57 @@
+"""How a checkpoint is exported, and which combinations of options are refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from detr_export.checkpoints.reading import Checkpoint
+from detr_export.runtimes.errors import ArtifactError
+from detr_export.runtimes.metadata import UINT8
+
+OPSETS = range(17, 26)  # 17 has the first LayerNormalization; 25 is the last that was tried
+DEFAULT_OPSET = 18  # what the exporter writes without converting
+SUFFIX = ".onnx"
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How to export."""
+
+    task: str | None = None  # "detection" or "segmentation"; the checkpoint's own when None
+    attentions: bool = False  # also give the decoder's last cross-attention
+    pixel_mask: bool = True  # False: the file takes no mask, and images of one size in each batch
+    opset: int = DEFAULT_OPSET
+    precision: str = "fp32"  # or "fp16", with fp32 islands, see `graphs.fp16.islands`
+    fp16_io: bool = False  # fp16: inputs and outputs are fp16, too
+    keep_fp32: str | None = None  # fp16: "attention" or "transformer" stays fp32, see `graphs.fp16.islands.KEPT`
+    input: str = "float"  # or "uint8": the graph scales the images itself, see `Uint8Model`
+    simplify: bool = True
+    verify: bool = True
+    overwrite: bool = False
+
+
+def check_options(options: ExportOptions, checkpoint: Checkpoint) -> None:
+    """Refuses options that are unknown, contradict each other, or do not fit the checkpoint.
+
+    Raises:
+        ArtifactError: says which option, and what to do.
+    """
+    for name, value, known in (
+        ("precision", options.precision, ("fp32", "fp16")),
+        ("input", options.input, ("float", UINT8)),
+    ):
+        if value not in known:
+            raise ArtifactError(f"{name} is {value!r}; expected {' or '.join(known)}")
+    if options.opset not in OPSETS:
+        raise ArtifactError(f"opset is {options.opset}; expected {OPSETS.start} to {OPSETS.stop - 1}")
+    if options.precision != "fp16" and (options.fp16_io or options.keep_fp32 is not None):
+        raise ArtifactError("only an fp16 file has fp16 inputs and outputs, or parts that stay fp32; add --precision fp16")
+    if options.precision == "fp16" and not options.simplify:
+        raise ArtifactError("an fp16 file is made from the simplified graph; leave --no-simplify out")
+    if options.input == UINT8 and checkpoint.config.num_channels != 3:
+        raise ArtifactError(
+            f"the checkpoint takes images of {checkpoint.config.num_channels} channels, and uint8 images are RGB; "
+            "use --input float"
+        )
+    if not options.pixel_mask and checkpoint.processor.pad_size is not None:
+        raise ArtifactError("the checkpoint's processor pads every image to pad_size; such a model needs its pixel_mask")

@@ -1,0 +1,117 @@
+"""From a PyTorch model to an ONNX graph with free batch, height and width."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from detr_export.checkpoints.reading import Checkpoint
+from detr_export.config import DetrConfig
+from detr_export.graphs.editing import replace_nodes
+from detr_export.graphs.options import ExportOptions
+from detr_export.modeling.deployed import DeployedModel, Uint8Model
+from detr_export.runtimes.errors import ArtifactError, first_line
+from detr_export.runtimes.metadata import UINT8
+from detr_export.runtimes.processing.image_processor import DetrImageProcessor
+
+# The traced example. None of its sizes may survive in the file: the verification grid holds none of them.
+_BATCH, _HEIGHT, _WIDTH = 2, 256, 320
+
+
+class _Positional(nn.Module):
+    """Takes and gives tensors by position, as the exporter names them."""
+
+    def __init__(self, model: DeployedModel | Uint8Model) -> None:
+        super().__init__()
+        self.model = model
+        self.eval()
+
+    def forward(self, pixel_values: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...]:
+        return tuple(self.model(pixel_values, sizes).values())
+
+
+def trace(model: DeployedModel, checkpoint: Checkpoint, options: ExportOptions) -> onnx.ModelProto:
+    """Traces a model; its inputs and outputs get their names.
+
+    Raises:
+        ArtifactError: PyTorch's exporter cannot trace it.
+    """
+    module, example = _example(model, checkpoint, options)
+    names = input_dims(checkpoint.config, options)
+    sizes = {name: torch.export.Dim(name) for name in ("batch", "height", "width")}
+    dynamic = tuple(
+        {axis: sizes[name] for axis, name in enumerate(shape) if isinstance(name, str)} for shape in names.values()
+    )
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of operators of packages that are not installed
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's notes about itself
+        try:
+            program = torch.onnx.export(
+                _Positional(module),
+                example,
+                dynamo=True,
+                opset_version=options.opset,
+                input_names=list(names),
+                output_names=list(model.output_names),
+                dynamic_shapes=dynamic,
+                verbose=False,
+            )
+        except Exception as error:  # a timm backbone may do what cannot be traced, and torch's errors share no base class
+            raise ArtifactError(f"PyTorch cannot export this model: {first_line(error)}") from error
+    assert program is not None  # None only when the exporter is given a file
+    proto = program.model_proto
+    if options.input == UINT8:
+        _measure_after_cast(proto)
+    return proto
+
+
+def input_dims(config: DetrConfig, options: ExportOptions) -> dict[str, tuple[str | int, ...]]:
+    """The inputs of the file, by name: their dimensions, a string for one that varies."""
+    if options.input == UINT8:
+        images: tuple[str | int, ...] = ("batch", "height", "width", config.num_channels)
+        return {"pixel_values": images, **({"valid_sizes": ("batch", 2)} if options.pixel_mask else {})}
+    inputs: dict[str, tuple[str | int, ...]] = {"pixel_values": ("batch", config.num_channels, "height", "width")}
+    if options.pixel_mask:
+        inputs["pixel_mask"] = ("batch", "height", "width")
+    return inputs
+
+
+def count_layer_norms(config: DetrConfig) -> int:
+    """Two in each encoder layer, three in each decoder layer, and the decoder's own, once a layer with auxiliary loss."""
+    final = config.decoder_layers + 1 if config.auxiliary_loss else 1
+    return 2 * config.encoder_layers + 3 * config.decoder_layers + final
+
+
+def _example(
+    model: DeployedModel, checkpoint: Checkpoint, options: ExportOptions
+) -> tuple[DeployedModel | Uint8Model, tuple[Tensor, ...]]:
+    """The module to trace, and the inputs to trace it with."""
+    channels = checkpoint.config.num_channels
+    if options.input == UINT8:
+        images = torch.zeros((_BATCH, _HEIGHT, _WIDTH, channels), dtype=torch.uint8)
+        sizes = torch.tensor([(_HEIGHT, _WIDTH)] * _BATCH)
+        return _with_scaling(model, checkpoint.processor), (images, sizes) if options.pixel_mask else (images,)
+    images = torch.zeros((_BATCH, channels, _HEIGHT, _WIDTH))
+    mask = torch.ones((_BATCH, _HEIGHT, _WIDTH), dtype=torch.int64)
+    return model, (images, mask) if options.pixel_mask else (images,)
+
+
+def _with_scaling(model: DeployedModel, processor: DetrImageProcessor) -> Uint8Model:
+    """The model behind the scaling that a processor's settings ask for."""
+    factor = processor.rescale_factor if processor.do_rescale else None
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (None, None)
+    return Uint8Model(model, factor, mean, std)
+
+
+def _measure_after_cast(model: onnx.ModelProto) -> None:
+    """Takes the sizes of the images from their float copy: TensorRT reads a uint8 input in a Cast and nowhere else."""
+    (cast,) = [node for node in model.graph.node if node.op_type == "Cast" and node.input[0] == "pixel_values"]
+    rest = [node for node in model.graph.node if node is not cast]
+    for node in rest:
+        if node.op_type == "Shape" and node.input[0] == "pixel_values":
+            node.input[0] = cast.output[0]
+    replace_nodes(model.graph, (cast, *rest))

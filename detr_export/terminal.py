@@ -1,0 +1,115 @@
+"""What the two command lines share: how they print results, errors and progress, and the options that both have.
+
+Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 an error of the kind `DetrError`, 2 wrong usage,
+130 interrupted.
+
+Annotations stay unquoted here: on Python 3.9 typer does not resolve the strings that `from __future__ import annotations`
+makes of them, and every option would lose its name and its help.
+"""
+
+import functools
+import io
+import json
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, Optional
+
+import typer
+
+from detr_export.runtimes.errors import DetrError
+
+
+def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Turns a `DetrError` into one line on stderr and exit code 1, and Ctrl-C into exit code 130."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except BrokenPipeError:  # the reader of our output has left; typer knows what to do
+            raise
+        except (DetrError, OSError) as error:  # an OSError: a name that is too long, a disk that fails
+            print_error(error)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(130) from None
+
+    return wrapped
+
+
+def print_error(error: Exception) -> None:
+    """Print an error as one line on stderr."""
+    typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document on stdout."""
+    typer.echo(json.dumps(document, indent=2))
+
+
+def show_version(wanted: bool) -> None:
+    """What `--version` calls."""
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"detr-export {version('detr-export')}")
+        raise typer.Exit
+
+
+def tolerate_any_name() -> None:
+    """Let stdout and stderr print every file name: a name need not be text in the terminal's encoding."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+VersionOption = Annotated[
+    bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and exit.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
+ThreadsOption = Annotated[
+    Optional[int], typer.Option(min=1, help="CPU threads of one run; the backend's default if left out.")
+]
+
+
+class TerminalProgress:
+    """`Progress` on stderr: a line for each stage and, on a terminal where tqdm is installed, a bar for its steps.
+
+    Use it as a context manager: leaving it removes the bar.
+    """
+
+    def __init__(self, title: str = "") -> None:
+        """The title stands before the bar until a step brings a note of its own."""
+        self._title = title
+        self._bar: Any = None  # tqdm's, made by the first step
+
+    def __enter__(self) -> "TerminalProgress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def stage(self, line: str) -> None:
+        """Print an indented line, above the bar if there is one."""
+        if self._bar is None:
+            typer.echo(f"  {line}", err=True)
+        else:
+            self._bar.write(f"  {line}", file=sys.stderr)
+
+    def step(self, done: int, total: int, note: str = "") -> None:
+        """Move the bar. The first call makes it, if stderr is a terminal and tqdm is installed."""
+        if self._bar is None:
+            if not sys.stderr.isatty():
+                return
+            try:
+                from tqdm import tqdm
+            except ImportError:
+                return
+            self._bar = tqdm(total=total, leave=False)
+        self._bar.total = total
+        self._bar.set_description_str(note or self._title, refresh=False)
+        self._bar.update(done - self._bar.n)
