@@ -94,7 +94,13 @@ DilationOption = Annotated[
     typer.Option("--dilation/--no-dilation", help="For .pth files: it is a DC5 model, which its shapes do not show."),
 ]
 RevisionOption = Annotated[Optional[str], typer.Option(help="For hub ids: a branch, tag or commit.")]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or cuda:N; what is not there is an error.")]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        help="cpu, or cuda or cuda:N for a GPU. ONNX files also take tensorrt[:N] and tensorrt-rtx[:N]. "
+        "A device that is not there is an error."
+    ),
+]
 ThreadsOption = Annotated[
     Optional[int], typer.Option(min=1, help="CPU threads of one run; the backend's default if left out.")
 ]
@@ -300,17 +306,17 @@ def trt_command(
     from detr_export.engines.options import BuildSettings, EngineOptions
     from detr_export.engines.source import make_graph
     from detr_export.runtimes.backends.tensorrt.profiles import parse_profile
-    from detr_export.runtimes.session import parse_device
+    from detr_export.runtimes.devices import parse_device
 
-    kind, index = parse_device(device)
-    if kind != "cuda":
+    gpu = parse_device(device)
+    if gpu.kind != "cuda":
         raise BackendError(f"device is {device!r}; an engine is built on a GPU, 'cuda' or 'cuda:N'")
     options = EngineOptions(
         profiles=tuple(parse_profile(text) for text in profile or ()),
         max_batch=max_batch,
         settings=BuildSettings(workspace, optimization_level, version_compatible, hardware_compatible, aux_streams),
         timing_cache=timing_cache,
-        device=index,
+        device=gpu.index,
         verify=not no_verify,
         checkpoint=checkpoint,
         overwrite=overwrite,
@@ -405,12 +411,14 @@ def predict(
     if explain and task is not PredictTask.detection:
         raise typer.BadParameter("--explain draws detections; leave --task out")
     from detr_export.runtimes.folder import predict_files
+    from detr_export.runtimes.opening import CHECKPOINT, kind_of
     from detr_export.runtimes.predictor import Predictor
     from detr_export.runtimes.processing.images import iter_image_paths
 
     paths = iter_image_paths(images)
     outcomes = []
-    with Predictor.load(model, device, threads, attentions=explain, trust_engine=trust_engine) as predictor:
+    attentions = explain and kind_of(model) == CHECKPOINT  # a file was exported with them, or does not have them
+    with Predictor.load(model, device, threads, attentions=attentions, trust_engine=trust_engine) as predictor:
         for outcome in predict_files(predictor, paths, threshold, output, overwrite, "attention" if explain else task.value):
             outcomes.append(outcome.to_dict())
             if outcome.error is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any, Optional, Union, overload
 import numpy as np
 from PIL import Image
 
-from detr_export.runtimes.errors import ArtifactError, BackendError, InputError
-from detr_export.runtimes.files import user_path
+from detr_export.runtimes.errors import ArtifactError, InputError
 from detr_export.runtimes.metadata import UINT8
+from detr_export.runtimes.opening import open_session
 from detr_export.runtimes.processing.detection import softmax
 from detr_export.runtimes.processing.image_processor_fast import processor_from_dict
 from detr_export.runtimes.processing.images import ImageSource, load_image
@@ -33,55 +32,6 @@ _NO_MASKS = "draws no masks; export a segmentation checkpoint with: detr-export 
 ImageList = Union["list[ImageSource]", "tuple[ImageSource, ...]"]
 
 Outputs = dict[str, np.ndarray]
-
-ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
-_CHECKPOINT_SUFFIXES = (".pth", ".pt")
-
-
-def open_session(
-    path: str | Path,
-    device: str = "cpu",
-    threads: Optional[int] = None,
-    attentions: bool = False,
-    spinning: bool = True,
-    trust_engine: bool = False,
-) -> Session:
-    """Opens a file or checkpoint with the backend that it is for.
-
-    Args:
-        path: an `.onnx` file, a TensorRT engine (`.engine`, `.plan` or `.trt`), or a checkpoint: a directory, a `.pth` file,
-            a hub id.
-        device: `cpu`, `cuda` or `cuda:N`; an engine needs one of the last two.
-        threads: of one run on the CPU; the backend's default when None.
-        attentions: of a checkpoint, also return the cross-attention that `Predictor.explain` needs; a file has it or not.
-        spinning: False for a file that runs in turns with another model in one process, see `OrtSession`.
-        trust_engine: open an engine whose sidecar is missing or another file's; an engine is executable code.
-
-    Raises:
-        ArtifactError: the file is missing, damaged or of an unknown kind.
-        CheckpointError: the checkpoint is missing, damaged or not a DETR.
-        BackendError: the device or an extra is missing.
-    """
-    file = user_path(path)
-    if file.suffix == ".onnx":
-        from detr_export.runtimes.backends.ort.session import OrtSession
-
-        return OrtSession(file, device, threads, spinning=spinning)
-    if file.suffix in ENGINE_SUFFIXES:
-        _refuse_threads(threads)
-        from detr_export.runtimes.backends.tensorrt.session import TensorRTSession
-
-        return TensorRTSession(file, device, trust_engine)
-    if os.path.isfile(file) and file.suffix not in _CHECKPOINT_SUFFIXES:
-        raise ArtifactError(f"{file} is neither an .onnx file nor a checkpoint (a directory, a .pth file, a hub id)")
-    from detr_export.runtimes.backends.torch_session import TorchSession
-
-    return TorchSession.open(path, device, threads, attentions=attentions)
-
-
-def _refuse_threads(threads: Optional[int]) -> None:
-    if threads is not None:
-        raise BackendError("threads are the CPU's, and an engine runs on the GPU; leave them out")
 
 
 def require_detr(session: Session) -> None:
@@ -137,7 +87,7 @@ class Predictor:
         device: str = "cpu",
         threads: Optional[int] = None,
         attentions: bool = False,
-        spinning: bool = True,
+        spinning: Optional[bool] = None,
         trust_engine: bool = False,
     ) -> Predictor:
         """Opens a file or checkpoint; arguments and errors as in `open_session`."""

@@ -14,7 +14,7 @@ from typing import Optional, Union
 
 import numpy as np
 
-from detr_export.runtimes.errors import BackendError, InputError
+from detr_export.runtimes.errors import InputError
 from detr_export.runtimes.metadata import Metadata
 
 DETR_INPUTS = ("pixel_values", "pixel_mask", "valid_sizes")  # a mask with float images, sizes with uint8 ones
@@ -121,15 +121,3 @@ def check_inputs(
         low, high = metadata.ranges.get(name, (1, None)) if metadata else (1, None)
         if size < low or (high is not None and size > high):
             raise InputError(f"{name} is {size}; this model takes {low} to {high if high is not None else 'any'}")
-
-
-def parse_device(device: str) -> tuple[str, int]:
-    """Splits `cpu`, `cuda` or `cuda:N` into its kind and number; `cuda` is the first.
-
-    Raises:
-        BackendError: it is none of these.
-    """
-    kind, _, index = device.partition(":")
-    if device not in ("cpu", "cuda") and not (kind == "cuda" and index.isdecimal()):
-        raise BackendError(f"device is {device!r}; expected 'cpu', 'cuda' or 'cuda:N'")
-    return kind, int(index or 0)

@@ -29,7 +29,7 @@ from detr_export.runtimes.backends.tensorrt.sidecar import EngineSidecar, read_s
 from detr_export.runtimes.errors import ArtifactError, OutputError, VerificationError
 from detr_export.runtimes.files import require_writable, write_atomically
 from detr_export.runtimes.metadata import Metadata
-from detr_export.runtimes.predictor import ENGINE_SUFFIXES
+from detr_export.runtimes.opening import ENGINE_SUFFIXES
 from detr_export.runtimes.session import Session
 from detr_export.verification.comparison import Parity, compare
 
