@@ -8,6 +8,7 @@ from detr_export.runtimes.errors import (
     DetrError,
     ImageError,
     InputError,
+    OptionError,
     OutputError,
     VerificationError,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "ImageError",
     "InputError",
     "Metadata",
+    "OptionError",
     "OutputError",
     "Predictor",
     "Segment",

@@ -1,4 +1,7 @@
-"""Which backend a file is for, and which options it has there. A backend is imported here, when the first file for it opens."""
+"""Which backend a file is for, and which options that backend takes.
+
+A backend needs its framework, so it is imported here, inside the function, when a file for it is opened.
+"""
 
 from __future__ import annotations
 
@@ -67,13 +70,13 @@ def open_session(
     """
     kind = kind_of(path)
     given = {
-        "threads": threads,
-        "attentions": attentions or None,
-        "spinning": spinning,
-        "trust_engine": trust_engine or None,
+        "threads": threads is not None,
+        "attentions": attentions,
+        "spinning": spinning is not None,
+        "trust_engine": trust_engine,
     }
     for option in _OPTIONS:
-        if given[option.name] is not None and kind not in option.kinds:
+        if given[option.name] and kind not in option.kinds:
             raise BackendError(f"{path} is {_NAMES[kind]}, which does not take {option.name}: {option.reason}")
 
     if kind == ONNX:

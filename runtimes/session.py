@@ -14,7 +14,7 @@ from typing import Optional, Union
 
 import numpy as np
 
-from detr_export.runtimes.errors import InputError
+from detr_export.runtimes.errors import ArtifactError, InputError
 from detr_export.runtimes.metadata import Metadata
 
 DETR_INPUTS = ("pixel_values", "pixel_mask", "valid_sizes")  # a mask with float images, sizes with uint8 ones
@@ -121,3 +121,18 @@ def check_inputs(
         low, high = metadata.ranges.get(name, (1, None)) if metadata else (1, None)
         if size < low or (high is not None and size > high):
             raise InputError(f"{name} is {size}; this model takes {low} to {high if high is not None else 'any'}")
+
+
+def require_detr(session: Session) -> None:
+    """Refuses a model whose inputs and outputs are not a DETR's.
+
+    Raises:
+        ArtifactError: says what they are.
+    """
+    inputs = {spec.name for spec in session.inputs}
+    outputs = {spec.name for spec in session.outputs}
+    if "pixel_values" not in inputs or not inputs.issubset(DETR_INPUTS) or not outputs.issuperset(DETR_OUTPUTS):
+        raise ArtifactError(
+            f"the model is not a DETR: it maps {', '.join(sorted(inputs))} to {', '.join(sorted(outputs))}; "
+            "expected pixel_values [and pixel_mask or valid_sizes] to logits and pred_boxes"
+        )
