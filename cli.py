@@ -323,7 +323,7 @@ def trt_command(
     )
     from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
 
-    tensorrt_api.version()  # before a minute of exporting
+    tensorrt_api.require_supported()  # before a minute of exporting
     tried = (FALLBACKS if fallback else FALLBACKS[:1]) if fp16 else FALLBACKS[-1:]
     with tempfile.TemporaryDirectory(prefix="detr-export-") as folder, _bar("building") as built:
         result = build_with_fallback(

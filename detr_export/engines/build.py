@@ -22,7 +22,7 @@ from detr_export.engines.lock import build_lock
 from detr_export.engines.options import EngineOptions
 from detr_export.graphs.inspection import Inspection, inspect_onnx
 from detr_export.graphs.tensorrt import readable_graph
-from detr_export.runtimes.backends.cuda import memory as cuda_memory
+from detr_export.runtimes.backends.cuda import opening as cuda_opening
 from detr_export.runtimes.backends.cuda.memory import CudaDevice
 from detr_export.runtimes.backends.tensorrt.profiles import EngineProfile, default_profiles, shape_profile
 from detr_export.runtimes.backends.tensorrt.sidecar import EngineSidecar, read_sidecar, write_sidecar
@@ -87,8 +87,8 @@ def build_engine(
     from detr_export.engines.builder import build_plan  # where TensorRT is missing, better said now
     from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
 
-    tensorrt_api.version()
-    device = cuda_memory.open_device(options.device)
+    tensorrt_api.require_supported()
+    device = cuda_opening.open_device(options.device)
     about = inspect_onnx(source)
     metadata = _require_metadata(about)
     model = readable_graph(onnx.load(str(source)), tensorrt_api.full_version())

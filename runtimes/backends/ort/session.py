@@ -9,7 +9,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from detr_export.runtimes.backends.cuda import memory as cuda_memory
+from detr_export.runtimes.backends.cuda import opening as cuda_opening
 from detr_export.runtimes.backends.cuda.arrays import DeviceArray, described, device_view, is_device_array
 from detr_export.runtimes.backends.ort.providers import (
     add_rtx,
@@ -142,7 +142,7 @@ class OrtSession(Session):
         if self._device.kind == CPU:
             raise BackendError("the session is on the CPU; open it with device 'cuda', or call run")
         place = (self._memory, self._device.index)
-        device = cuda_memory.open_device(self._device.index)
+        device = cuda_opening.open_device(self._device.index)
         binding = session.io_binding()
         with device.active():
             stream = device.create_stream()

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from detr_export.runtimes.backends.cuda import memory as cuda_memory
+from detr_export.runtimes.backends.cuda import opening as cuda_opening
 from detr_export.runtimes.backends.ort.providers import profile_options, provider_list
 from detr_export.runtimes.backends.ort.session import OrtSession
 from detr_export.runtimes.backends.tensorrt.profiles import ShapeProfile
@@ -153,7 +153,7 @@ def test_without_the_plugin(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch, tm
 @pytest.fixture
 def on_gpu(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     device = HostDevice()
-    monkeypatch.setattr(cuda_memory, "open_device", lambda index: device)
+    monkeypatch.setattr(cuda_opening, "open_device", lambda index: device)
     with OrtSession(tiny_onnx) as session:
         session._device, session._memory = Device("cuda"), "cpu"
         yield session, device
