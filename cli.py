@@ -280,12 +280,14 @@ def predict(
     if explain and task is not PredictTask.detection:
         raise typer.BadParameter("--explain draws detections; leave --task out")
     from detr_export.runtimes.folder import predict_files
+    from detr_export.runtimes.opening import CHECKPOINT, kind_of
     from detr_export.runtimes.predictor import Predictor
     from detr_export.runtimes.processing.images import iter_image_paths
 
     paths = iter_image_paths(images)
     outcomes = []
-    with Predictor.load(model, device, threads, attentions=explain, trust_engine=trust_engine) as predictor:
+    attentions = explain and kind_of(model) == CHECKPOINT  # a file was exported with them, or does not have them
+    with Predictor.load(model, device, threads, attentions=attentions, trust_engine=trust_engine) as predictor:
         for outcome in predict_files(predictor, paths, threshold, output, overwrite, "attention" if explain else task.value):
             outcomes.append(outcome.to_dict())
             if outcome.error is not None:

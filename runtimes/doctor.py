@@ -14,7 +14,7 @@ from importlib import metadata as distributions
 from importlib import resources
 from typing import Any, Optional
 
-from detr_export.runtimes.backends.cuda import memory as cuda_memory
+from detr_export.runtimes.backends.cuda import opening as cuda_opening
 from detr_export.runtimes.errors import DetrError, first_line
 
 _PACKAGES = (
@@ -93,7 +93,7 @@ class Diagnosis:
 
 def diagnose() -> Diagnosis:
     """Looks around; raises nothing."""
-    device, no_device = _try(cuda_memory.open_device)
+    device, no_device = _try(cuda_opening.open_device)
     providers, no_onnxruntime = _try(_onnxruntime_providers)
     tensorrt, no_tensorrt = _try(_tensorrt_version)
     capability = device.compute_capability if device is not None else None
@@ -152,7 +152,7 @@ def _onnxruntime_providers() -> tuple[str, ...]:
 def _tensorrt_version() -> str:
     from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
 
-    tensorrt_api.version()
+    tensorrt_api.require_supported()
     return tensorrt_api.full_version()
 
 

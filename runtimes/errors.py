@@ -8,7 +8,8 @@
     ├── AnnotationError        an annotation is malformed
     ├── ArtifactError          an exported file is missing, damaged, or not a DETR
     │   └── VerificationError  an exported file disagrees with the checkpoint it came from
-    ├── InputError             a session was given arrays that do not fit its inputs
+    ├── InputError             an argument is out of its range, or arrays do not fit
+    ├── OptionError            an image processor was given an option or a value that it does not know
     ├── BackendError           a runtime, a device or an extra is not there, or failed
     └── OutputError            a result cannot be written
 
@@ -43,7 +44,11 @@ class VerificationError(ArtifactError):
 
 
 class InputError(DetrError):
-    """Arrays handed to a session do not fit its declared inputs (name, dtype, rank or size)."""
+    """An argument is out of its range, or arrays do not fit (name, dtype, rank or size)."""
+
+
+class OptionError(DetrError, ValueError):
+    """An image processor was given an option or a value that it does not know; transformers raises ValueError there."""
 
 
 class BackendError(DetrError):

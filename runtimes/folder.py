@@ -15,6 +15,7 @@ from detr_export.runtimes.predictor import Predictor
 from detr_export.runtimes.processing.images import load_image
 from detr_export.runtimes.results.detections import Detections
 from detr_export.runtimes.results.segmentation import Segmentation
+from detr_export.runtimes.thresholds import require_shares
 
 RESULTS_NAME = "predictions.json"
 TASKS = ("detection", "panoptic", "instances", "semantic", "attention")
@@ -76,8 +77,7 @@ def predict_files(
     images = list(images)
     if task not in TASKS:
         raise InputError(f"task is {task!r}; expected one of {', '.join(TASKS)}")
-    if not 0 <= threshold <= 1:
-        raise InputError(f"threshold is {threshold}; expected a number from 0 to 1")
+    require_shares(threshold=threshold)
     pictures = _picture_paths(images, output) if output is not None else {}
     originals = {image.resolve() for image in images}
     for path in pictures.values():

@@ -14,7 +14,7 @@ from typing import Optional, Union
 
 import numpy as np
 
-from detr_export.runtimes.errors import BackendError, InputError
+from detr_export.runtimes.errors import ArtifactError, InputError
 from detr_export.runtimes.metadata import Metadata
 
 DETR_INPUTS = ("pixel_values", "pixel_mask", "valid_sizes")  # a mask with float images, sizes with uint8 ones
@@ -123,13 +123,16 @@ def check_inputs(
             raise InputError(f"{name} is {size}; this model takes {low} to {high if high is not None else 'any'}")
 
 
-def parse_device(device: str) -> tuple[str, int]:
-    """Splits `cpu`, `cuda` or `cuda:N` into its kind and number; `cuda` is the first.
+def require_detr(session: Session) -> None:
+    """Refuses a model whose inputs and outputs are not a DETR's.
 
     Raises:
-        BackendError: it is none of these.
+        ArtifactError: says what they are.
     """
-    kind, _, index = device.partition(":")
-    if device not in ("cpu", "cuda") and not (kind == "cuda" and index.isdecimal()):
-        raise BackendError(f"device is {device!r}; expected 'cpu', 'cuda' or 'cuda:N'")
-    return kind, int(index or 0)
+    inputs = {spec.name for spec in session.inputs}
+    outputs = {spec.name for spec in session.outputs}
+    if "pixel_values" not in inputs or not inputs.issubset(DETR_INPUTS) or not outputs.issuperset(DETR_OUTPUTS):
+        raise ArtifactError(
+            f"the model is not a DETR: it maps {', '.join(sorted(inputs))} to {', '.join(sorted(outputs))}; "
+            "expected pixel_values [and pixel_mask or valid_sizes] to logits and pred_boxes"
+        )

@@ -192,7 +192,10 @@ def test_inspect(tiny_onnx: Path) -> None:
         (("predict", "{tmp}/text.txt", "{photo}"), "is neither an .onnx file nor a checkpoint"),
         (("predict", "~nobody-of-this-name/x", "{photo}"), "neither an existing path nor a hub id"),
         (("predict", "a" * 5000, "{photo}"), "neither an existing path nor a hub id"),
-        (("predict", "{onnx}", "{photo}", "--device", "tpu"), "device is 'tpu'; expected 'cpu', 'cuda' or 'cuda:N'"),
+        (
+            ("predict", "{onnx}", "{photo}", "--device", "tpu"),
+            "device is 'tpu'; expected cpu, cuda[:N], tensorrt[:N] or tensorrt-rtx[:N]",
+        ),
         (("predict", "{tiny}", "{photo}", "--device", "cpu:"), "device is 'cpu:'; expected"),
         (("predict", "{onnx}", "{tmp}/nothing.jpg"), "nothing.jpg does not exist: expected an image file"),
         (("predict", "{onnx}", "{tmp}/empty"), "contains no images"),

@@ -23,6 +23,7 @@ from detr_export.benchmarks.accuracy.detection_evaluator import CocoEvaluator, C
 from detr_export.benchmarks.accuracy.panoptic_evaluator import PanopticEvaluator, PanopticScores
 from detr_export.runtimes.errors import AnnotationError, ArtifactError, ImageError, InputError, missing_extra
 from detr_export.runtimes.files import sha256_of_files, user_path
+from detr_export.runtimes.opening import ONNX, kind_of
 from detr_export.runtimes.predictor import Predictor
 from detr_export.runtimes.processing.annotations import checks
 from detr_export.runtimes.processing.images import load_image
@@ -246,7 +247,11 @@ def evaluate(
     names = [str(model)] if against is None else [str(model), str(against)]
     with contextlib.ExitStack() as stack:
         # Threads of ONNX Runtime that wait busily slow the other model down.
-        predictors = [stack.enter_context(Predictor.load(name, device, threads, spinning=against is None)) for name in names]
+        spinning = [False if against is not None and kind_of(name) == ONNX else None for name in names]
+        predictors = [
+            stack.enter_context(Predictor.load(name, device, threads, spinning=spin))
+            for name, spin in zip(names, spinning, strict=True)
+        ]
         with_masks = predictors[0].draws_masks
         for name, predictor in zip(names, predictors, strict=True):
             if not predictor.draws_masks and (with_masks or panoptic is not None):

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from detr_export.runtimes.devices import parse_device
 from detr_export.runtimes.errors import BackendError, InputError, missing_extra
-from detr_export.runtimes.session import parse_device
 
 if TYPE_CHECKING:
     import torch
@@ -95,14 +95,14 @@ def cuda_gemm_peak_gflop_per_s(precision: str = "fp32", device: str = "cuda", se
     _check(seconds=seconds)
     if precision not in CUDA_PRECISIONS:
         raise InputError(f"precision is {precision!r}; expected one of {', '.join(CUDA_PRECISIONS)}")
-    kind, index = parse_device(device)
+    wanted = parse_device(device)
     if importlib.util.find_spec("torch") is None:
         raise missing_extra("torch", "export")
     import torch
 
-    if kind != "cuda" or index >= torch.cuda.device_count():
+    if wanted.kind != "cuda" or wanted.index >= torch.cuda.device_count():
         raise BackendError(f"device is {device!r}, but PyTorch sees {torch.cuda.device_count()} CUDA devices")
-    place = torch.device("cuda", index)
+    place = torch.device("cuda", wanted.index)
     dtype = torch.float16 if precision == "fp16" else torch.float32
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"

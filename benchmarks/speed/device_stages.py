@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detr_export.runtimes.backends.cuda import memory as cuda_memory
+from detr_export.runtimes.backends.cuda import opening as cuda_opening
 
 if TYPE_CHECKING:
     from detr_export.runtimes.backends.tensorrt.session import TensorRTSession
@@ -86,7 +86,7 @@ def run_engine_in_stages(
         index: of its GPU.
     """
     clock = time.perf_counter
-    device = cuda_memory.open_device(index)
+    device = cuda_opening.open_device(index)
     arrays = {name: np.ascontiguousarray(array, session.device_dtypes[name]) for name, array in inputs.items()}
     with contextlib.ExitStack() as stack:
         stack.enter_context(device.active())

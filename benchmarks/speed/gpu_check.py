@@ -36,7 +36,7 @@ from detr_export.loading import load_model
 from detr_export.modeling.deployed import DeployedModel
 from detr_export.modeling.detr import DetrForObjectDetection
 from detr_export.modeling.segmentation import DetrForSegmentation
-from detr_export.runtimes.backends.cuda import memory as cuda_memory
+from detr_export.runtimes.backends.cuda import opening as cuda_opening
 from detr_export.runtimes.backends.ort.session import OrtSession
 from detr_export.runtimes.backends.tensorrt.profiles import EngineProfile
 from detr_export.runtimes.backends.torch_session import TorchSession
@@ -124,7 +124,7 @@ def find_gpu() -> str:
     """
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return cuda_memory.open_device().name
+    return cuda_opening.open_device().name
 
 
 def seeded_checkpoint(folder: Path, model: str) -> Path:

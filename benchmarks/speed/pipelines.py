@@ -20,12 +20,11 @@ from detr_export.benchmarks.speed.peers import OpenVinoSession, TransformersSess
 from detr_export.benchmarks.speed.targets import BACKENDS
 from detr_export.runtimes.files import user_path
 from detr_export.runtimes.metadata import UINT8
-from detr_export.runtimes.predictor import require_detr
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 from detr_export.runtimes.processing.image_processor_fast import processor_from_dict
 from detr_export.runtimes.processing.sizes import output_size
 from detr_export.runtimes.processing.uint8_batch import uint8_batch
-from detr_export.runtimes.session import Session
+from detr_export.runtimes.session import Session, require_detr
 
 if TYPE_CHECKING:
     from detr_export.runtimes.backends.ort.session import OrtSession

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from detr_export.runtimes.errors import ArtifactError, BackendError, DetrError, InputError, missing_extra
 from detr_export.runtimes.files import user_path
-from detr_export.runtimes.predictor import ENGINE_SUFFIXES
+from detr_export.runtimes.opening import ENGINE_SUFFIXES
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from detr_export.checkpoints.hub import PROCESSOR_NAME, WEIGHT_FILES, download
 from detr_export.config import CONFIG_NAME, DetrConfig
 from detr_export.runtimes.errors import CheckpointError, DetrError
 from detr_export.runtimes.files import sha256_of_files, user_path
+from detr_export.runtimes.opening import ENGINE_SUFFIXES
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 from detr_export.runtimes.processing.image_processor_fast import processor_from_dict
 
@@ -135,7 +136,7 @@ def _load_directory(directory: Path, source: str) -> Checkpoint:
 
 
 def _load_original(file: Path, source: str, dilation: bool | None) -> Checkpoint:
-    if file.suffix in (".onnx", ".engine", ".plan"):
+    if file.suffix in (".onnx", *ENGINE_SUFFIXES):
         raise CheckpointError(f"{file} is an exported file; expected a checkpoint directory, a hub id or a .pth file")
     if file.suffix in (".safetensors", ".json", ".bin"):
         raise CheckpointError(f"{file} is one file of a checkpoint; give the directory that holds it and its {CONFIG_NAME}")

@@ -25,14 +25,14 @@ from detr_export.engines.source import make_graph
 from detr_export.graphs.inspection import Inspection, inspect_onnx
 from detr_export.graphs.tensorrt import readable_graph
 from detr_export.loading import reference_of_file
-from detr_export.runtimes.backends.cuda import memory as cuda_memory
+from detr_export.runtimes.backends.cuda import opening as cuda_opening
 from detr_export.runtimes.backends.cuda.memory import CudaDevice
 from detr_export.runtimes.backends.tensorrt.profiles import EngineProfile, default_profiles, shape_profile
 from detr_export.runtimes.backends.tensorrt.sidecar import EngineSidecar, read_sidecar, write_sidecar
 from detr_export.runtimes.errors import ArtifactError, OutputError, VerificationError
 from detr_export.runtimes.files import require_writable, write_atomically
 from detr_export.runtimes.metadata import Metadata
-from detr_export.runtimes.predictor import ENGINE_SUFFIXES
+from detr_export.runtimes.opening import ENGINE_SUFFIXES
 from detr_export.runtimes.progress import SILENT, Progress
 from detr_export.runtimes.session import Session
 from detr_export.verification.comparison import Parity, compare
@@ -140,7 +140,7 @@ def build_from_source(
     """
     from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
 
-    tensorrt_api.version()  # before a minute of exporting
+    tensorrt_api.require_supported()  # before a minute of exporting
     with tempfile.TemporaryDirectory(prefix="detr-export-") as folder:
         return build_with_fallback(
             lambda step: make_graph(source, step.name, Path(folder), progress), output, options, progress, tried
@@ -202,8 +202,8 @@ def _read_order(source: Path, options: EngineOptions) -> _Order:
     import detr_export.engines.builder  # noqa: F401  # says at once where TensorRT is missing
     from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
 
-    tensorrt_api.version()
-    device = cuda_memory.open_device(options.device)
+    tensorrt_api.require_supported()
+    device = cuda_opening.open_device(options.device)
     about = inspect_onnx(source)
     metadata = _require_metadata(about)
     version = tensorrt_api.full_version()

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from detr_export.runtimes.backends.tensorrt.profiles import EngineProfile
+from detr_export.runtimes.devices import CUDA, parse_device
 from detr_export.runtimes.errors import BackendError
-from detr_export.runtimes.session import parse_device
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def gpu_number(device: str) -> int:
     Raises:
         BackendError: it names no GPU.
     """
-    kind, index = parse_device(device)
-    if kind != "cuda":
+    place = parse_device(device)
+    if place.kind != CUDA:
         raise BackendError(f"device is {device!r}; an engine is built on a GPU, 'cuda' or 'cuda:N'")
-    return index
+    return place.index

@@ -175,7 +175,7 @@ def verify_file(
         CheckpointError: the checkpoint is missing, damaged, or not a DETR.
     """
     from detr_export.runtimes.backends.ort.session import OrtSession
-    from detr_export.runtimes.predictor import require_detr
+    from detr_export.runtimes.session import require_detr
 
     with OrtSession(file, spinning=False) as candidate:
         require_detr(candidate)

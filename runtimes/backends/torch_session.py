@@ -8,9 +8,10 @@ from typing import Optional, Union
 
 import numpy as np
 
+from detr_export.runtimes.devices import CPU, CUDA, parse_device
 from detr_export.runtimes.errors import BackendError, first_line, missing_extra
 from detr_export.runtimes.metadata import Metadata
-from detr_export.runtimes.session import Session, TensorSpec, parse_device
+from detr_export.runtimes.session import Session, TensorSpec
 
 try:
     import torch
@@ -104,9 +105,10 @@ class TorchSession(Session):
 
 
 def _checked_device(device: str) -> torch.device:
-    kind, index = parse_device(device)
-    if kind == "cuda" and not torch.cuda.is_available():
+    place = parse_device(device)
+    place.require((CPU, CUDA), "PyTorch")
+    if place.kind == CUDA and not torch.cuda.is_available():
         raise BackendError("device is 'cuda', but this PyTorch sees no CUDA device; use device 'cpu'")
-    if kind == "cuda" and index >= torch.cuda.device_count():
+    if place.kind == CUDA and place.index >= torch.cuda.device_count():
         raise BackendError(f"device is {device!r}, but there are {torch.cuda.device_count()} CUDA devices")
-    return torch.device(device)
+    return torch.device(str(place))

@@ -21,7 +21,7 @@ from typing import Any, Optional, Union
 
 import numpy as np
 
-from detr_export.runtimes.errors import AnnotationError
+from detr_export.runtimes.errors import AnnotationError, OptionError
 from detr_export.runtimes.processing.annotations.detection import Target, checks, prepare_detection
 from detr_export.runtimes.processing.annotations.panoptic import prepare_panoptic
 from detr_export.runtimes.processing.annotations.transforms import (
@@ -112,7 +112,7 @@ class DetrImageProcessor(ProcessorOptions, PostProcessor):
           the model gets, an array with `return_tensors="np"`; not there for coco_detection if nothing resizes or pads.
           Only with `annotations`.
 
-        Raises ImageError for images that cannot be processed, AnnotationError for annotations, ValueError for options,
+        Raises ImageError for images that cannot be processed, AnnotationError for annotations, OptionError for options,
         BackendError when polygons are to become masks and pycocotools is not installed.
         """
         as_numpy = _wants_numpy(return_tensors)
@@ -307,7 +307,7 @@ class DetrFeatureExtractor(DetrImageProcessor):
 
 def _wants_numpy(return_tensors: Optional[str]) -> bool:
     if return_tensors not in (None, "np"):
-        raise ValueError(
+        raise OptionError(
             f"return_tensors={return_tensors!r}: expected None or 'np'; convert the arrays, e.g. with torch.from_numpy"
         )
     return return_tensors is not None

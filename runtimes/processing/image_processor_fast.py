@@ -1,5 +1,7 @@
 """The image processor with the numbers of torchvision in place of Pillow's, still with numpy and Pillow only.
 
+from detr_export.runtimes.errors import OptionError
+
 Source: the torchvision-based `DetrImageProcessorFast` of transformers 4.57.6, on the CPU of an x86 machine.
 """
 
@@ -12,6 +14,7 @@ from typing import Any, Optional, Union
 
 import numpy as np
 
+from detr_export.runtimes.errors import OptionError
 from detr_export.runtimes.processing.annotations.detection import Target
 from detr_export.runtimes.processing.annotations.transforms import pad_target
 from detr_export.runtimes.processing.batch import Picture
@@ -31,7 +34,9 @@ class FusedScaling(PixelScaling):
             mean, std = mean_and_std(self.mean, self.std, array, layout)
             if self.factor is not None:
                 if self.factor == 0:
-                    raise ValueError("rescale_factor is 0: the mean and deviation are divided by it; expected 1 / 255 or so")
+                    raise OptionError(
+                        "rescale_factor is 0, and the mean and deviation are divided by it; expected 1 / 255 or so"
+                    )
                 inverse = np.float32(1.0 / self.factor)
                 mean, std = mean * inverse, std * inverse
             return (array - mean) / std
@@ -93,7 +98,7 @@ def processor_from_dict(config: Mapping[str, Any]) -> DetrImageProcessor:
     """The processor that settings were made for: the fast class where they name it, else the PIL one.
 
     Raises:
-        CheckpointError, ValueError: as `DetrImageProcessor.from_dict`.
+        CheckpointError, OptionError: as `DetrImageProcessor.from_dict`.
     """
     fast = config.get("image_processor_type") == DetrImageProcessorFast.__name__
     return (DetrImageProcessorFast if fast else DetrImageProcessor).from_dict(config)

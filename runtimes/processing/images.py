@@ -52,7 +52,7 @@ def load_image(source: ImageSource) -> Image.Image:
     Raises ImageError, on one line, for anything that is not such an image.
     """
     if isinstance(source, Image.Image):
-        return _upright_rgb(source, f"PIL image of mode {source.mode} and size {source.width}x{source.height}")
+        return _upright_rgb(source, _described(source))
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, bytes):
@@ -65,6 +65,18 @@ def load_image(source: ImageSource) -> Image.Image:
         f"cannot read an image from {type(source).__name__}: expected a path, bytes, a PIL image or a uint8 array "
         "of shape (H, W, 3); convert it to one of these"
     )
+
+
+def borrow_image(source: ImageSource) -> Image.Image:
+    """`load_image` for a caller that only reads: a PIL image that is upright RGB already is returned itself, not copied.
+
+    Raises ImageError as `load_image` does.
+    """
+    if isinstance(source, Image.Image) and source.mode == "RGB" and 0 not in source.size:
+        decode_in_place(source, _described(source))
+        if _orientation(source) not in _UPRIGHT:
+            return source
+    return load_image(source)
 
 
 def iter_image_paths(patterns: Union[PathPattern, Iterable[PathPattern]]) -> list[Path]:
@@ -179,6 +191,11 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
         rgb = rgb.transpose(method)
     rgb.info.clear()
     return rgb
+
+
+def _described(image: Image.Image) -> str:
+    """What messages call a PIL image."""
+    return f"PIL image of mode {image.mode} and size {image.width}x{image.height}"
 
 
 def _orientation(image: Image.Image) -> int:

@@ -14,7 +14,8 @@ from typing import Any, Optional, TypeVar, Union
 
 import numpy as np
 
-from detr_export.runtimes.errors import CheckpointError, OutputError
+from detr_export.runtimes.errors import CheckpointError, OptionError
+from detr_export.runtimes.files import write_atomically
 from detr_export.runtimes.processing.resizing.pillow import as_resample
 from detr_export.runtimes.processing.sizes import SizeDict, as_pad_size, as_size
 from detr_export.runtimes.processing.transforms import Channels
@@ -60,7 +61,7 @@ class ProcessorOptions:
     - `do_convert_annotations`: defaults to `do_normalize`.
     - `pad_size`: {height, width} to pad to; None pads to the largest image of the batch.
 
-    Raises ValueError for an option that is not one of these.
+    Raises OptionError for an option that is not one of these.
     """
 
     _type_name = _TYPES[0]  # what configurations call this class
@@ -99,12 +100,12 @@ class ProcessorOptions:
         """Build from the content of a `preprocessor_config.json`.
 
         The old names `max_size` and `pad_and_return_pixel_mask` are understood; keys that are no option are kept for
-        `to_dict`. Raises ValueError for an option with a bad value and for the configuration of another processor.
+        `to_dict`. Raises OptionError for an option with a bad value and for the configuration of another processor.
         """
         config = dict(config)
         kind = config.get("image_processor_type", config.get("feature_extractor_type", _TYPES[0]))
         if kind not in _TYPES:
-            raise ValueError(f"the configuration is of a {kind}: expected one of {', '.join(_TYPES)}")
+            raise OptionError(f"the configuration is of a {kind}: expected one of {', '.join(_TYPES)}")
         if "pad_and_return_pixel_mask" in config:
             config["do_pad"] = config.pop("pad_and_return_pixel_mask")
         if "max_size" in config:
@@ -150,17 +151,7 @@ class ProcessorOptions:
         """Write `directory/preprocessor_config.json`, making the folder. Returns the file; OutputError on failure."""
         file = Path(directory) / CONFIG_NAME
         text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                temporary.write_text(text, encoding="utf-8")
-                os.replace(temporary, file)
-            finally:
-                temporary.unlink(missing_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot write {file}: {error.strerror}; name a folder that can be written") from error
-        return file
+        return write_atomically(file, text.encode("utf-8"))
 
     def _pick(self, name: str, override: Any) -> Any:
         return getattr(self, name) if override is None else override
@@ -168,14 +159,14 @@ class ProcessorOptions:
     def _required(self, name: str, override: Any) -> Any:
         value = self._pick(name, override)
         if value is None:
-            raise ValueError(f"{name} is None, but the step that needs it is on: set it, or turn the step off")
+            raise OptionError(f"{name} is None, but the step that needs it is on: set it, or turn the step off")
         return value
 
 
 def as_format(value: str) -> str:
-    """`value` as one of `FORMATS`; ValueError otherwise."""
+    """`value` as one of `FORMATS`; OptionError otherwise."""
     if value not in FORMATS:
-        raise ValueError(f"format={value!r}: expected {' or '.join(FORMATS)}")
+        raise OptionError(f"format={value!r}: expected {' or '.join(FORMATS)}")
     return FORMATS[FORMATS.index(value)]  # a plain string, also for a string enumeration
 
 

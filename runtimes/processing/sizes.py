@@ -10,7 +10,7 @@ import operator
 from collections.abc import Mapping
 from typing import Any, Optional
 
-from detr_export.runtimes.errors import ImageError
+from detr_export.runtimes.errors import ImageError, OptionError
 
 SizeDict = dict  # str -> int; "longest_edge" may be None, for no limit
 
@@ -27,24 +27,24 @@ _SIZE_FORMS = "{shortest_edge, longest_edge}, {height, width} or {max_height, ma
 def as_size(size: Any, max_size: Optional[int] = None) -> SizeDict:
     """`size` as a checked dict: an int is the shortest edge (with `max_size` the longest), a pair (height, width).
 
-    Raises ValueError for unknown keys and for values that are not positive integers.
+    Raises OptionError for unknown keys and for values that are not positive integers.
     """
     if isinstance(size, (list, tuple)) and len(size) == 2:
         size = {"height": size[0], "width": size[1]}
     elif not isinstance(size, Mapping):
         size = {"shortest_edge": size} if max_size is None else {"shortest_edge": size, "longest_edge": max_size}
     if set(size) not in _SIZE_KEYS:
-        raise ValueError(f"size has the keys {sorted(map(str, size))}: expected {_SIZE_FORMS}")
+        raise OptionError(f"size has the keys {sorted(map(str, size))}: expected {_SIZE_FORMS}")
     unlimited = {"longest_edge": None} if size.get("longest_edge", 0) is None else {}
     return {**_positive({k: v for k, v in size.items() if k not in unlimited}, "size"), **unlimited}
 
 
 def as_pad_size(pad_size: Any) -> Optional[SizeDict]:
-    """`pad_size` as a checked {"height", "width"} dict, or None; ValueError otherwise."""
+    """`pad_size` as a checked {"height", "width"} dict, or None; OptionError otherwise."""
     if pad_size is None:
         return None
     if not isinstance(pad_size, Mapping) or set(pad_size) != {"height", "width"}:
-        raise ValueError(f"pad_size={pad_size!r}: expected None or a dict with the keys height and width")
+        raise OptionError(f"pad_size={pad_size!r}: expected None or a dict with the keys height and width")
     return _positive(pad_size, "pad_size")
 
 
@@ -54,9 +54,9 @@ def _positive(values: Mapping, name: str) -> SizeDict:
         try:
             checked[key] = operator.index(value)
         except TypeError as error:
-            raise ValueError(f"{name}[{key!r}]={value!r}: expected a positive integer") from error
+            raise OptionError(f"{name}[{key!r}]={value!r}: expected a positive integer") from error
         if checked[key] < 1:
-            raise ValueError(f"{name}[{key!r}]={value!r}: expected a positive integer")
+            raise OptionError(f"{name}[{key!r}]={value!r}: expected a positive integer")
     return checked
 
 
@@ -67,7 +67,7 @@ def output_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
     - max_height, max_width: keep the aspect ratio; the largest that fits, enlarging small images.
     - height, width: exactly that.
 
-    Raises ValueError when `size` is only an edge; ImageError when a thin image would be left without pixels.
+    Raises OptionError when `size` is only an edge; ImageError when a thin image would be left without pixels.
     """
     keys = set(size)
     if keys == {"height", "width"}:
@@ -78,7 +78,7 @@ def output_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
     elif keys == {"shortest_edge", "longest_edge"}:
         result = _edge_size(height, width, size["shortest_edge"], size["longest_edge"])
     else:
-        raise ValueError(f"cannot resize to {size}: expected {_SIZE_FORMS}")
+        raise OptionError(f"cannot resize to {size}: expected {_SIZE_FORMS}")
     if min(result) < 1:
         raise ImageError(
             f"image of {width}x{height} pixels is too thin: it would be resized to {result[1]}x{result[0]}; "

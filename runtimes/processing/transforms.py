@@ -15,7 +15,7 @@ from typing import Any, Optional, Union
 
 import numpy as np
 
-from detr_export.runtimes.errors import ImageError
+from detr_export.runtimes.errors import ImageError, OptionError
 
 FIRST = "channels_first"
 LAST = "channels_last"
@@ -24,13 +24,13 @@ Channels = Union[float, Iterable[float]]  # one value for all channels, or one f
 
 
 def as_layout(value: Optional[str], name: str) -> Optional[str]:
-    """`value` as one of the two layout names, or None; ValueError names the option."""
+    """`value` as one of the two layout names, or None; OptionError names the option."""
     if value is None:
         return None
     for layout in (FIRST, LAST):
         if value == layout:  # a plain string, also for a string enumeration
             return layout
-    raise ValueError(f"{name}={value!r}: expected {FIRST!r} or {LAST!r}")
+    raise OptionError(f"{name}={value!r}: expected {FIRST!r} or {LAST!r}")
 
 
 def infer_layout(shape: tuple[int, ...]) -> str:
@@ -65,7 +65,7 @@ def rescale(array: np.ndarray, factor: float) -> np.ndarray:
 def normalize(array: np.ndarray, mean: Channels, std: Channels, layout: str) -> np.ndarray:
     """`(array - mean) / std` for each channel, in the array's own float type (float32 for integers).
 
-    Raises ValueError when `mean` or `std` does not have one finite value for each channel, or `std` has a zero.
+    Raises OptionError when `mean` or `std` does not have one finite value for each channel, or `std` has a zero.
     """
     if array.dtype.kind != "f":
         array = array.astype(np.float32)
@@ -79,18 +79,18 @@ def mean_and_std(mean: Channels, std: Channels, array: np.ndarray, layout: str) 
     axes = (slice(None), None, None) if layout == FIRST else (None, None, slice(None))
     mean_, std_ = (_for_channels(v, channels, n).astype(array.dtype)[axes] for v, n in ((mean, "mean"), (std, "std")))
     if not std_.all():
-        raise ValueError(f"image_std={std!r} divides by zero: expected positive numbers")
+        raise OptionError(f"image_std={std!r} divides by zero: expected positive numbers")
     return mean_, std_
 
 
 def _for_channels(value: Channels, channels: int, name: str) -> np.ndarray:
     values = np.asarray(value if np.ndim(value) == 0 else list(value), dtype=np.float64)  # type: ignore[arg-type]
     if values.ndim == 1 and len(values) != channels:
-        raise ValueError(
+        raise OptionError(
             f"image_{name} has {len(values)} values for {channels} channels: expected one for each, or a single number"
         )
     if not np.isfinite(values).all():
-        raise ValueError(f"image_{name}={value!r}: expected finite numbers")
+        raise OptionError(f"image_{name}={value!r}: expected finite numbers")
     return np.broadcast_to(values, (channels,))
 
 
@@ -136,7 +136,7 @@ def pad(array: np.ndarray, size: tuple[int, int], layout: str, value: Any = 0) -
     edges: list[tuple[int, int]] = [(0, size[0] - height), (0, size[1] - width)]
     shape = np.shape(value)
     if shape not in ((), (1,), (2,), (2, 2)):
-        raise ValueError(f"constant_values={value!r}: expected a number, a pair, or a pair for height and for width")
+        raise OptionError(f"constant_values={value!r}: expected a number, a pair, or a pair for height and for width")
     values = [tuple(pair) for pair in np.broadcast_to(value, (2, 2)).tolist()]
     at = 0 if layout == FIRST else 2
     edges.insert(at, (0, 0))

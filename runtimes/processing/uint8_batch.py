@@ -27,7 +27,7 @@ def uint8_batch(
 
     Raises:
         ImageError: an image cannot be processed.
-        ValueError: the processor's options are not usable.
+        OptionError: the processor's options are not usable.
     """
     batch = processor.preprocess(pictures, size=size, do_rescale=False, do_normalize=False, do_pad=False, data_format=LAST)
     images = batch["pixel_values"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Optional, Union
 
 import numpy as np
 from PIL import Image
 
+from detr_export.runtimes.processing.detection import Kept
 from detr_export.runtimes.processing.images import ImageSource
 from detr_export.runtimes.processing.rle import encode_compressed_rle
 from detr_export.runtimes.results.drawing import draw_attention, draw_boxes
@@ -81,3 +83,9 @@ class Detections:
         return draw_attention(
             image, self.image_size, self.boxes, self.scores, self.labels, self.names, attention, columns, cell_width
         )
+
+
+def make_detections(kept: Kept, image_size: tuple[int, int], id2label: Mapping[int, str]) -> Detections:
+    """Joins what post-processing keeps of one image, its (height, width), and the names of its classes into one result."""
+    names = tuple(id2label.get(int(label), str(label)) for label in kept.labels)
+    return Detections(kept.scores, kept.labels, kept.boxes, names, image_size)

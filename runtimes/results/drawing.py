@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from detr_export.runtimes.errors import ImageError
-from detr_export.runtimes.processing.images import ImageSource, load_image
+from detr_export.runtimes.processing.images import ImageSource, borrow_image
 from detr_export.runtimes.results.segments import Segment
 
 _GOLDEN_RATIO = 0.618034  # steps of the hue: any run of neighbouring labels gets well separated colours
@@ -47,7 +47,8 @@ def draw_boxes(
     Raises:
         ImageError: the image cannot be read, or has another size.
     """
-    image = matching_image(source, image_size)
+    image = matching_image(source, image_size).copy()
+    image.info.clear()  # or a copy would be saved with the original's resolution and colour profile
     draw = ImageDraw.Draw(image)
     font = font_for(image)
     line = max(1, round(max(image.size) * _LINE_SHARE))
@@ -60,15 +61,15 @@ def draw_boxes(
 
 
 def matching_image(source: ImageSource, size: tuple[int, int]) -> Image.Image:
-    """Loads an image to draw on.
+    """Loads the image of a prediction. It may be `source` itself, so it is not to be drawn on.
 
     Raises:
         ImageError: it cannot be read, or is not `size` (height, width).
     """
-    image = load_image(source)
+    image = borrow_image(source)
     if (image.height, image.width) != tuple(size):
         raise ImageError(f"the image is {image.height}x{image.width}; the prediction is of one of {size[0]}x{size[1]}")
-    return image.copy()
+    return image
 
 
 def font_for(image: Image.Image) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:

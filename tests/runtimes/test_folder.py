@@ -62,6 +62,19 @@ def test_a_bad_file_is_passed_over(predictor: Predictor, images: list[Path], tmp
     assert set(document[0]) == {"image", "picture", "image_size", "detections"}
 
 
+def test_a_file_is_decoded_once_and_its_pixels_are_copied_once(
+    predictor: Predictor, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, copied = [], []
+    original_open, original_copy = Image.open, Image.Image.copy
+    monkeypatch.setattr(Image, "open", lambda *args: (opened.append(args), original_open(*args))[1])
+    monkeypatch.setattr(Image.Image, "copy", lambda image: (copied.append(image.size), original_copy(image))[1])
+    (outcome,) = predict_files(predictor, [photo], 0.0, tmp_path / "out")
+    assert outcome.error is None
+    assert len(opened) == 1
+    assert copied.count((640, 427)) <= 2  # one of the decoder's, and the one that is drawn on
+
+
 def test_without_an_output_nothing_is_written(predictor: Predictor, images: list[Path], tmp_path: Path) -> None:
     before = names(tmp_path)
     outcomes = list(predict_files(predictor, images, 1.0))

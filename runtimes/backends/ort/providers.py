@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from detr_export.runtimes.backends.tensorrt.profiles import ShapeProfile
+from detr_export.runtimes.devices import CPU, CUDA, RTX, TENSORRT, Device
 from detr_export.runtimes.errors import ArtifactError, BackendError, first_line, missing_extra
 
 try:
@@ -22,43 +22,11 @@ try:
 except ImportError as error:
     raise missing_extra("onnxruntime", "cpu") from error
 
-CPU, CUDA, TENSORRT, RTX = "cpu", "cuda", "tensorrt", "tensorrt-rtx"
 PROVIDERS = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider", TENSORRT: "TensorrtExecutionProvider"}
 _REGISTERING = threading.Lock()
 
 
-@dataclass(frozen=True)
-class OrtDevice:
-    """Where ONNX Runtime runs."""
-
-    kind: str  # one of the four above
-    index: int = 0  # number of the GPU
-
-    def __str__(self) -> str:
-        return self.kind if self.kind == CPU else f"{self.kind}:{self.index}"
-
-    @property
-    def builds_engines(self) -> bool:
-        """Whether it is one of TensorRT's, which need to know shapes."""
-        return self.kind in (TENSORRT, RTX)
-
-
-def parse_ort_device(device: str) -> OrtDevice:
-    """Reads `cpu`, or `cuda`, `tensorrt` or `tensorrt-rtx` with or without `:N`.
-
-    Raises:
-        BackendError: it is none of these.
-    """
-    kind, _, index = device.partition(":")
-    known = kind in (CUDA, TENSORRT, RTX) and (device == kind or index.isdecimal())
-    if device != CPU and not known:
-        raise BackendError(
-            f"device is {device!r}; expected 'cpu', 'cuda' or 'cuda:N', or so with 'tensorrt' or 'tensorrt-rtx'"
-        )
-    return OrtDevice(kind, int(index or 0))
-
-
-def require_provider(device: OrtDevice) -> None:
+def require_provider(device: Device) -> None:
     """Refuses a device whose provider this onnxruntime does not have.
 
     Raises:
@@ -73,7 +41,7 @@ def require_provider(device: OrtDevice) -> None:
 
 
 def provider_list(
-    device: OrtDevice, profiles: Sequence[ShapeProfile], precision: str, cache: Path
+    device: Device, profiles: Sequence[ShapeProfile], precision: str, cache: Path
 ) -> list[tuple[str, dict[str, str]]]:
     """Providers with their options, in the order in which they are offered the graph.
 
@@ -112,7 +80,7 @@ def profile_options(profiles: Sequence[ShapeProfile], prefix: str) -> dict[str, 
     return {f"{prefix}_profile_{word}_shapes": joined(which) for which, word in enumerate(("min", "opt", "max"))}
 
 
-def add_rtx(options: Any, device: OrtDevice, profiles: Sequence[ShapeProfile], cache: Path) -> None:
+def add_rtx(options: Any, device: Device, profiles: Sequence[ShapeProfile], cache: Path) -> None:
     """Adds NVIDIA's TensorRT-RTX plugin to session options, and registers it in this process the first time.
 
     Raises:

@@ -9,20 +9,16 @@ from typing import Any, Optional
 
 import numpy as np
 
-from detr_export.runtimes.backends.cuda import memory as cuda_memory
+from detr_export.runtimes.backends.cuda import opening as cuda_opening
 from detr_export.runtimes.backends.cuda.arrays import DeviceArray, described, device_view, is_device_array
 from detr_export.runtimes.backends.ort.providers import (
-    CPU,
-    RTX,
-    TENSORRT,
-    OrtDevice,
     add_rtx,
     engine_cache,
-    parse_ort_device,
     provider_list,
     require_provider,
 )
 from detr_export.runtimes.backends.tensorrt.profiles import ShapeProfile, default_profiles, shape_profile
+from detr_export.runtimes.devices import CPU, RTX, TENSORRT, Device, parse_device
 from detr_export.runtimes.errors import ArtifactError, BackendError, DetrError, first_line, missing_extra
 from detr_export.runtimes.files import sha256_of_files
 from detr_export.runtimes.metadata import METADATA_KEY, read_metadata
@@ -56,7 +52,7 @@ class OrtSession(Session):
 
     Args:
         path: the ONNX file.
-        device: `cpu`, `cuda`, `tensorrt` or `tensorrt-rtx`, all but the first with or without `:N`; see `ort_providers`. A
+        device: `cpu`, `cuda`, `tensorrt` or `tensorrt-rtx`, all but the first with or without `:N`; see `providers`. A
             device that cannot be had is an error, never another one.
         threads: of one run on the CPU; ONNX Runtime's default (the physical cores) when None.
         graph_optimization: `disabled`, `basic`, `extended` or `all`.
@@ -86,7 +82,7 @@ class OrtSession(Session):
         if not file.is_file():
             raise ArtifactError(f"{file} does not exist or is not a file")
         _refuse_two_installations()
-        place = parse_ort_device(device)
+        place = parse_device(device)
         require_provider(place)
         if max_batch is not None and not place.builds_engines:
             raise BackendError(f"max_batch is for the tensorrt devices, which build engines; leave it out with {device!r}")
@@ -146,7 +142,7 @@ class OrtSession(Session):
         if self._device.kind == CPU:
             raise BackendError("the session is on the CPU; open it with device 'cuda', or call run")
         place = (self._memory, self._device.index)
-        device = cuda_memory.open_device(self._device.index)
+        device = cuda_opening.open_device(self._device.index)
         binding = session.io_binding()
         with device.active():
             stream = device.create_stream()
@@ -182,7 +178,7 @@ class OrtSession(Session):
         self._session = None
 
 
-def _open(file: Path, options: Any, device: OrtDevice, max_batch: Optional[int]) -> Any:
+def _open(file: Path, options: Any, device: Device, max_batch: Optional[int]) -> Any:
     profiles: list[ShapeProfile] = []
     precision, cache = "fp32", Path()
     if device.builds_engines:

@@ -62,16 +62,19 @@ log = Log()  # one for the process: TensorRT keeps the first that it is given
 
 
 def version() -> tuple[int, int]:
-    """Major and minor.
+    """Major and minor number."""
+    major, minor = re.findall(r"\d+", trt.__version__)[:2]
+    return int(major), int(minor)
+
+
+def require_supported() -> None:
+    """Refuses a TensorRT that is too old for this project.
 
     Raises:
-        BackendError: this TensorRT is too old for this project.
+        BackendError: names its version and those that are supported.
     """
-    numbers = [int(part) for part in re.findall(r"\d+", trt.__version__)[:2]]
-    found = (numbers[0], numbers[1])
-    if found < OLDEST or (9, 0) <= found < OLDEST_10:
+    if version() < OLDEST or (9, 0) <= version() < OLDEST_10:
         raise BackendError(f"TensorRT is {trt.__version__}; expected 8.5, 8.6, or 10.1 and later: pip install -U tensorrt")
-    return found
 
 
 def full_version() -> str:

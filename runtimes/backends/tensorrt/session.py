@@ -11,15 +11,17 @@ from typing import Any, Optional
 
 import numpy as np
 
-from detr_export.runtimes.backends.cuda import memory as cuda_memory
+from detr_export.runtimes.backends.cuda import opening as cuda_opening
 from detr_export.runtimes.backends.cuda.arrays import DeviceArray, DeviceView, device_view, is_device_array
 from detr_export.runtimes.backends.cuda.memory import Stream
 from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
+from detr_export.runtimes.backends.tensorrt.admission import require_gpu, require_known, require_tensorrt
 from detr_export.runtimes.backends.tensorrt.execution import Addresses, ExecutionSlot, OutputPool, Shapes, Work
 from detr_export.runtimes.backends.tensorrt.profiles import ShapeProfile, describe_profiles, tightest
-from detr_export.runtimes.backends.tensorrt.sidecar import read_sidecar, require_gpu, require_known, require_tensorrt
+from detr_export.runtimes.backends.tensorrt.sidecar import read_sidecar
+from detr_export.runtimes.devices import CUDA, parse_device
 from detr_export.runtimes.errors import ArtifactError, BackendError, InputError
-from detr_export.runtimes.session import UNKNOWN, Session, TensorSpec, check_inputs, parse_device
+from detr_export.runtimes.session import UNKNOWN, Session, TensorSpec, check_inputs
 
 _DEFAULT_GRAPHS = 8  # of each context; where CUDA graphs can be had and nothing else was asked for
 _SHAPES_KEPT = 256
@@ -55,19 +57,21 @@ class TensorRTSession(Session):
         file = Path(path)
         if not file.is_file():
             raise ArtifactError(f"{file} does not exist or is not a file")
-        kind, index = parse_device(device)
-        if kind != "cuda":
-            raise BackendError(f"{file} is a TensorRT engine and runs on a GPU; add --device cuda (device='cuda')")
+        place = parse_device(device)
+        if place.kind != CUDA:
+            raise BackendError(
+                f"device is '{place}', but {file} is a TensorRT engine and runs on a GPU; add --device cuda (device='cuda')"
+            )
         if contexts < 1:
             raise BackendError(f"contexts is {contexts}; expected at least 1")
-        tensorrt_api.version()
+        tensorrt_api.require_supported()
         self._generation = tensorrt_api.generation()
         plan = file.read_bytes()
         sidecar = read_sidecar(file)
         if not trust_engine:
             sidecar = require_known(file, plan, sidecar)
             require_tensorrt(sidecar, tensorrt_api.full_version())
-        self._device = cuda_memory.open_device(index)
+        self._device = cuda_opening.open_device(place.index)
         if not trust_engine and sidecar is not None:
             require_gpu(sidecar, self._device)
         self._graphs = self._allowed_graphs(cuda_graphs)

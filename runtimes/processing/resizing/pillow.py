@@ -10,17 +10,17 @@ from typing import Any, Union
 import numpy as np
 from PIL import Image
 
-from detr_export.runtimes.errors import ImageError
+from detr_export.runtimes.errors import ImageError, OptionError
 from detr_export.runtimes.processing.transforms import LAST, rescale, to_layout
 
 
 def as_resample(resample: Any) -> int:
-    """`resample` as Pillow's number for a filter; ValueError for anything else."""
+    """`resample` as Pillow's number for a filter; OptionError for anything else."""
     try:
         return int(Image.Resampling(resample))
     except ValueError as error:
         known = ", ".join(f"{int(f)} {f.name}" for f in sorted(Image.Resampling))
-        raise ValueError(f"resample={resample!r}: expected a PIL.Image.Resampling filter ({known})") from error
+        raise OptionError(f"resample={resample!r}: expected a PIL.Image.Resampling filter ({known})") from error
 
 
 def resize(image: Union[np.ndarray, Image.Image], size: tuple[int, int], resample: int, layout: str) -> np.ndarray:

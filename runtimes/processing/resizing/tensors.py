@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from detr_export.runtimes.errors import ImageError
+from detr_export.runtimes.errors import ImageError, OptionError
 
 NEAREST, BILINEAR, BICUBIC = (int(Image.Resampling[name]) for name in ("NEAREST", "BILINEAR", "BICUBIC"))
 
@@ -41,12 +41,12 @@ def resize_tensor(image: np.ndarray, size: tuple[int, int], resample: int) -> np
         (C, height, width), dtype of `image`, any strides; `image` itself if that is its size.
 
     Raises:
-        ValueError: another filter.
+        OptionError: another filter.
         ImageError: a value is outside of its own integer type after resizing, as bicubic overshoot can be.
     """
     if resample not in (NEAREST, BILINEAR, BICUBIC):
         name = Image.Resampling(resample).name
-        raise ValueError(
+        raise OptionError(
             f"resample={resample} ({name}): DetrImageProcessorFast resizes with {NEAREST} NEAREST, {BILINEAR} BILINEAR or "
             f"{BICUBIC} BICUBIC; choose one of them, or DetrImageProcessor"
         )

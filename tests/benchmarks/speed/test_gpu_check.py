@@ -12,7 +12,7 @@ import torch
 
 from detr_export.benchmarks.speed import gpu_check
 from detr_export.benchmarks.speed.gpu_check import Measurement, line, main, measure, targets, write_results
-from detr_export.runtimes.backends.cuda import memory as cuda_memory
+from detr_export.runtimes.backends.cuda import opening as cuda_opening
 from detr_export.runtimes.errors import BackendError
 from detr_export.runtimes.session import Session
 
@@ -43,7 +43,7 @@ def test_without_a_gpu_it_says_so_in_one_line(
         raise BackendError("no NVIDIA driver is loaded; install one")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(cuda_memory, "open_device", none)
+    monkeypatch.setattr(cuda_opening, "open_device", none)
     assert main(["--output", str(tmp_path)]) == 1
     shown = capsys.readouterr()
     assert shown.err == "error: there is no GPU to check: no NVIDIA driver is loaded; install one\n"

@@ -399,7 +399,7 @@ def test_revision_goes_with_hub_ids(tiny_checkpoint: Path, tmp_path: Path) -> No
 
 
 def test_refuses_other_files(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    for name in ("model.onnx", "model.engine"):
+    for name in ("model.onnx", "model.engine", "model.plan", "model.trt"):
         (tmp_path / name).write_bytes(b"x")
         with pytest.raises(CheckpointError, match=f"{name} is an exported file; expected a checkpoint"):
             load_checkpoint(tmp_path / name)
