@@ -38,8 +38,10 @@ from detr_export.terminal import (
     tolerate_any_name,
 )
 
+PROGRAM = "detr-export"
+
 app = typer.Typer(
-    name="detr-export",
+    name=PROGRAM,
     help="Turn DETR checkpoints into verified ONNX files; run, train and score them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -461,7 +463,7 @@ def train(
 def main() -> None:
     """Entry point of `detr-export`."""
     tolerate_any_name()
-    app()
+    app(prog_name=PROGRAM)  # the shell asks for completions under this name
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The gate of an engine: it must give the checkpoint's numbers at the corners of every profile.
 
-Each profile is run at its smallest, its tuned and its largest size, with batches of one image repeated, where a mixed-up
-batch would not show, and of different images with different paddings, where it would.
+Each profile is run at its smallest, its tuned and its largest size. At each size there is one batch of one image repeated,
+and one of different images with different paddings: only the second shows images that were mixed up in the batch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from detr_export.runtimes.backends.tensorrt.profiles import BatchSize, EnginePro
 from detr_export.runtimes.errors import VerificationError
 from detr_export.verification.comparison import FP16_TOLERANCE, TOLERANCE, Case, Parity
 
-# Eight bits cannot be judged tensor by tensor: this only catches what is broken; `detr-export evaluate` has the say.
+# Eight bits cannot be judged tensor by tensor: this only catches what is broken. `detr-export evaluate` judges the rest.
 INT8_TOLERANCE: Mapping[str, float] = {"logits": 2.0, "pred_boxes": 0.2, "pred_masks": 10.0, "cross_attention": 0.4}
 TOLERANCES: Mapping[str, Mapping[str, float]] = {"fp32": TOLERANCE, "fp16": FP16_TOLERANCE, "int8": INT8_TOLERANCE}
 
@@ -27,7 +27,7 @@ def engine_grid(profiles: Sequence[EngineProfile]) -> list[Case]:
 def _cases(size: BatchSize) -> list[Case]:
     batch, height, width = size
     full = Case(height, width, ((height, width),) * batch, identical=batch > 1)
-    # Shorter and narrower by turns, and no two alike.
+    # Images are made narrower and shorter by turns; no two are alike.
     padded = tuple(
         (max(1, height - index * height // (batch + 1)), width)
         if index % 2
@@ -40,7 +40,7 @@ def _cases(size: BatchSize) -> list[Case]:
 
 
 def require_engine(parity: Parity, name: str, step: str) -> None:
-    """Lets an engine pass or not.
+    """Refuses an engine that disagrees with its checkpoint.
 
     Args:
         parity: from `compare`.

@@ -115,7 +115,7 @@ def exported(
         VerificationError: the file disagrees with the checkpoint; nothing was written.
         BackendError: a package that the export needs is not installed.
     """
-    # Refuse what cannot work, before the minute that tracing takes.
+    # Refuse what cannot work before tracing, which takes a minute.
     options = options or ExportOptions()
     require_writable(output, options.overwrite, SUFFIX)
     _require_tools(options)

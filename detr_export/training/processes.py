@@ -30,7 +30,7 @@ class Processes:
 
 @contextmanager
 def joined(device: str) -> Iterator[Processes]:
-    """Joins the other processes of a torchrun, if there are any, and leaves them at the end.
+    """Joins the other processes of a torchrun, if there are any, and leaves the group at the end.
 
     Args:
         device: `cpu`, `cuda` or `cuda:N`; under torchrun each process takes the GPU of its own number.

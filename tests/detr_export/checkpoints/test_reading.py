@@ -162,7 +162,7 @@ def test_hub_weights_missing_offline(hub: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "revision", "message"),
     [
-        ("someone/else", None, "someone/else is not an existing path, nor in the hub's cache"),
+        ("someone/else", None, "someone/else is neither an existing path nor in the hub's cache"),
         (REPOSITORY, "v3", "nor in the hub's cache"),
         ("./nothing", None, "neither an existing path nor a hub id"),
         ("/no/such/directory", None, "neither an existing path nor a hub id"),

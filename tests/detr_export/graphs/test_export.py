@@ -418,7 +418,7 @@ def test_a_plain_graph_passes() -> None:
             graph(NODE("NonZero", ["x"], ["i"]), NODE("Cast", ["i"], ["y"], to=TensorProto.FLOAT)),
             0,
             {"x": ("n", 2)},
-            "holds NonZero, which deployment runtimes do not take",
+            "holds NonZero, which deployment runtimes do not support",
         ),
         (graph(), 3, {"x": ("n", 2)}, "holds 0 LayerNormalization nodes instead of 3"),
         (graph(shape=(1, 2)), 0, {"x": ("n", 2)}, r"input x has dimensions \(1, 2\) instead of \('n', 2\)"),
