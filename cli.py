@@ -67,7 +67,9 @@ def onnx_command(
     no_mask: Annotated[
         bool, typer.Option("--no-mask", help="Leave pixel_mask out: all images of a batch then have one size.")
     ] = False,
-    opset: Annotated[Optional[int], typer.Option(min=17, max=25, help="Version of ONNX's operators. [default: 18]")] = None,
+    opset: Annotated[
+        Optional[int], typer.Option(min=17, max=25, help="Version of ONNX's operators; 18 if left out.")
+    ] = None,
     precision: Annotated[
         Precision, typer.Option(help="fp16: half the size; what fp16 would break stays fp32.")
     ] = Precision.fp32,
@@ -88,10 +90,10 @@ def onnx_command(
     ] = None,
     max_ap_drop: Annotated[
         Optional[float],
-        typer.Option(min=0.0, max=1.0, help="With --accuracy: how far AP and PQ may drop. [default: 0.002]"),
+        typer.Option(min=0.0, max=1.0, help="With --accuracy: how far AP and PQ may drop; 0.002 if left out."),
     ] = None,
     accuracy_images: Annotated[
-        Optional[int], typer.Option(min=1, help="With --accuracy: how many images are scored. [default: all]")
+        Optional[int], typer.Option(min=1, help="With --accuracy: how many images are scored; all if left out.")
     ] = None,
     no_simplify: Annotated[bool, typer.Option("--no-simplify", help="Write the graph as it was traced.")] = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not compare the file with its checkpoint.")] = False,
@@ -156,7 +158,7 @@ def trt_command(
         Optional[list[str]],
         typer.Option(
             metavar="MIN:OPT:MAX",
-            help="Range of shapes, BATCHxHEIGHTxWIDTH each; may be repeated. [default: those of the image processor]",
+            help="Range of shapes, BATCHxHEIGHTxWIDTH each; may be repeated. The processor's own shapes if left out.",
         ),
     ] = None,
     max_batch: Annotated[int, typer.Option(min=1, help="Without --profile: the largest batch.")] = 1,
@@ -185,7 +187,8 @@ def trt_command(
         ),
     ] = False,
     checkpoint: Annotated[
-        Optional[str], typer.Option(help="What the engine must agree with. [default: what the file came from]")
+        Optional[str],
+        typer.Option(help="The checkpoint that it must agree with; the one that the file came from if left out."),
     ] = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not compare the engine with its checkpoint.")] = False,
     overwrite: OverwriteOption = False,
@@ -224,7 +227,7 @@ def trt_command(
 def verify(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")],
     checkpoint: Annotated[
-        Optional[str], typer.Option(help="The checkpoint that it must agree with. [default: the one it came from]")
+        Optional[str], typer.Option(help="The checkpoint that it must agree with; the one that it came from if left out.")
     ] = None,
     dilation: DilationOption = None,
     revision: RevisionOption = None,
@@ -327,7 +330,7 @@ def evaluate(
         Optional[tuple[Path, Path]],
         typer.Option(metavar="FILE DIR", help="A COCO panoptic file and the folder of its PNGs, for PQ."),
     ] = None,
-    limit: Annotated[Optional[int], typer.Option(min=1, help="How many images are scored. [default: all]")] = None,
+    limit: Annotated[Optional[int], typer.Option(min=1, help="How many images are scored; all if left out.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="How many images are read and run together.")] = 1,
     threshold: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Lowest score in a panoptic segmentation. AP uses all detections.")
@@ -409,7 +412,7 @@ def train(
         Optional[bool],
         typer.Option(
             "--train-batch-norm/--keep-batch-norm",
-            help="Whether the whole backbone with its batch norm is trained. [default: if the backbone starts from scratch]",
+            help="Whether the whole backbone with its batch norm is trained. If left out: only when it starts from scratch.",
             show_default=False,
         ),
     ] = None,
@@ -420,7 +423,7 @@ def train(
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare images.")] = 2,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --output.")] = False,
     overwrite: OverwriteOption = False,
-    device: DeviceOption = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, or cuda or cuda:N for a GPU.")] = "cpu",
     dilation: DilationOption = None,
     revision: RevisionOption = None,
     as_json: JsonOption = False,
