@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from detr_export.checkpoints.reading import Checkpoint, load_strictly
+from detr_export.coco_folder import read_split
 from detr_export.modeling.detr import DetrWithHeads
 from detr_export.modeling.segmentation import DetrForSegmentation
 from detr_export.runtimes.errors import DetrError, InputError, OutputError
 from detr_export.runtimes.files import require_writable, write_atomically
-from detr_export.training.coco_folder import read_split
 from detr_export.training.dataset import Augmentation, CocoDataset, ShuffledBatches, collate
 from detr_export.training.objective import DetectorObjective, MaskObjective
 from detr_export.training.options import Stage, TrainingOptions
