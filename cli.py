@@ -198,8 +198,6 @@ def onnx_command(
     """Export a checkpoint to one verified ONNX file with free batch, height and width."""
     if accuracy is None and (max_ap_drop is not None or accuracy_images is not None):
         raise typer.BadParameter("--max-ap-drop and --accuracy-images go with --accuracy DATA")
-    if accuracy is not None and (dilation is not None or revision is not None):
-        raise typer.BadParameter("--accuracy opens the checkpoint by its name alone; leave --dilation and --revision out")
     _require_export_extra()
     from detr_export.runtimes.files import require_writable
 
@@ -234,9 +232,7 @@ def onnx_command(
         if data is not None:
             _progress("scoring")
             drop = accuracy_gate.DEFAULT_MAX_DROP if max_ap_drop is None else max_ap_drop
-            found = accuracy_gate.require_accuracy(
-                file, checkpoint, data, options.task or loaded.task, drop, accuracy_images
-            )
+            found = accuracy_gate.require_accuracy(file, loaded, data, options.task or loaded.task, drop, accuracy_images)
             scores.append(found)
 
     result = export_onnx(loaded, output, options, _progress, accept)
