@@ -16,11 +16,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from detr_export.coco_folder import CocoSplit
 from detr_export.runtimes.errors import DetrError
 from detr_export.runtimes.processing.annotations.panoptic import prepare_panoptic
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 from detr_export.runtimes.processing.images import load_image
-from detr_export.training.coco_folder import CocoSplit
 
 Sample = tuple[np.ndarray, dict[str, np.ndarray]]
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 
 from detr_export.checkpoints.reading import Checkpoint, load_strictly
+from detr_export.coco_folder import CocoSplit
 from detr_export.config import DetrConfig
 from detr_export.modeling.batch_norm import unfreeze_batch_norm
 from detr_export.modeling.detr import DetrForObjectDetection, DetrWithHeads
 from detr_export.modeling.segmentation import DetrForSegmentation
 from detr_export.runtimes.errors import InputError
 from detr_export.runtimes.processing.image_processor import CONFIG_NAME, DetrImageProcessor
-from detr_export.training.coco_folder import CocoSplit
 from detr_export.training.initialization import draw_class_head, draw_mask_head, draw_weights
 from detr_export.training.options import TrainingOptions
 
