@@ -1,4 +1,4 @@
-"""Everything a deployed box needs: sessions, image processing, `Predictor`. Imports numpy and Pillow, nothing heavier."""
+"""Everything that a deployed machine needs: sessions, image processing, `Predictor`. It imports only numpy and Pillow."""
 
 from detr_export.runtimes.errors import (
     AnnotationError,

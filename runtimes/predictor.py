@@ -1,4 +1,4 @@
-"""`Predictor`: one object from image to result, whichever backend runs the model."""
+"""`Predictor`: one object that turns images into results, whichever backend runs the model."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ Images = Union[ImageSource, ImageList]
 
 
 class Predictor:
-    """A DETR from image to result. One predictor may serve many threads.
+    """A DETR that takes images and returns results. Many threads may share one predictor.
 
     Args:
         session: an open session of a DETR with metadata; the predictor closes it.
 
     Raises:
-        ArtifactError: the model is not a DETR, or says nothing about its classes and images.
+        ArtifactError: the model is not a DETR, or the file says nothing about its classes and images.
     """
 
     def __init__(self, session: Session) -> None:
@@ -68,7 +68,7 @@ class Predictor:
 
     @property
     def draws_masks(self) -> bool:
-        """Whether the model segments; one that does not has `detect` alone."""
+        """Whether the model segments. A model that does not can only `detect`."""
         return self._has_output("pred_masks")
 
     @overload
@@ -79,17 +79,17 @@ class Predictor:
         """Finds objects.
 
         Args:
-            images: a path, encoded bytes, a PIL image or an RGB array (height, width, 3) uint8; or a list of them, of
-                any sizes, which runs as one padded batch. (A model without a pixel mask runs one for each size.)
+            images: a path, encoded bytes, a PIL image or an RGB array (height, width, 3) uint8; or a list of them, of any
+                sizes. A list runs as one padded batch, or, on a model without a pixel mask, as one batch for each size.
             threshold: objects with a higher score are returned.
 
         Returns:
-            One `Detections` for one image, a list for a list; scores, labels and boxes are those of
+            One `Detections` for one image, a list for a list. Scores, labels and boxes are those of
             `DetrImageProcessor.post_process_object_detection`.
 
         Raises:
             ImageError: an image cannot be read or processed.
-            InputError: an image is outside the sizes that the model takes.
+            InputError: the threshold is not from 0 to 1, or the model does not take images of this size.
             BackendError: the backend failed.
         """
         require_shares(threshold=threshold)
@@ -129,14 +129,15 @@ class Predictor:
         """Divides images into objects and stuff.
 
         Args:
-            images: as in `detect`. Images of one size run as one batch: a padded one's masks would cover its padding.
+            images: as in `detect`. Images of one size run as one batch. Sizes are not mixed, because the masks of a padded
+                image would cover its padding.
             threshold, mask_threshold, overlap_mask_area_threshold: as in
                 `DetrImageProcessor.post_process_panoptic_segmentation`.
-            label_ids_to_fuse: classes whose regions share one segment; the model's own stuff classes when None.
+            label_ids_to_fuse: classes whose regions share one segment; None means the model's own stuff classes.
 
         Returns:
-            One `Segmentation` for one image, a list for a list. The numbers are those of the method named above, except
-            that an id never names two classes.
+            One `Segmentation` for one image, a list for a list. The numbers are those of the method above, except that
+            two classes never share an id.
 
         Raises:
             ArtifactError: the model draws no masks.
@@ -181,18 +182,18 @@ class Predictor:
         overlap_mask_area_threshold: float = 0.8,
         label_ids_to_fuse: Optional[Collection[int]] = None,
     ) -> Union[tuple[Detections, Segmentation], list[tuple[Detections, Segmentation]]]:
-        """Finds objects with a mask each, and divides the image, in one run of the model: what COCO's AP and PQ are made of.
+        """Finds objects with their masks, and divides the image, in one run of the model. COCO's AP and PQ need both.
 
         Args:
             images: as in `segment_panoptic`.
-            threshold: of the detections, as in `detect`. Every one holds a full-size mask; 0 is for measuring.
+            threshold: for the detections, as in `detect`. Each of them holds a full-size mask; 0 is for measuring AP.
             panoptic_threshold: the `threshold` of `segment_panoptic`; the default is that of facebookresearch/detr.
-            mask_threshold: of both.
+            mask_threshold: for both.
             overlap_mask_area_threshold, label_ids_to_fuse: as in `segment_panoptic`.
 
         Returns:
-            For each image the `Detections` that `detect` finds with their masks, each independent of the others (see
-            `query_masks`), and the `Segmentation` of `segment_panoptic`.
+            For each image a pair: the `Detections` that `detect` finds, with masks that may overlap (see `query_masks`),
+            and the `Segmentation` of `segment_panoptic`.
 
         Raises:
             ArtifactError, ImageError, InputError, BackendError: as in `segment_panoptic`.
@@ -241,7 +242,7 @@ class Predictor:
         mask_threshold: float = 0.5,
         overlap_mask_area_threshold: float = 0.8,
     ) -> Union[Segmentation, list[Segmentation]]:
-        """Finds objects with their masks; arguments, result and errors as in `segment_panoptic`, nothing is fused."""
+        """Finds objects with their masks. Arguments, result and errors are as in `segment_panoptic`; nothing is fused."""
 
         def segment(outputs: Outputs, sizes: Sizes) -> list[Segmentation]:
             found = post_process_instance_segmentation(
@@ -260,7 +261,7 @@ class Predictor:
     @overload
     def segment_semantic(self, images: ImageList) -> list[Segmentation]: ...
     def segment_semantic(self, images: Images) -> Union[Segmentation, list[Segmentation]]:
-        """Gives every pixel a class; images, result and errors as in `segment_panoptic`, ids in the map are class ids."""
+        """Gives every pixel a class, whose id is in the map. Images, result and errors are as in `segment_panoptic`."""
 
         def segment(outputs: Outputs, sizes: Sizes) -> list[Segmentation]:
             maps = post_process_semantic_segmentation(outputs, sizes)
@@ -270,11 +271,11 @@ class Predictor:
         return self._each(images, segment, padded=False)
 
     def explain(self, image: ImageSource, threshold: float = 0.5) -> tuple[Detections, np.ndarray]:
-        """Finds objects in one image, and where the decoder looked for each.
+        """Finds objects in one image, and shows where the decoder looked for each of them.
 
         Returns:
-            N detections, as `detect` gives them, and (N, h, w) float32: the last decoder layer's cross-attention of each,
-            averaged over the heads, over the feature map of the image. `Detections.draw_attention` draws both.
+            N detections, as in `detect`, and their attention (N, h, w) float32: the cross-attention of the last decoder
+            layer over the image's feature map, averaged over the heads. `Detections.draw_attention` draws both.
 
         Raises:
             ArtifactError: the model does not return its attention.
@@ -323,11 +324,11 @@ class Predictor:
         finish: Callable[[Outputs, list[tuple[int, int]]], list[Any]],
         padded: bool = True,
     ) -> Any:
-        """Runs images in batches and gives each its result: a list for a list, one for one.
+        """Runs images in batches and returns their results: a list for a list of images, one result for one image.
 
         Args:
             images: one or several.
-            finish: turns raw outputs and the (height, width) of their images into one result each.
+            finish: turns the raw outputs of a batch and the (height, width) of its images into one result for each.
             padded: whether images of different sizes may share a batch.
         """
         several = isinstance(images, (list, tuple))

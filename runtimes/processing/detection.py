@@ -1,7 +1,7 @@
 """Turn raw model outputs into detections, in numpy.
 
 Source: `post_process_object_detection` of transformers 4.57.6 and `PostProcess` in the published DETR code. Labels and
-boxes are the same numbers; scores agree to float32 rounding of `exp`.
+boxes are the same numbers; scores differ by the float32 rounding of `exp` at most.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class Kept:
 def post_process_object_detection(
     outputs: Any, threshold: float = 0.5, target_sizes: Optional[TargetSizes] = None
 ) -> list[dict[str, np.ndarray]]:
-    """Detections above `threshold` for each image, in query order.
+    """The detections above `threshold` in each image, in the order of the queries.
 
     `outputs` has, as attributes or as mapping keys,
 
-    - `logits`: float32 (B, Q, C+1), the last class being "no object";
+    - `logits`: float32 (B, Q, C+1), where the last class is "no object";
     - `pred_boxes`: float32 (B, Q, 4), (center_x, center_y, width, height) relative to the unpadded image.
 
-    `target_sizes` is a (height, width) pair for each image, or an array (B, 2). Without it boxes stay relative.
+    `target_sizes` is a (height, width) pair for each image, or an array (B, 2). Without it the boxes stay relative.
 
     Returns one dict for each image:
 
@@ -77,7 +77,7 @@ def keep_detections(outputs: Any, threshold: float = 0.5, target_sizes: Optional
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis: float32 in and out, shifted by the maximum so that no `exp` overflows."""
+    """Softmax over the last axis, float32 in and out. The maximum is subtracted first, so that `exp` never overflows."""
     exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 

@@ -117,7 +117,7 @@ def test_overwriting_is_asked_for(there: str, predictor: Predictor, images: list
 
 def test_an_image_is_never_drawn_over(predictor: Predictor, images: list[Path]) -> None:
     before = images[2].read_bytes()
-    with pytest.raises(OutputError, match=r"c.png is one of the images, and would be drawn over; give another folder"):
+    with pytest.raises(OutputError, match=r"c.png is one of the images, and would be overwritten; give another folder"):
         list(predict_files(predictor, images, output=images[0].parent, overwrite=True))
     assert images[2].read_bytes() == before
     assert names(images[0].parent) == ["a.jpg", "b.jpg", "c.png"]

@@ -314,7 +314,7 @@ def test_draw_marks_a_copy(photo: Path) -> None:
 
 
 def test_draw_refuses_another_image(photo: Path) -> None:
-    with pytest.raises(ImageError, match="the image is 10x20; the prediction is of one of 427x640"):
+    with pytest.raises(ImageError, match="the image is 10x20; the prediction is for an image of 427x640"):
         DETECTIONS.draw(np.zeros((10, 20, 3), np.uint8))
     with pytest.raises(ImageError, match=r"nothing.png does not exist"):
         DETECTIONS.draw("nothing.png")

@@ -70,7 +70,7 @@ class CudaPythonDevice(CudaDevice):
     def allocate(self, nbytes: int) -> int:
         error, address = self._runtime.cudaMalloc(nbytes)
         if int(error) == _OUT_OF_MEMORY:
-            self._runtime.cudaGetLastError()  # or the next kernel would report it again
+            self._runtime.cudaGetLastError()  # otherwise the next kernel would report it again
             free, total = self._call("cudaMemGetInfo")
             raise out_of_memory(nbytes, free, total)
         if int(error) != 0:
@@ -123,7 +123,7 @@ class CudaPythonDevice(CudaDevice):
 
     @contextlib.contextmanager
     def capture(self, stream: Stream) -> Iterator[list[Any]]:
-        # Thread-local, or another thread's allocation would spoil the capture.
+        # Thread-local, because otherwise an allocation in another thread would spoil the capture.
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", stream.handle, mode)
         captured: list[Any] = []
@@ -131,7 +131,7 @@ class CudaPythonDevice(CudaDevice):
             yield captured
         except BaseException:
             with contextlib.suppress(BackendError):
-                self._call("cudaStreamEndCapture", stream.handle)  # or the stream would stay in its capture
+                self._call("cudaStreamEndCapture", stream.handle)  # otherwise the stream would stay in its capture
             raise
         template = self._call("cudaStreamEndCapture", stream.handle)
         try:

@@ -1,6 +1,6 @@
-"""What the project asks of CUDA: device and pinned memory, streams, events and graphs.
+"""What the project needs from CUDA: device memory and pinned memory, streams, events and graphs.
 
-`CudaDevice` is the contract. `cuda_python` and `pycuda` keep it, each with the library of its name, and `opening` chooses.
+`CudaDevice` is the contract. `cuda_python` and `pycuda` fulfil it with the libraries of those names; `opening` chooses one.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ class Stream:
     """A queue of work on the device."""
 
     handle: int  # cudaStream_t
-    native: Any = None  # PyCUDA's object, where it is needed
+    native: Any = None  # PyCUDA's object, if PyCUDA is used
 
 
 class CudaDevice(ABC):
-    """One GPU, ready to use. Its calls need `active()` around them, because CUDA's current device is a thread's.
+    """One GPU, ready to use. Calls need `active()` around them, because each thread has its own current device in CUDA.
 
     Attributes:
-        name: as the driver gives it, "NVIDIA H200".
-        compute_capability: (9, 0) for that one.
-        driver: the newest CUDA version that the driver runs, "13.0".
+        name: its name from the driver, such as "NVIDIA H200".
+        compute_capability: (9, 0) for that GPU.
+        driver: the newest CUDA version that the driver supports, such as "13.0".
         captures_graphs: whether `capture` works.
     """
 
@@ -46,14 +46,14 @@ class CudaDevice(ABC):
 
     @abstractmethod
     def allocate(self, nbytes: int) -> int:
-        """Device memory; returns its address. Raises BackendError when there is not enough."""
+        """Allocates device memory and returns its address. Raises BackendError if there is not enough."""
 
     @abstractmethod
     def free(self, address: int) -> None: ...
 
     @abstractmethod
     def allocate_pinned(self, nbytes: int) -> np.ndarray:
-        """Host memory that copies run beside computation from: uint8 (nbytes,)."""
+        """Host memory as uint8 (nbytes,), from which the GPU can copy while it computes."""
 
     @abstractmethod
     def free_pinned(self, array: np.ndarray) -> None: ...
@@ -66,11 +66,11 @@ class CudaDevice(ABC):
 
     @abstractmethod
     def adopt_stream(self, stream: Any) -> Stream:
-        """The caller's stream: a handle, or an object of torch, CuPy, PyCUDA or cuda.core. It stays the caller's."""
+        """Makes a Stream of the caller's handle, or object of torch, CuPy, PyCUDA or cuda.core. The caller still owns it."""
 
     @abstractmethod
     def synchronize(self, stream: Stream) -> None:
-        """Waits until all that was queued is done."""
+        """Waits until all queued work is done."""
 
     @abstractmethod
     def upload(self, address: int, source: np.ndarray, stream: Stream) -> None:
@@ -82,22 +82,22 @@ class CudaDevice(ABC):
 
     @abstractmethod
     def record(self, stream: Stream) -> Any:
-        """An event that happens when all that was queued by now is done."""
+        """An event that happens when all work that is queued now is done."""
 
     @abstractmethod
     def wait(self, stream: Stream, event: Any) -> None:
-        """What is queued from now on starts after the event; returns at once."""
+        """Makes work that is queued from now on start after the event. Returns at once."""
 
     @abstractmethod
     def wait_on_host(self, event: Any) -> None:
-        """Returns after the event."""
+        """Waits until the event has happened."""
 
     @abstractmethod
     def release_event(self, event: Any) -> None: ...
 
     @abstractmethod
     def capture(self, stream: Stream) -> AbstractContextManager[list[Any]]:
-        """Records what the block queues instead of running it; the list then holds the graph."""
+        """Records the work that the block queues and does not run it. Afterwards the list holds the graph."""
 
     @abstractmethod
     def launch(self, graph: Any, stream: Stream) -> None: ...
@@ -107,10 +107,10 @@ class CudaDevice(ABC):
 
 
 def stream_handle(stream: Any) -> int:
-    """The cudaStream_t of another library's stream object, or of a handle itself.
+    """The cudaStream_t of a stream object of another library, or the handle itself.
 
     Raises:
-        BackendError: it is none of the known kinds.
+        BackendError: the object is not of a known kind.
     """
     if isinstance(stream, Stream):
         return stream.handle
@@ -125,7 +125,7 @@ def stream_handle(stream: Any) -> int:
 
 
 def out_of_memory(nbytes: int, free: int, total: int) -> BackendError:
-    """The error for memory that the device does not have; all in bytes."""
+    """The error for memory that the device does not have. All numbers are bytes."""
     return BackendError(
         f"the GPU has {free // _MIB} of {total // _MIB} MiB free and {-(-nbytes // _MIB)} MiB were needed; "
         "use fewer contexts or cuda_graphs, a smaller batch or profile, or free memory (nvidia-smi shows who holds it)"

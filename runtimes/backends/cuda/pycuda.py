@@ -38,7 +38,7 @@ class PyCudaDevice(CudaDevice):
             self.name = device.name()
             major, minor = device.compute_capability()
         self.compute_capability = (major, minor)
-        self.driver = version_text(driver.get_driverversion_text())
+        self.driver = version_text(driver.get_driver_version())
 
     @contextlib.contextmanager
     def _reported(self) -> Iterator[None]:
@@ -73,7 +73,7 @@ class PyCudaDevice(CudaDevice):
             return array
 
     def free_pinned(self, array: np.ndarray) -> None:
-        pass  # it goes with the last reference to the array
+        pass  # PyCUDA frees it with the last reference to the array
 
     def create_stream(self) -> Stream:
         with self._reported():
@@ -81,11 +81,11 @@ class PyCudaDevice(CudaDevice):
         return Stream(native.handle, native)
 
     def destroy_stream(self, stream: Stream) -> None:
-        pass  # it goes with its object
+        pass  # PyCUDA frees it with its object
 
     def adopt_stream(self, stream: Any) -> Stream:
         if not isinstance(stream, self._driver.Stream):
-            raise BackendError(f"stream is a {type(stream).__name__}; with a PyCUDA context give a pycuda.driver.Stream")
+            raise BackendError(f"stream is a {type(stream).__name__}; with a PyCUDA context, pass a pycuda.driver.Stream")
         return Stream(stream.handle, stream)
 
     def synchronize(self, stream: Stream) -> None:
@@ -115,7 +115,7 @@ class PyCudaDevice(CudaDevice):
             event.synchronize()
 
     def release_event(self, event: Any) -> None:
-        pass  # it goes with its object
+        pass  # PyCUDA frees it with its object
 
     def capture(self, stream: Stream) -> AbstractContextManager[list[Any]]:
         raise BackendError("PyCUDA captures no CUDA graphs; set cuda_graphs=0, or install cuda-python")

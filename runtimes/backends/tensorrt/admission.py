@@ -23,7 +23,7 @@ def require_known(engine: Path, plan: bytes, sidecar: Optional[EngineSidecar]) -
     """Refuses a plan of unknown origin.
 
     Raises:
-        ArtifactError: there is no sidecar, or it is another file's.
+        ArtifactError: there is no sidecar, or it describes another file.
     """
     if sidecar is None:
         raise ArtifactError(
@@ -39,7 +39,7 @@ def require_known(engine: Path, plan: bytes, sidecar: Optional[EngineSidecar]) -
 
 
 def require_tensorrt(sidecar: EngineSidecar, installed: str) -> None:
-    """Refuses an engine of another TensorRT: only version-compatible ones run on another, a later one, than built them.
+    """Refuses an engine of another TensorRT. Only version-compatible engines run on a later TensorRT than built them.
 
     Raises:
         BackendError: names both versions.
@@ -55,10 +55,10 @@ def require_tensorrt(sidecar: EngineSidecar, installed: str) -> None:
 
 
 def require_gpu(sidecar: EngineSidecar, device: CudaDevice) -> None:
-    """Refuses an engine of another kind of GPU; warns when it is the same kind but another model.
+    """Refuses an engine for another kind of GPU. It warns if the GPU is of the same kind but another model.
 
     Raises:
-        BackendError: names both.
+        BackendError: names both GPUs.
     """
     here = device.compute_capability
     if sidecar.hardware_compatible and here >= _OLDEST_COMPATIBLE:
@@ -74,5 +74,5 @@ def require_gpu(sidecar: EngineSidecar, device: CudaDevice) -> None:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """Major, minor and patch."""
+    """Major, minor and patch number."""
     return tuple(int(part) for part in re.findall(r"\d+", version)[:3])

@@ -16,29 +16,29 @@ from detr_export.runtimes.files import write_atomically
 from detr_export.runtimes.metadata import Metadata
 from detr_export.runtimes.session import TensorSpec
 
-FORMAT_VERSION = 1  # raised when a reader of the older format would misread the document
+FORMAT_VERSION = 1  # it is raised when a reader of the older format would misread the document
 
 
 @dataclass(frozen=True)
 class EngineSidecar:
     """The document, field by field."""
 
-    sha256: str  # of the engine file
-    source_sha256: str  # of the ONNX file
-    build_key: str  # of source, options, TensorRT and GPU: engines of one key are the same engine
+    sha256: str  # digest of the engine file
+    source_sha256: str  # digest of the ONNX file
+    build_key: str  # digest of source, options, TensorRT and GPU; engines with one key are the same engine
     tensorrt: str  # full version
-    cuda: str  # newest version that the driver of the building machine runs
+    cuda: str  # newest CUDA version that the driver of the building machine supports
     gpu: str
     compute_capability: tuple[int, int]
-    precision: str  # "fp32", "fp16" or "int8", attested
-    fallback: Optional[str]  # what had to be kept in fp32, where --fallback was asked for and needed
+    precision: str  # "fp32", "fp16" or "int8"; it was checked after the build
+    fallback: Optional[str]  # what --fallback had to keep in fp32; None if nothing
     version_compatible: bool
     hardware_compatible: bool
     profiles: tuple[str, ...]  # MIN:OPT:MAX of batch x height x width, in the engine's order
-    inputs: tuple[TensorSpec, ...]  # the ONNX file's, whose dimensions have names
+    inputs: tuple[TensorSpec, ...]  # inputs of the ONNX file, whose dimensions have names
     outputs: tuple[TensorSpec, ...]
-    layers: Mapping[str, int]  # layers that compute, by precision, as the engine inspector gives them
-    metadata: Metadata  # the ONNX file's, with the engine's own parity
+    layers: Mapping[str, int]  # number of layers that compute, by precision, from the engine inspector
+    metadata: Metadata  # metadata of the ONNX file, with the engine's own parity
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
@@ -50,7 +50,7 @@ class EngineSidecar:
         """Reads the document.
 
         Raises:
-            ArtifactError: it is not JSON, lacks a field, or has a newer format than this version reads.
+            ArtifactError: the text is not JSON, lacks a field, or has a format that is newer than this version reads.
         """
         try:
             values = json.loads(text)
@@ -83,10 +83,10 @@ def write_sidecar(engine: Path, sidecar: EngineSidecar) -> None:
 
 
 def read_sidecar(engine: Path) -> Optional[EngineSidecar]:
-    """The document beside an engine, None when there is none.
+    """The document beside an engine, or None if there is none.
 
     Raises:
-        ArtifactError: it cannot be read.
+        ArtifactError: the document cannot be read.
     """
     path = sidecar_path(engine)
     if not path.is_file():

@@ -236,7 +236,7 @@ def test_a_current_pycuda_context_is_shared(install: Callable[..., Runtime], mon
     with pytest.raises(BackendError, match="PyCUDA captures no CUDA graphs; set cuda_graphs=0"):
         device.capture(Stream(1))
     assert device.adopt_stream(PyCuda.Stream()).handle == 99
-    with pytest.raises(BackendError, match=r"stream is a int; with a PyCUDA context give a pycuda.driver.Stream"):
+    with pytest.raises(BackendError, match=r"stream is a int; with a PyCUDA context, pass a pycuda.driver.Stream"):
         device.adopt_stream(99)
     with pytest.raises(BackendError, match="context is not of GPU 1"):
         open_device(1)

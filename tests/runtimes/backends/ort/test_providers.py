@@ -136,7 +136,7 @@ def test_the_plugin_is_registered_once(tiny_onnx: Path, plugin: list[Any], monke
 
 
 def test_a_gpu_that_the_plugin_does_not_see(tiny_onnx: Path, plugin: list[Any]) -> None:
-    with pytest.raises(BackendError, match="plugin sees 1 GPUs, and tensorrt-rtx:1 was asked for; check with nvidia-smi"):
+    with pytest.raises(BackendError, match="plugin sees 1 GPUs, but tensorrt-rtx:1 was asked for; check with nvidia-smi"):
         OrtSession(tiny_onnx, "tensorrt-rtx:1")
 
 

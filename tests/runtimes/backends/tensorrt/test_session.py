@@ -645,9 +645,7 @@ def test_dlpack_that_is_not_contiguous(engine: Path, tensorrt: Knobs) -> None:
     with open_engine(engine) as session:
         pixels = Capsule(tensorrt.device, INPUTS["pixel_values"])
         pixels.data = pixels.data.transpose(0, 1, 3, 2)
-        with pytest.raises(
-            InputError, match=r"pixel_values is not contiguous on the device; make it so, with torch: .*contiguous"
-        ):
+        with pytest.raises(InputError, match=r"pixel_values is not contiguous on the device; with torch, pass .*contiguous"):
             session.run_on_device({**INPUTS, "pixel_values": pixels})
 
 
