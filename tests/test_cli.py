@@ -155,6 +155,21 @@ def test_onnx_json(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert document["metadata"]["parity"] is None
 
 
+def test_accuracy_of_an_original_dc5_checkpoint(tmp_path: Path) -> None:
+    """What is scored beside the file is the checkpoint that was loaded, with its options."""
+    from detr_export.training.demo_data import write_demo_data
+    from tests.detr_export.checkpoints.test_original import save, small
+
+    data = write_demo_data(tmp_path / "data", 1, "val")
+    checkpoint = save(tmp_path / "dc5.pth", small(dilation=True))
+    options = ("--dilation", "--no-simplify", "--no-verify", "--json")
+    done = run("onnx", checkpoint, "-o", tmp_path / "a.onnx", "--accuracy", data, "--max-ap-drop", "1", *options)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["accuracy"]["reference"]["model"] == str(checkpoint)
+    assert "  scoring" in done.stderr.splitlines()
+
+
 def test_verify(tiny_onnx: Path, tiny_checkpoint: Path) -> None:
     done = run("verify", tiny_onnx, "--checkpoint", tiny_checkpoint, "--json")
     assert done.returncode == 0, done.stderr
