@@ -38,8 +38,10 @@ from detr_export.terminal import (
     tolerate_any_name,
 )
 
+PROGRAM = "detr-export"
+
 app = typer.Typer(
-    name="detr-export",
+    name=PROGRAM,
     help="Turn DETR checkpoints into verified ONNX files; run, train and score them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -65,7 +67,9 @@ def onnx_command(
     no_mask: Annotated[
         bool, typer.Option("--no-mask", help="Leave pixel_mask out: all images of a batch then have one size.")
     ] = False,
-    opset: Annotated[Optional[int], typer.Option(min=17, max=25, help="Version of ONNX's operators. [default: 18]")] = None,
+    opset: Annotated[
+        Optional[int], typer.Option(min=17, max=25, help="Version of ONNX's operators; 18 if left out.")
+    ] = None,
     precision: Annotated[
         Precision, typer.Option(help="fp16: half the size; what fp16 would break stays fp32.")
     ] = Precision.fp32,
@@ -86,10 +90,10 @@ def onnx_command(
     ] = None,
     max_ap_drop: Annotated[
         Optional[float],
-        typer.Option(min=0.0, max=1.0, help="With --accuracy: how far AP and PQ may drop. [default: 0.002]"),
+        typer.Option(min=0.0, max=1.0, help="With --accuracy: how far AP and PQ may drop; 0.002 if left out."),
     ] = None,
     accuracy_images: Annotated[
-        Optional[int], typer.Option(min=1, help="With --accuracy: how many images are scored. [default: all]")
+        Optional[int], typer.Option(min=1, help="With --accuracy: how many images are scored; all if left out.")
     ] = None,
     no_simplify: Annotated[bool, typer.Option("--no-simplify", help="Write the graph as it was traced.")] = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not compare the file with its checkpoint.")] = False,
@@ -154,7 +158,7 @@ def trt_command(
         Optional[list[str]],
         typer.Option(
             metavar="MIN:OPT:MAX",
-            help="Range of shapes, BATCHxHEIGHTxWIDTH each; may be repeated. [default: those of the image processor]",
+            help="Range of shapes, BATCHxHEIGHTxWIDTH each; may be repeated. The processor's own shapes if left out.",
         ),
     ] = None,
     max_batch: Annotated[int, typer.Option(min=1, help="Without --profile: the largest batch.")] = 1,
@@ -183,7 +187,8 @@ def trt_command(
         ),
     ] = False,
     checkpoint: Annotated[
-        Optional[str], typer.Option(help="What the engine must agree with. [default: what the file came from]")
+        Optional[str],
+        typer.Option(help="The checkpoint that it must agree with; the one that the file came from if left out."),
     ] = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not compare the engine with its checkpoint.")] = False,
     overwrite: OverwriteOption = False,
@@ -222,7 +227,7 @@ def trt_command(
 def verify(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")],
     checkpoint: Annotated[
-        Optional[str], typer.Option(help="The checkpoint that it must agree with. [default: the one it came from]")
+        Optional[str], typer.Option(help="The checkpoint that it must agree with; the one that it came from if left out.")
     ] = None,
     dilation: DilationOption = None,
     revision: RevisionOption = None,
@@ -280,12 +285,14 @@ def predict(
     if explain and task is not PredictTask.detection:
         raise typer.BadParameter("--explain draws detections; leave --task out")
     from detr_export.runtimes.folder import predict_files
+    from detr_export.runtimes.opening import CHECKPOINT, kind_of
     from detr_export.runtimes.predictor import Predictor
     from detr_export.runtimes.processing.images import iter_image_paths
 
     paths = iter_image_paths(images)
     outcomes = []
-    with Predictor.load(model, device, threads, attentions=explain, trust_engine=trust_engine) as predictor:
+    attentions = explain and kind_of(model) == CHECKPOINT  # a file was exported with them, or does not have them
+    with Predictor.load(model, device, threads, attentions=attentions, trust_engine=trust_engine) as predictor:
         for outcome in predict_files(predictor, paths, threshold, output, overwrite, "attention" if explain else task.value):
             outcomes.append(outcome.to_dict())
             if outcome.error is not None:
@@ -323,7 +330,7 @@ def evaluate(
         Optional[tuple[Path, Path]],
         typer.Option(metavar="FILE DIR", help="A COCO panoptic file and the folder of its PNGs, for PQ."),
     ] = None,
-    limit: Annotated[Optional[int], typer.Option(min=1, help="How many images are scored. [default: all]")] = None,
+    limit: Annotated[Optional[int], typer.Option(min=1, help="How many images are scored; all if left out.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="How many images are read and run together.")] = 1,
     threshold: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Lowest score in a panoptic segmentation. AP uses all detections.")
@@ -405,7 +412,7 @@ def train(
         Optional[bool],
         typer.Option(
             "--train-batch-norm/--keep-batch-norm",
-            help="Whether the whole backbone with its batch norm is trained. [default: if the backbone starts from scratch]",
+            help="Whether the whole backbone with its batch norm is trained. If left out: only when it starts from scratch.",
             show_default=False,
         ),
     ] = None,
@@ -416,7 +423,7 @@ def train(
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare images.")] = 2,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --output.")] = False,
     overwrite: OverwriteOption = False,
-    device: DeviceOption = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, or cuda or cuda:N for a GPU.")] = "cpu",
     dilation: DilationOption = None,
     revision: RevisionOption = None,
     as_json: JsonOption = False,
@@ -459,7 +466,7 @@ def train(
 def main() -> None:
     """Entry point of `detr-export`."""
     tolerate_any_name()
-    app()
+    app(prog_name=PROGRAM)  # the shell asks for completions under this name
 
 
 if __name__ == "__main__":

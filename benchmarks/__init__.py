@@ -11,7 +11,7 @@ __all__ = ["run"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "run":  # on demand: who scores a file needs none of what the benchmark imports
+    if name == "run":  # on demand: scoring a file needs nothing that the benchmark imports
         from detr_export.benchmarks.speed.run import run
 
         return run

@@ -32,7 +32,7 @@ from detr_export.terminal import (
 
 PROGRAM = "detr-bench"
 DEFAULT_COMMAND = "run"
-_COMMANDS = (DEFAULT_COMMAND, "processors")
+_COMMANDS = (DEFAULT_COMMAND, "gpu", "processors")
 _OWN_OPTIONS = ("--help", "--version", "--install-completion", "--show-completion")  # those of no command
 _LIST_VALUES = {"--size": re.compile(r"\d+x\d+"), "--batch": re.compile(r"\d+")}  # options that take several values
 _PIPE_WIDTH = 200  # columns
@@ -76,9 +76,21 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     name=PROGRAM,
     cls=_Commands,
-    help="Measure models in several backends, fairly: detr-bench [run] [TARGET]..., or detr-bench processors.",
+    help="Measure models in several backends, fairly: detr-bench [run] [TARGET]..., detr-bench gpu, detr-bench processors.",
     pretty_exceptions_enable=False,
 )
+
+
+ThreadsOption = Annotated[
+    Optional[int], typer.Option(help="CPU threads of one run; as many as there are physical cores if left out.")
+]
+RoundsOption = Annotated[int, typer.Option(help="How many turns each variant gets.")]
+RunsOption = Annotated[
+    Optional[int], typer.Option(help="How many runs a turn has. This option and --seconds exclude each other.")
+]
+SecondsOption = Annotated[
+    Optional[float], typer.Option(help="How many seconds a turn lasts, with at least one run; 1 if left out.")
+]
 
 
 @app.callback()
@@ -93,9 +105,10 @@ def run_command(
         Optional[list[str]],
         typer.Argument(
             metavar="[TARGET]...",
-            help="What to measure, each BACKEND:MODEL or a path alone. Backends that take a checkpoint: torch, torch-compile, "
-            "transformers. An ONNX file: ort, ort-cuda, openvino. A TensorRT engine: tensorrt. "
-            "Without any target, the demo checkpoint in every backend that is installed.",
+            help="What to measure, each BACKEND:MODEL or a path alone. For a checkpoint, BACKEND is torch, torch-compile, "
+            "torch-cuda, torch-cuda-fp16, torch-compile-cuda-fp16 or transformers; for an ONNX file ort, ort-cuda, "
+            "ort-tensorrt, ort-tensorrt-rtx or openvino; for a TensorRT engine tensorrt. "
+            "Without any target, the demo checkpoint is measured in every backend that is installed.",
             show_default=False,
         ),
     ] = None,
@@ -106,17 +119,10 @@ def run_command(
         ),
     ] = None,
     batch: Annotated[Optional[list[str]], typer.Option(metavar="N...", help="Batch sizes; 1 if left out.")] = None,
-    threads: Annotated[
-        Optional[int], typer.Option(help="CPU threads of one run; as many as there are physical cores if left out.")
-    ] = None,
-    rounds: Annotated[int, typer.Option(help="How many turns each variant gets.")] = 7,
-    runs: Annotated[
-        Optional[int], typer.Option(help="How many runs a turn has. This option and --seconds exclude each other.")
-    ] = None,
-    seconds: Annotated[
-        Optional[float],
-        typer.Option(help="How long a turn lasts, with at least one run; 1 if left out.", show_default=False),
-    ] = None,
+    threads: ThreadsOption = None,
+    rounds: RoundsOption = 7,
+    runs: RunsOption = None,
+    seconds: SecondsOption = None,
     images: Annotated[Optional[Path], typer.Option(help="A folder of images to use in place of a synthetic one.")] = None,
     accuracy: Annotated[
         Optional[Path], typer.Option(help="A COCO folder. The models are scored on the images of its split val.")
@@ -153,8 +159,9 @@ def run_command(
     """Measure latency, throughput, memory and accuracy of models against each other. Ctrl-C keeps what was measured."""
     _require_bench(("psutil", "rich", "threadpoolctl", "tqdm"))
     from detr_export.benchmarks import run
-    from detr_export.benchmarks.speed.run import parse_batch, parse_size
+    from detr_export.benchmarks.speed.settings import parse_batch, parse_size
 
+    # Measure.
     if output is None and not as_json:
         output = Path(f"detr-bench-{datetime.datetime.now():%Y%m%d-%H%M%S}")
     with TerminalProgress("measuring") as progress:
@@ -178,6 +185,8 @@ def run_command(
             progress=progress,
             command=[PROGRAM, *sys.argv[1:]],
         )
+
+    # Print what was found, then what went wrong; that decides the exit code.
     if as_json:
         print_json(report.to_dict())
     else:
@@ -188,6 +197,46 @@ def run_command(
     if report.method.interrupted:
         raise KeyboardInterrupt
     if report.problems():
+        raise typer.Exit(1)
+
+
+@app.command("gpu")
+@reports_errors
+def gpu_command(
+    rounds: RoundsOption = 7,
+    runs: RunsOption = None,
+    seconds: SecondsOption = None,
+    threads: ThreadsOption = None,
+    output: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--output", "-o", help="The folder for the reports and plots; benchmarks/results/GPU-DATE if left out."
+        ),
+    ] = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure R50 and R50-panoptic, with seeded weights, in every runtime that is installed for the GPU.
+
+    Without a GPU this is refused. A runtime that is not installed stands in the report with the reason.
+    """
+    _require_bench(("psutil", "rich", "threadpoolctl", "matplotlib"))
+    from detr_export.benchmarks.speed.gpu_preset import run_gpu
+
+    with TerminalProgress("measuring") as progress:
+        reports = run_gpu(output, overwrite, threads, rounds, runs, seconds, progress, [PROGRAM, *sys.argv[1:]])
+    if as_json:
+        print_json([report.to_dict() for report in reports.values()])
+    for folder, report in reports.items():
+        if not as_json:
+            _print_tables(report)
+            typer.echo(f"{folder}  report.json, report.csv, report.md and plots")
+        for line in report.problems():
+            print_error(BackendError(line))
+    if any(report.method.interrupted for report in reports.values()):
+        raise KeyboardInterrupt
+    # A runtime that is not there is no failure; one that fails or gives wrong outputs is.
+    if any(item.error or item.correct is False for report in reports.values() for item in report.measurements):
         raise typer.Exit(1)
 
 
@@ -203,7 +252,7 @@ def processors_command(
 ) -> None:
     """Compare and time pre- and post-processing against the slow and fast classes of transformers."""
     _require_bench(("threadpoolctl",))
-    from detr_export.benchmarks.speed.processors import run_processors
+    from detr_export.benchmarks.speed.processors.run import run_processors
     from detr_export.runtimes.processing.images import iter_image_paths, load_image
 
     loaded = None if images is None else [load_image(path) for path in iter_image_paths(str(images))]
@@ -217,7 +266,7 @@ def processors_command(
 
 def _require_bench(packages: Sequence[str]) -> None:
     """Refuses a Python that is too old, and an installation without the extra `bench`."""
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036  # this file alone must be readable there
         raise BackendError(f"detr-bench needs Python 3.10 or newer; this is {platform.python_version()}")
     for package in packages:
         if importlib.util.find_spec(package) is None:

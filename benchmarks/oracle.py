@@ -1,8 +1,8 @@
 """Opens transformers, the reference for numbers and speed, where torchvision's C++ library cannot be loaded.
 
-transformers imports torchvision, and that import fails next to a torch it was not built for (a CUDA wheel beside a CPU
-torch, say) because ``torchvision::nms`` and its siblings were never registered. Nothing here calls them, so declaring
-their names is enough. A torchvision that does load is left alone.
+transformers imports torchvision. That import fails beside a torch that it was not built for (a CUDA wheel beside a CPU
+torch, say), because ``torchvision::nms`` and its siblings were never registered. Nothing here calls them, so declaring
+their names is enough. A torchvision that can be loaded is left as it is.
 """
 
 from __future__ import annotations

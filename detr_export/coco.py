@@ -1,4 +1,4 @@
-"""COCO's class names under the ids that DETR predicts: gaps are kept, because the classifier has a row for each.
+"""COCO's class names under the ids that DETR predicts. Unused ids stay, because the classifier has a row for each.
 
 Source: the category lists of COCO 2017 detection (80 things, ids 1 to 90) and panoptic segmentation (53 more, to 200).
 """
@@ -35,12 +35,12 @@ def _parse(text: str) -> dict[int, str]:
 
 THINGS = _parse(_THINGS)
 STUFF = _parse(_STUFF)
-DETECTION_LABELS = 91  # classes of the original detection checkpoints, "no object" not counted
+DETECTION_LABELS = 91  # classes of the original detection checkpoints, without "no object"
 PANOPTIC_LABELS = 250  # classes of the original panoptic checkpoint
 
 
 def id2label(num_labels: int) -> dict[int, str]:
-    """Names for a classifier of `num_labels` classes: COCO's when the count is one of COCO's, else `LABEL_0`, ..."""
+    """Names for a classifier of `num_labels` classes: COCO's if it has as many as one of COCO's, else `LABEL_0`, ..."""
     if num_labels == DETECTION_LABELS:
         names = THINGS
     elif num_labels == PANOPTIC_LABELS:

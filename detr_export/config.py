@@ -1,7 +1,7 @@
 """`DetrConfig` and `ResNetConfig`: the two documents that describe a checkpoint's architecture.
 
-They read and write the `config.json` of the Hugging Face hub. Every field of transformers 4.57's classes is here with
-its name and default; fields that are not known are kept in `extra` and written back unchanged.
+They read and write the `config.json` of the Hugging Face hub. They have every field of transformers 4.57's classes, with
+its name and default. Unknown fields are kept in `extra` and written back unchanged.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ RESNETS: dict[str, tuple[bool, tuple[int, int, int, int]]] = {
 
 # Names that transformers accepts for the same value.
 _ALIASES = {"hidden_size": "d_model", "num_attention_heads": "encoder_attention_heads"}
-# Written by transformers, computed here.
+# transformers writes these fields; here they are computed.
 _DERIVED = ("model_type", "label2id", "num_labels", "num_hidden_layers")
-# Fields of transformers' base class: written only when they differ from the default, as transformers does.
+# Fields of transformers' base class. As in transformers, they are written only when they differ from the default.
 _WRITTEN_WHEN_SET = ("output_attentions", "output_hidden_states", "return_dict", "is_encoder_decoder")
 
 
@@ -45,7 +45,7 @@ class ResNetConfig:
     hidden_act: str = "relu"
     downsample_in_first_stage: bool = False
     downsample_in_bottleneck: bool = False  # stride in the first 1x1 convolution instead of the 3x3
-    out_features: tuple[str, ...] | None = None  # names of stages, "stem" included; the last stage when None
+    out_features: tuple[str, ...] | None = None  # names of stages, or "stem"; the last stage when None
     extra: Mapping[str, Any] = field(default_factory=dict)  # fields this class does not know
 
     def __post_init__(self) -> None:
@@ -106,7 +106,7 @@ class ResNetConfig:
 
 @dataclass(frozen=True)
 class DetrConfig:
-    """Architecture, labels and loss weights of a DETR, field by field those of transformers 4.57's `DetrConfig`."""
+    """Architecture, labels and loss weights of a DETR; the fields are those of transformers 4.57's `DetrConfig`."""
 
     use_timm_backbone: bool = True  # timm's parameter names; False means transformers' own ResNet ("no_timm")
     backbone_config: ResNetConfig | None = None  # only when use_timm_backbone is False
@@ -131,7 +131,7 @@ class DetrConfig:
     auxiliary_loss: bool = False
     position_embedding_type: str = "sine"  # or "learned"
     backbone: str | None = "resnet50"  # timm's name
-    use_pretrained_backbone: bool = True  # used when a model is made from a bare configuration
+    use_pretrained_backbone: bool = True  # for a model that is made from a configuration alone
     backbone_kwargs: Mapping[str, Any] | None = None  # out_indices, in_chans, output_stride
     dilation: bool | None = False  # DC5: the last stage keeps its resolution
     class_cost: float = 1
@@ -171,12 +171,12 @@ class DetrConfig:
 
     @property
     def num_labels(self) -> int:
-        """Number of classes, "no object" not counted."""
+        """Number of classes, without "no object"."""
         return len(self.id2label)
 
     @property
     def output_stride(self) -> int:
-        """Pixels of the image for one position of the transformer, by the backbone's strides: 32, or 16 with DC5."""
+        """How many pixels of the image one position of the transformer covers in each direction: 32, or 16 with DC5."""
         if self.backbone_config is not None:
             first = 2 if self.backbone_config.downsample_in_first_stage else 1
             last = self.backbone_config.stage_names.index(self.backbone_config.outputs[-1])
@@ -187,7 +187,7 @@ class DetrConfig:
 
     @property
     def label2id(self) -> dict[str, int]:
-        """Class name to id; of several ids with one name (COCO's gaps are all "N/A") the last."""
+        """Class name to id. Of several ids with one name (COCO's unused ids are all "N/A") it is the last."""
         return {name: index for index, name in self.id2label.items()}
 
     @classmethod
@@ -195,12 +195,14 @@ class DetrConfig:
         """Reads a parsed `config.json`.
 
         Raises:
-            CheckpointError: it is not a DETR's, or a field has a value that no DETR can have.
+            CheckpointError: it does not describe a DETR, or a field has a value that no DETR can have.
         """
         values = {_ALIASES.get(name, name): value for name, value in values.items()}
         model_type = values.get("model_type")
         if model_type != "detr":
             raise CheckpointError(f"model_type is {model_type!r}; expected 'detr' (facebook/detr-resnet-50 and family)")
+
+        # Labels: their names, or only how many there are.
         num_labels = values.get("num_labels")
         for name in _DERIVED:
             values.pop(name, None)
@@ -209,6 +211,8 @@ class DetrConfig:
             values["id2label"] = {int(index): str(name) for index, name in labels.items()}
         elif num_labels is not None:
             values["id2label"] = {index: f"LABEL_{index}" for index in range(int(num_labels))}
+
+        # The backbone of a no_timm checkpoint, then the plain fields.
         backbone = values.pop("backbone_config", None)
         if isinstance(backbone, Mapping):
             if backbone.get("model_type") != "resnet":
@@ -242,7 +246,7 @@ class DetrConfig:
         """Reads `config.json`, given as the file or as its directory.
 
         Raises:
-            CheckpointError: the file is missing, is not JSON, or is not a DETR's.
+            CheckpointError: the file is missing, is not JSON, or does not describe a DETR.
         """
         file = Path(path)
         file = file / CONFIG_NAME if file.is_dir() else file
@@ -260,7 +264,7 @@ class DetrConfig:
             raise CheckpointError(f"{file}: {error}") from None
 
     def save_pretrained(self, directory: str | Path) -> Path:
-        """Writes `config.json` into `directory` (made when it is missing) and returns its path."""
+        """Writes `config.json` into `directory`, which is made if it is missing, and returns the file's path."""
         text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
         return write_atomically(Path(directory) / CONFIG_NAME, text.encode())
 

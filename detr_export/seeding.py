@@ -1,33 +1,40 @@
 """Seeded weights under which a DETR's outputs vary from image to image, for trying things without a trained checkpoint.
 
-A freshly initialised DETR gives nearly the same boxes for every image, so comparing two runtimes on it proves little: a
-file that ignored its input would pass. Here batch norm takes the statistics of random images, as in a trained network,
-the transformer is Xavier-initialised and the queries are unit normal; logits then differ by several units between images.
+A freshly initialised DETR gives nearly the same boxes for every image. So comparing two runtimes on it proves little: a file
+that ignores its input would pass. Here batch norm has the statistics of random images, as in a trained network; the
+transformer is Xavier-initialised and the queries are unit normal. Then logits differ by several units between images.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from detr_export import coco
+from detr_export.config import DetrConfig
 from detr_export.modeling.batch_norm import DetrFrozenBatchNorm2d
+from detr_export.modeling.detr import DetrForObjectDetection
 from detr_export.modeling.resnet import ResidualBlock
+from detr_export.modeling.segmentation import DetrForSegmentation
+from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 
 _IMAGE_SIDE = 160  # pixels of the images that the statistics are taken from
 _IMAGES = 8
-# A residual branch that adds as much as the shortcut carries makes fifty layers amplify rounding by a thousand.
+# If each residual branch added as much as its shortcut carries, fifty layers would amplify rounding a thousand times.
 _BRANCH_GAIN = 0.3
-# Cross-attention that is nearly uniform shows every query the same average, so all queries would answer alike.
+# Nearly uniform cross-attention shows every query the same average, and all queries would give the same answer.
 _SHARPNESS = 5.0  # of its query and key projections, times Xavier's gain
 _CONTENT_GAIN = 4.0  # of its value and output projections
-# Attention maps sum to one over thousands of positions; unscaled, the mask head would hardly see them.
+# Attention maps sum to one over thousands of positions; without a gain they would hardly affect the mask head.
 _ATTENTION_MAP_GAIN = 100.0
-_HEAD_GAIN = 3.0  # of the last layers, so that scores and boxes spread
+_HEAD_GAIN = 3.0  # of the last layers, so that scores and boxes vary
 
 
 def random_images(shape: tuple[int, int, int, int], seed: int = 0) -> np.ndarray:
-    """Images with structure at every scale, of varied contrast and colour, about normalised.
+    """Images with structure at every scale, with different contrasts and colours, roughly normalised.
 
     White noise alone averages out in the first pooling layers, and every image then looks the same to the transformer.
 
@@ -59,6 +66,7 @@ def seed_weights(model: nn.Module, seed: int = 0) -> None:
         model: `DetrForObjectDetection` or `DetrForSegmentation`; it is left in eval mode.
         seed: of the weights and of the images behind the statistics.
     """
+    # The weights, drawn in the order of their names.
     model.eval()
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -76,6 +84,7 @@ def seed_weights(model: nn.Module, seed: int = 0) -> None:
             assert isinstance(heads, int)
             parameter[:, -heads:] *= _ATTENTION_MAP_GAIN
 
+    # The statistics of batch norm, and its scale, in one pass over random images.
     def adopt_statistics(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(norm, DetrFrozenBatchNorm2d)
         mean, variance = inputs[0].mean((0, 2, 3)), inputs[0].var((0, 2, 3))
@@ -93,6 +102,27 @@ def seed_weights(model: nn.Module, seed: int = 0) -> None:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def write_seeded_checkpoint(folder: str | Path, panoptic: bool = False, seed: int = 0) -> Path:
+    """Writes a checkpoint with the architecture and classes of facebook/detr-resnet-50, and seeded weights.
+
+    It runs exactly as long as the trained one. What it detects means nothing.
+
+    Args:
+        folder: where to write it; made when it is missing.
+        panoptic: write the architecture and classes of facebook/detr-resnet-50-panoptic.
+        seed: of the weights.
+
+    Returns:
+        The folder.
+    """
+    kind = DetrForSegmentation if panoptic else DetrForObjectDetection
+    labels = coco.id2label(coco.PANOPTIC_LABELS if panoptic else coco.DETECTION_LABELS)
+    model = kind(DetrConfig(use_pretrained_backbone=False, id2label=labels))
+    seed_weights(model, seed)
+    model.save_pretrained(folder, DetrImageProcessor(format="coco_panoptic" if panoptic else "coco_detection"))
+    return Path(folder)
 
 
 def _gain(name: str) -> float:

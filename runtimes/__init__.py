@@ -1,4 +1,4 @@
-"""Everything a deployed box needs: sessions, image processing, `Predictor`. Imports numpy and Pillow, nothing heavier."""
+"""Everything that a deployed machine needs: sessions, image processing, `Predictor`. It imports only numpy and Pillow."""
 
 from detr_export.runtimes.errors import (
     AnnotationError,
@@ -8,11 +8,13 @@ from detr_export.runtimes.errors import (
     DetrError,
     ImageError,
     InputError,
+    OptionError,
     OutputError,
     VerificationError,
 )
 from detr_export.runtimes.metadata import Metadata
-from detr_export.runtimes.predictor import Predictor, open_session
+from detr_export.runtimes.opening import open_session
+from detr_export.runtimes.predictor import Predictor
 from detr_export.runtimes.processing.image_processor import DetrFeatureExtractor, DetrImageProcessor
 from detr_export.runtimes.processing.image_processor_fast import DetrImageProcessorFast
 from detr_export.runtimes.processing.images import load_image
@@ -34,6 +36,7 @@ __all__ = [
     "ImageError",
     "InputError",
     "Metadata",
+    "OptionError",
     "OutputError",
     "Predictor",
     "Segment",

@@ -1,6 +1,6 @@
-"""What is installed here, what of it will work, and what is known to go wrong with it.
+"""Finds out what is installed here, what of it works, and which known issues concern it.
 
-Everything is tried, nothing is assumed: a package that is installed and does not load is a finding, not a crash.
+Everything is tried and nothing is assumed. A package that is installed but does not load is a finding, not a crash.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from importlib import metadata as distributions
 from importlib import resources
 from typing import Any, Optional
 
-from detr_export.runtimes.backends.cuda import memory as cuda_memory
+from detr_export.runtimes.backends.cuda import opening as cuda_opening
 from detr_export.runtimes.errors import DetrError, first_line
 
 _PACKAGES = (
@@ -33,14 +33,14 @@ class KnownIssue:
 
     reference: str  # address of the public report
     what: str
-    oldest: str  # TensorRT
-    newest: Optional[str]  # TensorRT; None: no version is known to be without it
-    compute_capability: Optional[tuple[tuple[int, int], ...]]  # None: of every GPU
+    oldest: str  # first version of TensorRT that has it
+    newest: Optional[str]  # last version of TensorRT that has it; None: no version without it is known
+    compute_capability: Optional[tuple[tuple[int, int], ...]]  # GPUs that have it; None: all
     precisions: tuple[str, ...]
     remedy: str
 
     def concerns(self, tensorrt: str, compute_capability: Optional[tuple[int, int]]) -> bool:
-        """Whether it is to be reckoned with; on an unknown GPU, what some GPUs have is."""
+        """Whether the issue may occur here. On an unknown GPU, every issue of some GPUs may."""
         here = _version(tensorrt)
         if here < _version(self.oldest) or (self.newest is not None and here > _version(self.newest)):
             return False
@@ -49,34 +49,34 @@ class KnownIssue:
 
 @dataclass(frozen=True)
 class Ability:
-    """Something that one may want to do here."""
+    """Something that a user may want to do here."""
 
     name: str
     works: bool
-    note: str  # with what, or what is missing and how to get it
+    note: str  # what it works with, or what is missing and how to get it
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The findings."""
+    """What was found."""
 
     python: str
     platform: str
     packages: dict[str, Optional[str]]  # versions; None = not installed
-    providers: tuple[str, ...]  # of ONNX Runtime
-    tensorrt: Optional[str]  # the library's own version, when it loads
+    providers: tuple[str, ...]  # execution providers of ONNX Runtime
+    tensorrt: Optional[str]  # the version that the library gives, if it loads
     gpu: Optional[str]
     compute_capability: Optional[tuple[int, int]]
-    driver_cuda: Optional[str]  # newest CUDA version that the driver runs
+    driver_cuda: Optional[str]  # newest CUDA version that the driver supports
     abilities: tuple[Ability, ...]
-    issues: tuple[KnownIssue, ...]  # those that concern this TensorRT and GPU
+    issues: tuple[KnownIssue, ...]  # known issues of this TensorRT and GPU
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The findings in types that JSON has."""
         return asdict(self)
 
     def summary(self) -> str:
-        """Some lines for people."""
+        """The findings as text for people."""
         gpu = "none"
         if self.gpu is not None and self.compute_capability is not None:
             major, minor = self.compute_capability
@@ -92,11 +92,14 @@ class Diagnosis:
 
 
 def diagnose() -> Diagnosis:
-    """Looks around; raises nothing."""
-    device, no_device = _try(cuda_memory.open_device)
+    """Looks at this machine. It raises nothing."""
+    # What loads
+    device, no_device = _try(cuda_opening.open_device)
     providers, no_onnxruntime = _try(_onnxruntime_providers)
     tensorrt, no_tensorrt = _try(_tensorrt_version)
     capability = device.compute_capability if device is not None else None
+
+    # What can be done with it
     abilities = (
         _torch_ability(),
         Ability("ONNX files on the CPU", providers is not None, no_onnxruntime or "CPUExecutionProvider"),
@@ -108,6 +111,7 @@ def diagnose() -> Diagnosis:
             no_tensorrt or no_device or f"TensorRT {tensorrt}",
         ),
     )
+
     return Diagnosis(
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
@@ -123,7 +127,7 @@ def diagnose() -> Diagnosis:
 
 
 def known_issues() -> tuple[KnownIssue, ...]:
-    """All that are on record, in `known_issues.json`."""
+    """All issues that are on record in `known_issues.json`."""
     records = json.loads((resources.files("detr_export.runtimes") / "known_issues.json").read_text(encoding="utf-8"))
     found = []
     for record in records:
@@ -134,12 +138,12 @@ def known_issues() -> tuple[KnownIssue, ...]:
 
 
 def _try(look: Callable[[], Any]) -> tuple[Any, str]:
-    """What a look finds, or None and why."""
+    """The result of `look`, or None and the reason."""
     try:
         return look(), ""
     except DetrError as error:
         return None, str(error)
-    except Exception as error:  # a library that is installed and does not load raises what it likes
+    except Exception as error:  # a library that does not load may raise anything
         return None, f"{type(error).__name__}: {first_line(error)}"
 
 
@@ -152,7 +156,7 @@ def _onnxruntime_providers() -> tuple[str, ...]:
 def _tensorrt_version() -> str:
     from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
 
-    tensorrt_api.version()
+    tensorrt_api.require_supported()
     return tensorrt_api.full_version()
 
 
@@ -175,12 +179,12 @@ def _provider_ability(name: str, provider: str, providers: Optional[tuple[str, .
 
 
 def _installed(names: tuple[str, ...]) -> tuple[str, Optional[str]]:
-    """The first of some packages that is installed, or the first with None."""
+    """The name and version of the first package that is installed; if none is, the first name and None."""
     versions = [(name, _try(lambda name=name: distributions.version(name))[0]) for name in names]  # type: ignore[misc]
     return next((item for item in versions if item[1] is not None), versions[0])
 
 
 def _version(text: str) -> tuple[int, int]:
-    """Major and minor."""
+    """Major and minor number."""
     major, minor = re.findall(r"\d+", text)[:2]
     return int(major), int(minor)

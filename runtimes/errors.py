@@ -3,27 +3,28 @@
 ::
 
     DetrError
-    ├── CheckpointError        a checkpoint is missing, damaged, or not the model it should be
-    ├── ImageError             an image cannot be read, or is not what the processor takes
+    ├── CheckpointError        a checkpoint is missing, damaged, or of another model
+    ├── ImageError             an image cannot be read or processed
     ├── AnnotationError        an annotation is malformed
     ├── ArtifactError          an exported file is missing, damaged, or not a DETR
     │   └── VerificationError  an exported file disagrees with the checkpoint it came from
-    ├── InputError             a session was given arrays that do not fit its inputs
-    ├── BackendError           a runtime, a device or an extra is not there, or failed
+    ├── InputError             an argument is out of its range, or arrays do not fit
+    ├── OptionError            an image processor was given an option or a value that it does not know
+    ├── BackendError           a runtime, a device or an extra is missing, or failed
     └── OutputError            a result cannot be written
 
-A message says what was wrong, what was expected, and what mends it, on one line where it can.
+A message says what was wrong, what was expected, and how to mend it, if possible on one line.
 """
 
 from __future__ import annotations
 
 
 class DetrError(Exception):
-    """Base of every error raised on purpose; the command line prints it as one line and exits with 1."""
+    """The base of all errors that the project raises on purpose. The command line prints one line and exits with 1."""
 
 
 class CheckpointError(DetrError):
-    """A checkpoint is missing, damaged, incomplete, or of a model this project does not know."""
+    """A checkpoint is missing, damaged, incomplete, or of a model that this project does not know."""
 
 
 class ImageError(DetrError):
@@ -43,7 +44,11 @@ class VerificationError(ArtifactError):
 
 
 class InputError(DetrError):
-    """Arrays handed to a session do not fit its declared inputs (name, dtype, rank or size)."""
+    """An argument is out of its range, or arrays do not fit (name, dtype, rank or size)."""
+
+
+class OptionError(DetrError, ValueError):
+    """An image processor was given an option or a value that it does not know; transformers raises ValueError there."""
 
 
 class BackendError(DetrError):
@@ -60,5 +65,5 @@ def missing_extra(package: str, extra: str) -> BackendError:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of another library's error, or its class where it says nothing: what fits into one of ours."""
+    """The first line of another library's error, or its class if it has no text, for use in one of our messages."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,4 +1,4 @@
-"""Writing files so that an interrupted or failed command leaves what was there before, and digests of files."""
+"""Writes files so that an interrupted or failed command leaves the old file in place; also digests of files."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _CHUNK_BYTES = 1 << 20
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; moves it into place when the block ends well, removes it otherwise.
+    """Yields a temporary path beside `path`. When the block ends well the file moves into place, otherwise it is removed.
 
-    The temporary name keeps the suffix, for writers that choose a format by it.
+    The temporary name keeps the suffix, because some writers choose the format by it.
 
     Raises:
         OutputError: the folder cannot be made or written to.
@@ -40,7 +40,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> Path:
-    """Writes `data` to `path` through a temporary neighbour; makes the folder when it is missing.
+    """Writes `data` to `path` by way of a temporary file beside it. Makes the folder if it is missing.
 
     Raises:
         OutputError: the file cannot be written.
@@ -52,7 +52,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> Path:
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns an `OSError` of the block, a full disk for one, into an `OutputError` that names `path`."""
+    """Turns an `OSError` of the block, such as a full disk, into an `OutputError` that names `path`."""
     try:
         yield
     except OSError as error:
@@ -60,7 +60,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
-    """`path` with a leading `~` or `~user` replaced by the home directory, and as it is where there is no such user."""
+    """`path` with a leading `~` or `~user` replaced by the home directory. Without such a user it stays as it is."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -68,7 +68,7 @@ def user_path(path: str | os.PathLike[str]) -> Path:
 
 
 def require_writable(path: str | os.PathLike[str], overwrite: bool, suffix: str = "") -> None:
-    """Refuses, before any work is done, an output that exists or whose folder cannot be written.
+    """Refuses, before any work is done, an output that exists or a folder that cannot be written to.
 
     Raises:
         OutputError: `path` is a folder or a device, does not end in `suffix`, exists while `overwrite` is false, or its
@@ -76,7 +76,9 @@ def require_writable(path: str | os.PathLike[str], overwrite: bool, suffix: str 
     """
     target = Path(path)
     if not target.name.endswith(suffix):
-        raise OutputError(f"{target} does not end in {suffix}, by which the file is known later; name it {target}{suffix}")
+        raise OutputError(
+            f"{target} does not end in {suffix}, and other commands know the file by that; name it {target}{suffix}"
+        )
     if target.is_dir():
         raise OutputError(f"{target} is a folder; give the name of a file")
     if target.exists() and not overwrite:

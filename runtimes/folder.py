@@ -1,4 +1,4 @@
-"""Predicting on files: pictures and one JSON document in a folder, an unreadable file reported and passed over."""
+"""Predicts on files: pictures and one JSON document go into a folder. A file that cannot be read is reported and skipped."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from detr_export.runtimes.predictor import Predictor
 from detr_export.runtimes.processing.images import load_image
 from detr_export.runtimes.results.detections import Detections
 from detr_export.runtimes.results.segmentation import Segmentation
+from detr_export.runtimes.thresholds import require_shares
 
 RESULTS_NAME = "predictions.json"
 TASKS = ("detection", "panoptic", "instances", "semantic", "attention")
@@ -22,15 +23,15 @@ TASKS = ("detection", "panoptic", "instances", "semantic", "attention")
 
 @dataclass(frozen=True)
 class FilePrediction:
-    """One file's outcome: either `result` or `error` is set."""
+    """The outcome for one file. Either `result` or `error` is set."""
 
     image: Path
     result: Union[Detections, Segmentation, None] = None
-    picture: Optional[Path] = None  # the annotated copy, when there is an output folder
+    picture: Optional[Path] = None  # the annotated copy, if there is an output folder
     error: Optional[DetrError] = None
 
     def summary(self) -> str:
-        """One line for people: the file and what was found, most frequent class first."""
+        """One line for people: the file and the objects in it, the most frequent class first."""
         if self.result is None:
             return f"{self.image}: {self.error}"
         found = self.result.names if isinstance(self.result, Detections) else [item.name for item in self.result.segments]
@@ -38,7 +39,7 @@ class FilePrediction:
         return f"{self.image}: {', '.join(f'{count} {name}' for name, count in counts) or 'nothing found'}"
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The outcome in types that JSON has."""
         result: dict[str, Any] = {"image": str(self.image)}
         if self.picture is not None:
             result["picture"] = str(self.picture)
@@ -57,35 +58,36 @@ def predict_files(
     overwrite: bool = False,
     task: str = "detection",
 ) -> Iterator[FilePrediction]:
-    """Predicts file by file, and yields each outcome as it is there.
+    """Predicts file by file, and yields each outcome as soon as it is there.
 
     Args:
         predictor: the model.
-        images: files.
+        images: the files.
         threshold: as in `Predictor.detect`.
-        output: a folder for annotated pictures (PNG, named after the image) and `predictions.json`; none is written when
-            None. The document is written at the end, over all files, also when some failed.
-        overwrite: replace what is there.
-        task: one of `TASKS`; `attention` detects, and draws where the decoder looked for each detection.
+        output: a folder for annotated pictures (PNG, named after the image) and `predictions.json`; with None nothing is
+            written. The document is written at the end and covers all files, even if some failed.
+        overwrite: whether to replace files that exist.
+        task: one of `TASKS`; `attention` detects objects, and draws where the decoder looked for each of them.
 
     Raises:
-        InputError: the task or threshold is none.
-        OutputError: a picture or the document exists and `overwrite` is false, or cannot be written.
-        BackendError: the backend failed; a file that only is no usable image does not raise.
+        InputError: the task or the threshold is invalid.
+        OutputError: a picture or the document exists and `overwrite` is false, or it cannot be written.
+        BackendError: the backend failed. A file that is not a usable image does not raise; its outcome has the error.
     """
+    # Everything that can be refused is refused before the first image runs.
     images = list(images)
     if task not in TASKS:
         raise InputError(f"task is {task!r}; expected one of {', '.join(TASKS)}")
-    if not 0 <= threshold <= 1:
-        raise InputError(f"threshold is {threshold}; expected a number from 0 to 1")
+    require_shares(threshold=threshold)
     pictures = _picture_paths(images, output) if output is not None else {}
     originals = {image.resolve() for image in images}
     for path in pictures.values():
         require_writable(path, overwrite)
         if path.resolve() in originals:
-            raise OutputError(f"{path} is one of the images, and would be drawn over; give another folder")
+            raise OutputError(f"{path} is one of the images, and would be overwritten; give another folder")
     if output is not None:
         require_writable(output / RESULTS_NAME, overwrite)
+
     outcomes = []
     for image in images:
         try:
@@ -113,7 +115,7 @@ def _predict(predictor: Predictor, image: Path, threshold: float, picture: Optio
             result, attention = predictor.explain(loaded, threshold)
         else:
             result = predictor.detect(loaded, threshold)
-    except (ImageError, InputError) as error:  # knows a picture, not a file
+    except (ImageError, InputError) as error:  # it describes the picture but does not name the file
         raise type(error)(f"{image}: {error}") from error
     if picture is not None:
         if attention is not None and isinstance(result, Detections):
@@ -126,7 +128,7 @@ def _predict(predictor: Predictor, image: Path, threshold: float, picture: Optio
 
 
 def _picture_paths(images: list[Path], output: Path) -> dict[Path, Path]:
-    """A name for each image's picture; where two images share a stem the later ones get a number."""
+    """A path for the picture of each image. If several images have one stem, the later ones get a number."""
     taken: set[str] = set()
     paths = {}
     for image in images:

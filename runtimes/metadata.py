@@ -10,9 +10,9 @@ from typing import Any, Optional
 
 from detr_export.runtimes.errors import ArtifactError
 
-METADATA_KEY = "detr_export"  # of the entry in ONNX's metadata_props
-UINT8 = "uint8"  # of `Metadata.input`
-FORMAT_VERSION = 1  # raised when a reader of the older format would misread the document
+METADATA_KEY = "detr_export"  # key of the entry in ONNX's metadata_props
+UINT8 = "uint8"  # a value of `Metadata.input`
+FORMAT_VERSION = 1  # it is raised when a reader of the older format would misread the document
 
 Range = tuple[int, Optional[int]]  # smallest and largest size, None = no limit
 
@@ -22,19 +22,19 @@ class Metadata:
     """The document, field by field."""
 
     task: str  # "detection" or "segmentation"
-    id2label: Mapping[int, str]  # names of the classes; "no object" is the class after the last
+    id2label: Mapping[int, str]  # names of the classes; the class after the last is "no object"
     processor: Mapping[str, Any]  # the content of preprocessor_config.json
     pixel_mask: bool  # whether the model takes padded batches
     precision: str = "fp32"  # or "fp16"
-    # What `pixel_values` is: "float", what the processor makes, (B, 3, H, W); or "uint8", RGB as it is, (B, H, W, 3), which
-    # the model scales, with `valid_sizes` (height, width) in place of a mask.
+    # The form of `pixel_values`. "float": the processor's arrays, (B, 3, H, W). "uint8": RGB images (B, H, W, 3), which the
+    # model scales itself; then `valid_sizes` (height, width) takes the place of a mask.
     input: str = "float"
     opset: Optional[int] = None
-    ranges: Mapping[str, Range] = field(default_factory=dict)  # sizes of "batch", "height" and "width" that it takes
-    label_ids_to_fuse: tuple[int, ...] = ()  # classes of stuff, whose regions a panoptic map joins
+    ranges: Mapping[str, Range] = field(default_factory=dict)  # sizes of "batch", "height" and "width" that the model takes
+    label_ids_to_fuse: tuple[int, ...] = ()  # classes of stuff; a panoptic map joins their regions
     source: Mapping[str, str] = field(default_factory=dict)  # "name" and "sha256" of the checkpoint's weights
-    tools: Mapping[str, str] = field(default_factory=dict)  # versions of what made the file
-    parity: Optional[Mapping[str, Any]] = None  # how the file compared with its checkpoint; None = not compared
+    tools: Mapping[str, str] = field(default_factory=dict)  # versions of the tools that made the file
+    parity: Optional[Mapping[str, Any]] = None  # result of the comparison with the checkpoint; None = not compared
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
@@ -46,7 +46,7 @@ class Metadata:
         """Reads the document.
 
         Raises:
-            ArtifactError: it is not JSON, lacks a field, or has a newer format than this version reads.
+            ArtifactError: the text is not JSON, lacks a field, or has a format that is newer than this version reads.
         """
         try:
             values = json.loads(text)
@@ -61,7 +61,7 @@ class Metadata:
             values["ranges"] = {name: _as_range(limits) for name, limits in values.get("ranges", {}).items()}
             for name in ("processor", "source", "tools", "parity"):
                 if not isinstance(values.get(name) or {}, dict):
-                    raise TypeError(f"{name} is no object")
+                    raise TypeError(f"{name} is not an object")
             values["label_ids_to_fuse"] = tuple(values.get("label_ids_to_fuse", ()))
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -69,7 +69,7 @@ class Metadata:
 
 
 def read_metadata(file: Path, text: Optional[str]) -> Optional[Metadata]:
-    """The document that was found in a file, None where there is none; an error names the file.
+    """Reads the document that was found in a file, None if there was none. Errors name the file.
 
     Raises:
         ArtifactError: as `Metadata.from_json`.

@@ -1,4 +1,4 @@
-"""How long work says where it is. The caller decides what that looks like, or whether it is shown at all."""
+"""How long work reports its progress. The caller decides whether and how it is shown."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """What long work calls."""
+    """The functions that long work calls."""
 
     def stage(self, line: str) -> None:
-        """A stage begins; one line for people: "tracing", "verifying 3/8 1x480x640"."""
+        """Reports that a stage begins, in one line for people: "tracing", "verifying 3/8 1x480x640"."""
 
     def step(self, done: int, total: int, note: str = "") -> None:
-        """Of the stage's `total` steps so many are done; the note says what goes on, or what came of the last step."""
+        """Reports that `done` of the stage's `total` steps are done; the note says what happens now or what came out."""
 
 
 class _Silent:

@@ -1,7 +1,7 @@
 """The contract that every backend keeps: open, describe, run, close.
 
-A session takes and returns numpy arrays by name. Its inputs are checked here, in one place, before the backend sees
-them; what it returns belongs to the caller.
+A session takes and returns numpy arrays by name. Its inputs are checked here, in one place, before the backend sees them.
+The arrays that it returns belong to the caller.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Optional, Union
 
 import numpy as np
 
-from detr_export.runtimes.errors import BackendError, InputError
+from detr_export.runtimes.errors import ArtifactError, InputError
 from detr_export.runtimes.metadata import Metadata
 
 DETR_INPUTS = ("pixel_values", "pixel_mask", "valid_sizes")  # a mask with float images, sizes with uint8 ones
-DETR_OUTPUTS = ("logits", "pred_boxes")  # every DETR's; pred_masks and cross_attention may join them
+DETR_OUTPUTS = ("logits", "pred_boxes")  # every DETR has these; it may have pred_masks and cross_attention too
 UNKNOWN = "?"  # a dimension without a name
 
 
@@ -28,7 +28,7 @@ class TensorSpec:
 
     name: str
     dtype: str  # numpy's name: "float32", "int64"
-    # A string is a dimension that varies; the same string is the same size, but for UNKNOWN, which may be any.
+    # A string stands for a dimension that varies. The same string means the same size, except UNKNOWN: that is any size.
     shape: tuple[Union[int, str], ...]
 
     def __str__(self) -> str:
@@ -39,9 +39,9 @@ class Session(ABC):
     """A model that is loaded and ready to run; also a context manager that closes itself.
 
     Attributes:
-        inputs: what `run` takes, all of it.
-        outputs: what `run` returns.
-        metadata: what the file says about itself, or None when it says nothing.
+        inputs: the arrays that `run` takes, all of them.
+        outputs: the arrays that `run` returns.
+        metadata: what the file says about itself, or None if it says nothing.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -52,10 +52,10 @@ class Session(ABC):
         """Runs the model once.
 
         Args:
-            inputs: an array for each of `self.inputs`, of its dtype and shape.
+            inputs: an array for each of `self.inputs`, with its dtype and shape.
 
         Returns:
-            An array for each of `self.outputs`; the caller's to keep and to write to.
+            An array for each of `self.outputs`. The caller may keep them and write to them.
 
         Raises:
             InputError: a name, dtype, rank or size does not fit.
@@ -69,7 +69,7 @@ class Session(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Frees what the session holds; closing twice does nothing."""
+        """Frees what the session holds. To close it again does nothing."""
 
     def __enter__(self) -> Session:
         return self
@@ -91,12 +91,15 @@ def check_inputs(
     Raises:
         InputError: names the first input that does not fit and what was expected.
     """
+    # Names
     missing = [spec.name for spec in specs if spec.name not in arrays]
     unexpected = sorted(set(arrays) - {spec.name for spec in specs})
     if missing or unexpected:
         raise InputError(
             f"inputs are {', '.join(sorted(arrays)) or 'none'}; expected {', '.join(spec.name for spec in specs)}"
         )
+
+    # Dtype and shape of each array; dimensions of one name must have one size
     sizes: dict[str, int] = {}
     for spec in specs:
         array = arrays[spec.name]
@@ -117,19 +120,24 @@ def check_inputs(
                     f"{spec.name} has shape {array.shape}; expected ({', '.join(map(str, spec.shape))})"
                     + (f" with {dimension}={expected}" if isinstance(dimension, str) else "")
                 )
+
+    # The ranges of the named dimensions
     for name, size in sizes.items():
         low, high = metadata.ranges.get(name, (1, None)) if metadata else (1, None)
         if size < low or (high is not None and size > high):
             raise InputError(f"{name} is {size}; this model takes {low} to {high if high is not None else 'any'}")
 
 
-def parse_device(device: str) -> tuple[str, int]:
-    """Splits `cpu`, `cuda` or `cuda:N` into its kind and number; `cuda` is the first.
+def require_detr(session: Session) -> None:
+    """Refuses a model that does not have the inputs and outputs of a DETR.
 
     Raises:
-        BackendError: it is none of these.
+        ArtifactError: names the inputs and outputs of the model.
     """
-    kind, _, index = device.partition(":")
-    if device not in ("cpu", "cuda") and not (kind == "cuda" and index.isdecimal()):
-        raise BackendError(f"device is {device!r}; expected 'cpu', 'cuda' or 'cuda:N'")
-    return kind, int(index or 0)
+    inputs = {spec.name for spec in session.inputs}
+    outputs = {spec.name for spec in session.outputs}
+    if "pixel_values" not in inputs or not inputs.issubset(DETR_INPUTS) or not outputs.issuperset(DETR_OUTPUTS):
+        raise ArtifactError(
+            f"the model is not a DETR: it maps {', '.join(sorted(inputs))} to {', '.join(sorted(outputs))}; "
+            "expected pixel_values [and pixel_mask or valid_sizes] to logits and pred_boxes"
+        )

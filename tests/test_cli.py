@@ -74,6 +74,22 @@ def test_help(command: tuple[str, ...]) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("detr-export in", {"inspect"}),
+        ("detr-export tr", {"train", "trt"}),
+        ("detr-export onnx --pre", {"--precision"}),
+        ("detr-export onnx --precision ", {"fp32", "fp16"}),
+        ("detr-export trt --fal", {"--fallback"}),
+    ],
+)
+def test_the_shell_completes(typed: str, offered: set[str]) -> None:
+    words = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" ")), "_DETR_EXPORT_COMPLETE": "complete_bash"}
+    done = run(**words)
+    assert set(done.stdout.split()) == offered, done.stderr
+
+
 def test_the_console_script_and_the_module() -> None:
     module = subprocess.run(
         [sys.executable, "-m", "detr_export", "--version"], capture_output=True, text=True, env=ENVIRONMENT, check=True
@@ -139,6 +155,21 @@ def test_onnx_json(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert document["metadata"]["parity"] is None
 
 
+def test_accuracy_of_an_original_dc5_checkpoint(tmp_path: Path) -> None:
+    """What is scored beside the file is the checkpoint that was loaded, with its options."""
+    from detr_export.training.demo_data import write_demo_data
+    from tests.detr_export.checkpoints.test_original import save, small
+
+    data = write_demo_data(tmp_path / "data", 1, "val")
+    checkpoint = save(tmp_path / "dc5.pth", small(dilation=True))
+    options = ("--dilation", "--no-simplify", "--no-verify", "--json")
+    done = run("onnx", checkpoint, "-o", tmp_path / "a.onnx", "--accuracy", data, "--max-ap-drop", "1", *options)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["accuracy"]["reference"]["model"] == str(checkpoint)
+    assert "  scoring" in done.stderr.splitlines()
+
+
 def test_verify(tiny_onnx: Path, tiny_checkpoint: Path) -> None:
     done = run("verify", tiny_onnx, "--checkpoint", tiny_checkpoint, "--json")
     assert done.returncode == 0, done.stderr
@@ -173,7 +204,7 @@ def test_inspect(tiny_onnx: Path) -> None:
         (("onnx", "{tmp}/nothing"), "neither an existing path nor a hub id"),
         (("onnx", "{tmp}/empty"), "config.json does not exist"),
         (("onnx", "{tmp}/text.pth"), "is truncated or not a PyTorch file"),
-        (("onnx", "someone/nothing"), "is not an existing path, nor in the hub's cache"),
+        (("onnx", "someone/nothing"), "is neither an existing path nor in the hub's cache"),
         (("onnx", "{tmp}/a.onnx"), "is an exported file"),
         (("onnx", "{tiny}", "--dilation"), "--dilation goes with an original .pth file"),
         (("onnx", "{tiny}", "--revision", "main"), "--revision goes with a hub id"),
@@ -192,7 +223,10 @@ def test_inspect(tiny_onnx: Path) -> None:
         (("predict", "{tmp}/text.txt", "{photo}"), "is neither an .onnx file nor a checkpoint"),
         (("predict", "~nobody-of-this-name/x", "{photo}"), "neither an existing path nor a hub id"),
         (("predict", "a" * 5000, "{photo}"), "neither an existing path nor a hub id"),
-        (("predict", "{onnx}", "{photo}", "--device", "tpu"), "device is 'tpu'; expected 'cpu', 'cuda' or 'cuda:N'"),
+        (
+            ("predict", "{onnx}", "{photo}", "--device", "tpu"),
+            "device is 'tpu'; expected cpu, cuda[:N], tensorrt[:N] or tensorrt-rtx[:N]",
+        ),
         (("predict", "{tiny}", "{photo}", "--device", "cpu:"), "device is 'cpu:'; expected"),
         (("predict", "{onnx}", "{tmp}/nothing.jpg"), "nothing.jpg does not exist: expected an image file"),
         (("predict", "{onnx}", "{tmp}/empty"), "contains no images"),
@@ -360,7 +394,6 @@ def test_names_that_are_no_text(tiny_onnx: Path, images: Path) -> None:
         ("torch", ("onnx", "{tiny}"), "export"),
         ("torch", ("predict", "{tiny}", "{photo}"), "export"),
         ("safetensors", ("predict", "{tiny}", "{photo}"), "export"),
-        ("onnx", ("inspect", "{onnx}"), "export"),
         ("onnxscript", ("onnx", "{tiny}"), "export"),
         ("onnxsim", ("onnx", "{tiny}"), "export"),
         ("onnxruntime", ("predict", "{onnx}", "{photo}"), "cpu"),
@@ -386,10 +419,27 @@ def test_a_missing_extra_names_its_install(
     assert names(tmp_path) == []
 
 
-def test_predicting_with_onnx_needs_no_torch(tiny_onnx: Path, photo: Path) -> None:
-    blocked = ("torch", "onnx", "safetensors", "huggingface_hub", "transformers", "scipy", "onnxsim")
-    done = run("predict", tiny_onnx, photo, before=f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))")
+EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnxsim", "safetensors", "huggingface_hub", "transformers", "scipy")
+
+
+@pytest.mark.parametrize("command", [("predict", "{onnx}", "{photo}"), ("inspect", "{onnx}"), ("doctor",)])
+def test_what_a_deployed_box_needs(command: tuple[str, ...], tiny_onnx: Path, photo: Path) -> None:
+    """ONNX Runtime alone: nothing of the extra `export`."""
+    arguments = [part.format(onnx=tiny_onnx, photo=photo) for part in command]
+    done = run(*arguments, before=f"import sys; sys.modules.update(dict.fromkeys({EXPORT_PACKAGES!r}))")
     assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_inspecting_without_onnx(tiny_onnx: Path, tmp_path: Path) -> None:
+    block = "import sys; sys.modules['onnx'] = None; "
+    shown = json.loads(run("inspect", tiny_onnx, "--json", before=block).stdout)
+    expected = json.loads(run("inspect", tiny_onnx, "--json").stdout)
+    for name in ("sha256", "size_bytes", "opset", "inputs", "outputs", "metadata"):
+        assert shown[name] == expected[name]
+    assert shown["operators"] is None
+    line = fails("inspect", tiny_onnx, before=block + "sys.modules['onnxruntime'] = None")
+    assert "onnxruntime is not installed; run: pip install 'detr-export[cpu]'" in line
 
 
 @pytest.mark.parametrize("moment", ["reading", "tracing", "verifying 2/"])

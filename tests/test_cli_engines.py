@@ -14,8 +14,8 @@ import sys, tempfile
 from tests.tensorrt_double import Knobs, fake_tensorrt
 knobs = Knobs()
 sys.modules["tensorrt"] = fake_tensorrt("11.4.0.106", knobs)
-from detr_export.runtimes.backends.cuda import memory as cuda_memory
-cuda_memory.open_device = lambda index=0: knobs.device
+from detr_export.runtimes.backends.cuda import opening as cuda_opening
+cuda_opening.open_device = lambda index=0: knobs.device
 """
 PROFILE = "1x64x64:1x96x128:1x160x160"
 

@@ -1,4 +1,4 @@
-"""COCO annotation files as the evaluators read them, and whether their categories are those of a model."""
+"""COCO annotation files as the evaluators read them, and the check that their categories are those of a model."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from detr_export.runtimes.processing.annotations import checks
 
 AnnotationSource = str | os.PathLike[str] | Mapping[str, Any]
 
-_PLACEHOLDER = re.compile(r"label_\d+", re.IGNORECASE)  # what transformers calls a class without a name
+_PLACEHOLDER = re.compile(r"label_\d+", re.IGNORECASE)  # the name that transformers gives to a class without one
 _NAMED_AT_MOST = 3  # categories that a message lists
 
 
 def read_annotation_file(source: AnnotationSource) -> Mapping[str, Any]:
-    """The document of a COCO annotation file, or `source` itself when it is one already.
+    """The document of a COCO annotation file; `source` itself when it is a document already.
 
     Raises:
         AnnotationError: the file is missing, not JSON, or not an object with `images`, `annotations` and `categories`.
@@ -46,17 +46,17 @@ def images_by_id(document: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
     """The records under `images`, in rising order of their ids.
 
     Raises:
-        AnnotationError: one has no integer for an id.
+        AnnotationError: the id of an image is no integer.
     """
     found = {checks.integer(item, "id", f"images[{index}]"): item for index, item in enumerate(document["images"])}
     return dict(sorted(found.items()))
 
 
 def category_names(document: Mapping[str, Any]) -> dict[int, str]:
-    """The name of each category by its id, in rising order; a name that two have gets their ids added.
+    """The name of each category by its id, in rising order. If two categories have the same name, their ids are added to it.
 
     Raises:
-        AnnotationError: one has no integer for an id, or no text for a name.
+        AnnotationError: an id is no integer, or a name is no text.
     """
     names: dict[int, str] = {}
     for index, item in enumerate(document["categories"]):
@@ -70,16 +70,16 @@ def category_names(document: Mapping[str, Any]) -> dict[int, str]:
 
 
 def check_categories(id2label: Mapping[int, str], categories: Mapping[int, str]) -> tuple[str, ...]:
-    """Whether a model's label ids mean the categories that have these ids, which is what scoring takes for granted.
+    """Checks that a model's label ids mean the categories with these ids. Scoring relies on it.
 
-    Upper and lower case are the same. A model's `LABEL_7` may be anything. `N/A` is a class that the model lacks.
+    Upper and lower case are the same. A model's `LABEL_7` may be any category. `N/A` is a class that the model lacks.
 
     Args:
         id2label: names of the model's classes.
         categories: names of the annotations' categories.
 
     Returns:
-        What is worth a note: categories that the model lacks, which count as never found.
+        Notes for the user: which categories the model lacks. They count as never found.
 
     Raises:
         AnnotationError: an id has another name in the model, or the model has none of the categories.

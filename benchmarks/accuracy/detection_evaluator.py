@@ -1,11 +1,11 @@
 """Average precision and recall of boxes and masks, as COCO defines them and pycocotools computes them.
 
-Predictions come image by image and are kept small: boxes as arrays, masks run-length encoded. Only images that came are
-scored, those in which nothing was found included. A label of the model is a category id of the annotations, as in DETR; what
-has no such category is left out.
+Predictions are added image by image and stored compactly: boxes as arrays, masks run-length encoded. Only the images that
+were added are scored, also those in which nothing was found. A label of the model is a category id of the annotations, as in
+DETR; detections whose label is no category are left out.
 
-What is done to the annotations before pycocotools sees them, on copies: they are numbered from 1, because it takes a match
-with annotation 0 for no match, and those without `iscrowd` are none.
+pycocotools gets copies of the annotations with two changes. They are numbered from 1, because it takes a match with
+annotation 0 for no match. An annotation without `iscrowd` is no crowd.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import contextlib
 import io
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -41,15 +41,15 @@ IOU_TYPES = ("bbox", "segm")
 
 @dataclass(frozen=True)
 class AverageMetrics:
-    """COCO's twelve numbers in their usual order, each in [0, 1]; None where no annotation lets it be computed."""
+    """COCO's twelve numbers in their usual order, each in [0, 1]; None where there is no annotation to compute it from."""
 
     AP: float | None  # precision, averaged over recall, classes and IoU thresholds .50, .55, ..., .95
     AP50: float | None  # at IoU .50
     AP75: float | None  # at IoU .75
-    APs: float | None  # of objects of less than 32 x 32 pixels
-    APm: float | None  # between the two
-    APl: float | None  # of more than 96 x 96 pixels
-    AR1: float | None  # recall with 1 detection an image and class, averaged over classes and IoU thresholds
+    APs: float | None  # of objects smaller than 32 x 32 pixels
+    APm: float | None  # of objects between the two
+    APl: float | None  # of objects larger than 96 x 96 pixels
+    AR1: float | None  # recall with 1 detection for each image and class, averaged over classes and IoU thresholds
     AR10: float | None  # with 10
     AR100: float | None  # with 100
     ARs: float | None
@@ -67,15 +67,11 @@ class TypeScores:
 
 @dataclass(frozen=True)
 class CocoScores:
-    """What a `CocoEvaluator` computes; None for a type that was not asked for, or that the annotations lack."""
+    """The result of a `CocoEvaluator`; None for a type that was not asked for, or that the annotations lack."""
 
     bbox: TypeScores | None
     segm: TypeScores | None
     images: int  # that were scored
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON; the names of the fields are the keys."""
-        return asdict(self)
 
 
 class CocoEvaluator:
@@ -83,8 +79,8 @@ class CocoEvaluator:
 
     Args:
         annotations: the path of a COCO instances file, its document, or a pycocotools `COCO`. It is not changed.
-        iou_types: of "bbox" and "segm". Masks are not scored when no annotation has a `segmentation`; `iou_types` of the
-            evaluator says what remains.
+        iou_types: "bbox", "segm" or both. Masks are not scored when no annotation has a `segmentation`; then the attribute
+            `iou_types` lacks "segm".
 
     Attributes:
         images: record of each image by its id.
@@ -116,10 +112,10 @@ class CocoEvaluator:
         self._found: dict[int, tuple[Detections, list[dict[str, Any]]]] = {}  # boxes, and masks run-length encoded
 
     def update(self, image_id: int, detections: Detections) -> None:
-        """Adds the detections of one image; they may be none.
+        """Adds the detections of one image; there may be none.
 
         Raises:
-            InputError: the image is not in the annotations, came before or has another size there, or the masks are missing.
+            InputError: the image is unknown to the annotations, was added before or has another size; or masks are missing.
         """
         if image_id not in self.images:
             raise InputError(f"image {image_id} is not among the {len(self.images)} images of the annotations")
@@ -145,7 +141,7 @@ class CocoEvaluator:
         self._found[image_id] = (boxes, masks)
 
     def compute(self) -> CocoScores:
-        """Scores the images that came.
+        """Scores the images that were added.
 
         Raises:
             AnnotationError: the segmentation of an annotation is malformed.
@@ -192,7 +188,7 @@ class CocoEvaluator:
         image = self.images[item["image_id"]]
         size = tuple(checks.integer(image, side, f"image {item['image_id']}") for side in ("height", "width"))
         value = item["segmentation"]
-        if isinstance(value, Mapping):  # decoded only to be checked: a damaged one may end the process
+        if isinstance(value, Mapping):  # decoded only as a check: in pycocotools a damaged one may end the process
             try:
                 found = decode_rle(value).shape
             except (AnnotationError, TypeError, ValueError) as error:
@@ -206,7 +202,7 @@ class CocoEvaluator:
         return truth.annToRLE({**item, "segmentation": value})
 
     def _results(self, iou_type: str) -> list[dict[str, Any]]:
-        """Entries for `loadRes`. Those with masks have no box, or it would be the box whose area makes an object small."""
+        """Entries for `loadRes`. Those with masks have no box: else its area would decide whether an object is small."""
         if iou_type == "bbox":
             return [entry for image_id, (boxes, _) in self._found.items() for entry in boxes.to_coco(image_id)]
         return [
@@ -224,7 +220,7 @@ def _indexed(document: dict[str, Any]) -> COCO:
 
 
 def _checked(item: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What pycocotools reads of an annotation."""
+    """The fields of an annotation that pycocotools reads, checked."""
     if "segments_info" in item:
         raise AnnotationError(f"{where} has segments_info: this is a panoptic file; expected one of objects with boxes")
     box = checks.field(item, "bbox", where)

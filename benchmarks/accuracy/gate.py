@@ -1,7 +1,7 @@
-"""A gate for exported files: on annotated images they must be as accurate as their checkpoint, but for a little.
+"""A gate for exported files: on annotated images they must be nearly as accurate as their checkpoint.
 
-Parity bounds what one number may differ by; this asks what the differences do to AP and PQ, which is what matters for a
-half-precision file.
+Parity bounds how far one number may be off. This gate measures what the differences do to AP and PQ, which is what matters
+for a half-precision file.
 """
 
 from __future__ import annotations
@@ -10,35 +10,39 @@ from pathlib import Path
 
 from detr_export.benchmarks.accuracy.evaluation import Evaluation, evaluate
 from detr_export.benchmarks.accuracy.scores import Annotated
+from detr_export.checkpoints.reading import Checkpoint
 from detr_export.runtimes.errors import VerificationError
+from detr_export.runtimes.predictor import Predictor
 
 DEFAULT_MAX_DROP = 0.002
 _SCORES = (("box", "AP"), ("mask", "AP"), ("panoptic", "PQ"))
 
 
 def require_accuracy(
-    file: str | Path,
-    checkpoint: str,
+    file: Path,
+    checkpoint: Checkpoint,
     data: Annotated,
     task: str,
     max_drop: float = DEFAULT_MAX_DROP,
     limit: int | None = None,
 ) -> Evaluation:
-    """Scores a file and its checkpoint on the same images, and lets the file pass or not.
+    """Scores a file and its checkpoint on the same images, and refuses a file that is less accurate.
 
     Args:
-        file, checkpoint: what is compared.
-        data: from `accuracy.find_annotated`; PQ is scored for a segmentation model where the data has panoptic annotations.
-        task: the file's.
-        max_drop: how much lower box AP, mask AP and PQ may be, of 1.
-        limit: that many images; all when None.
+        file: the exported file.
+        checkpoint: what it was exported from, as `load_checkpoint` read it.
+        data: from `scores.find_annotated`. PQ is scored for a segmentation model where the data has panoptic annotations.
+        task: the file's, `detection` or `segmentation`.
+        max_drop: how much lower box AP, mask AP and PQ may be; they lie in [0, 1].
+        limit: how many images are scored; all when None.
 
     Raises:
         VerificationError: a score is lower by more than `max_drop`, or there is none to compare.
         Others as `evaluate`.
     """
     panoptic = data.panoptic if task == "segmentation" else None
-    evaluation = evaluate(file, data.images, data.instances, panoptic, limit, against=checkpoint)
+    with open_checkpoint(checkpoint) as reference:
+        evaluation = evaluate(file, data.images, data.instances, panoptic, limit, against=reference)
     difference = evaluation.difference() or {}
     changes = {f"{kind} {name}": difference[kind][name] for kind, name in _SCORES if kind in difference}
     known = {name: change for name, change in changes.items() if change is not None}
@@ -51,6 +55,13 @@ def require_accuracy(
             f"at most {max_drop:g} is allowed"
         )
     return evaluation
+
+
+def open_checkpoint(checkpoint: Checkpoint) -> Predictor:
+    """A checkpoint in PyTorch on the CPU, for its own task."""
+    from detr_export.loading import reference_session
+
+    return Predictor(reference_session(checkpoint))
 
 
 def summary(evaluation: Evaluation) -> str:

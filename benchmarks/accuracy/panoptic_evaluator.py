@@ -1,20 +1,21 @@
 """Panoptic quality (Kirillov et al. 2019, section 4), with the numbers of COCO's panopticapi.
 
-A predicted segment and an annotated one of the same class match when their IoU is above a half; pixels annotated as nothing
-(VOID, id 0) count neither for nor against a prediction. PQ of a class is the sum of the IoUs of its matches over
-``tp + fp / 2 + fn / 2``, the product of SQ (the mean IoU of the matches) and RQ (their F1 score). A crowd is never matched
-and never missed, and a prediction most of which lies on VOID and on the crowd of its class is no false positive.
+A predicted segment and an annotated one of the same class match when their IoU is above one half. Pixels that are annotated
+as nothing (VOID, id 0) count neither for nor against a prediction. PQ of a class is the sum of the IoUs of its matches,
+divided by ``tp + fp / 2 + fn / 2``. It is the product of SQ (the mean IoU of the matches) and RQ (their F1 score). A crowd
+is never matched and never missed. A prediction of which more than half lies on VOID and on the crowd of its class is no
+false positive.
 
-What differs from panopticapi, on purpose: the area of an annotated segment is counted in the PNG, where panopticapi believes
-the file (in COCO's files they are the same), and predictions of a class that the annotations lack are left out, where it
-stops.
+Two things differ from panopticapi, on purpose. The area of an annotated segment is counted in the PNG, where panopticapi
+believes the file (in COCO's files they are the same). Predictions of a class that the annotations lack are left out, where
+panopticapi stops with an error.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,12 @@ from detr_export.runtimes.results.segmentation import Segmentation
 VOID = 0
 ID_LIMIT = 256**3  # ids fit into the three bytes of a pixel
 MATCH_IOU = 0.5  # above it no segment has two matches
-IGNORED_SHARE = 0.5  # of a prediction, on VOID and crowd, above which it is no false positive
+IGNORED_SHARE = 0.5  # a prediction with a larger share on VOID and crowd is no false positive
 
 
 @dataclass(frozen=True)
 class PanopticAverage:
-    """Means over the classes that occur, in the annotations or the predictions; None where none does."""
+    """Means over the classes that occur in the annotations or the predictions; None where no class occurs."""
 
     pq: float | None
     sq: float | None
@@ -63,7 +64,7 @@ class PanopticClass:
 
 @dataclass(frozen=True)
 class PanopticScores:
-    """What a `PanopticEvaluator` computes; qualities are in [0, 1]."""
+    """The result of a `PanopticEvaluator`; qualities are in [0, 1]."""
 
     all: PanopticAverage
     things: PanopticAverage
@@ -71,17 +72,13 @@ class PanopticScores:
     per_class: tuple[PanopticClass, ...]  # in the order of the category ids
     images: int  # that were scored
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON; the names of the fields are the keys."""
-        return asdict(self)
-
 
 class PanopticEvaluator:
     """Collects segmentations and scores them; only counts are kept.
 
     Args:
         annotations: the path of a COCO panoptic file, or its document.
-        folder: of its PNGs.
+        folder: the folder of its PNGs.
 
     Attributes:
         images: record of each image by its id.
@@ -106,7 +103,7 @@ class PanopticEvaluator:
             image_id = checks.integer(item, "image_id", f"annotations[{index}]")
             if image_id in self._annotations:
                 raise AnnotationError(
-                    f"annotations[{index}]: image {image_id} has one already; expected one record an image"
+                    f"annotations[{index}]: image {image_id} has one already; expected one record for each image"
                 )
             self._annotations[image_id] = item
         self._seen: set[int] = set()
@@ -134,7 +131,7 @@ class PanopticEvaluator:
         """Adds the panoptic segmentation of one image.
 
         Raises:
-            InputError: the image has no annotation or came before, or the segmentation is not panoptic.
+            InputError: the image has no annotation or was added before, or the segmentation is not panoptic.
             AnnotationError: the PNG is missing, damaged or of another size than the segmentation, or the record malformed.
         """
         if segmentation.kind != "panoptic":
@@ -162,7 +159,7 @@ class PanopticEvaluator:
             gt_segments: ``id``, ``category_id`` and optionally ``iscrowd`` of each annotated segment.
             pred_ids: int (height, width), segment ids from 1, 0 for none.
             pred_segments: ``id`` and ``category_id`` of each predicted segment.
-            image: what messages call it.
+            image: what error messages call the image.
 
         Raises:
             InputError: the maps differ in size, or the predicted segments are not those of their map.
@@ -170,6 +167,7 @@ class PanopticEvaluator:
         """
         if gt_ids.shape != pred_ids.shape or gt_ids.ndim != 2:
             raise InputError(f"{image}: the maps are {gt_ids.shape} and {pred_ids.shape}; expected one (height, width)")
+        # Check the segments of both sides, and that the predicted ones are those of their map.
         gt_rows = self._rows(gt_segments, f"{image}, annotation")
         if any(category not in self._position for category in gt_rows.values()):
             raise AnnotationError(f"{image}: a segment has a category_id that is not among the categories; correct the file")
@@ -181,7 +179,7 @@ class PanopticEvaluator:
             raise InputError(f"{image}: the ids in the predicted map are not those of its segments")
 
         pred_rows = {id_: category for id_, category in pred_rows.items() if category in self._position}
-        # Counts of shared pixels; after the segments come VOID and, last, what is in the PNG but not in the list.
+        # Count the pixels that segments share. After the annotated segments come VOID and, last, ids that only the PNG has.
         overlap = np.zeros((len(gt_rows) + 2, len(pred_rows) + 1), dtype=np.int64)
         row_of = {VOID: len(gt_rows)} | {id_: row for row, id_ in enumerate(gt_rows)}
         column_of = {id_: column for column, id_ in enumerate(pred_rows)}
@@ -203,6 +201,7 @@ class PanopticEvaluator:
             gt_classes, pred_classes: intp (G,) and (P,), positions of classes.
             is_crowd: bool (G,).
         """
+        # Match: at most one prediction overlaps an annotated segment by more than a half.
         shared, void = overlap[: len(gt_classes), :-1], overlap[len(gt_classes), :-1]
         gt_area, pred_area = overlap[: len(gt_classes)].sum(axis=1), overlap[:, :-1].sum(axis=0)
         union = gt_area[:, None] + pred_area - shared - void
@@ -213,7 +212,8 @@ class PanopticEvaluator:
         np.add.at(self._tp, of_match, 1)
         np.add.at(self._fn, gt_classes[~matched.any(axis=1) & ~is_crowd], 1)
 
-        crowd_of = {int(gt_classes[row]): row for row in np.flatnonzero(is_crowd)}  # of several the last, as panopticapi
+        # What is left of the predictions is false, unless most of it lies where nothing counts.
+        crowd_of = {int(gt_classes[row]): row for row in np.flatnonzero(is_crowd)}  # the last of several, as in panopticapi
         ignored = void.copy()
         for column, position in enumerate(pred_classes.tolist()):
             if position in crowd_of:
@@ -222,7 +222,8 @@ class PanopticEvaluator:
         np.add.at(self._fp, pred_classes[is_false], 1)
 
     def compute(self) -> PanopticScores:
-        """Scores the images that came."""
+        """Scores the images that were added."""
+        # The qualities of each class, 0 where they are not defined.
         weight = self._tp + (self._fp + self._fn) / 2
         occurs = weight > 0
         zeros = np.zeros(len(weight))
@@ -237,6 +238,7 @@ class PanopticEvaluator:
                 float(pq[chosen].mean()), float(sq[chosen].mean()), float(rq[chosen].mean()), int(chosen.sum())
             )
 
+        # One row for each class, and the means over classes that occur.
         per_class = tuple(
             PanopticClass(
                 name=name,

@@ -1,8 +1,7 @@
 """Scores of the measured models on a COCO folder, so that a report says what the speed costs in accuracy.
 
-DIR/val2017/*.jpg                             any name that begins with val
-DIR/annotations/instances_val2017.json
-DIR/annotations/panoptic_val2017.json         optional, with DIR/annotations/panoptic_val2017/*.png: PQ
+The folder is laid out as `detr_export.coco_folder` says. Its split `val` is scored: boxes, masks, and PQ where there are
+panoptic annotations.
 """
 
 from __future__ import annotations
@@ -12,15 +11,16 @@ from pathlib import Path
 
 from detr_export.benchmarks.speed.report import Accuracy
 from detr_export.benchmarks.speed.targets import BACKENDS, Target
-from detr_export.runtimes.errors import AnnotationError
+from detr_export.coco_folder import find_split
 from detr_export.runtimes.files import user_path
 
-SCORED = ("torch", "ort", "ort-cuda")  # what a Predictor opens; the same weights elsewhere were compared by their outputs
+# The backends that a Predictor opens. In the others, the outputs of the same weights were compared.
+SCORED = ("torch", "torch-cuda", "ort", "ort-cuda")
 
 
 @dataclass(frozen=True)
 class Annotated:
-    """Where the split lies."""
+    """Where the annotated images are."""
 
     images: Path  # folder
     instances: Path  # file
@@ -28,27 +28,22 @@ class Annotated:
 
 
 def find_annotated(folder: str | Path) -> Annotated:
-    """Finds the split `val` of a COCO folder.
+    """Finds the split `val` of a COCO folder, and its panoptic annotations if there are any.
 
     Raises:
-        AnnotationError: a file or folder of it is missing, or there are several.
+        AnnotationError: a file or folder of it is missing, or several fit.
     """
     root = user_path(folder)
-    found = sorted((root / "annotations").glob("instances_val*.json"))
-    if len(found) != 1:
-        names = ", ".join(file.name for file in found) or "none"
-        raise AnnotationError(f"{root / 'annotations'} should hold one instances_val*.json; found {names}")
-    split = found[0].stem.removeprefix("instances_")
-    images = root / split
-    if not images.is_dir():
-        raise AnnotationError(f"{images} does not exist; expected the images of {found[0]} in it")
-    panoptic = root / "annotations" / f"panoptic_{split}.json"
-    masks = panoptic.with_suffix("")
-    return Annotated(images, found[0], (panoptic, masks) if panoptic.is_file() and masks.is_dir() else None)
+    boxes = find_split(root, "val", "detection")
+    panoptic = None
+    file = root / "annotations" / f"panoptic_{boxes.images.name}.json"
+    if file.is_file() and file.with_suffix("").is_dir():
+        panoptic = (file, file.with_suffix(""))
+    return Annotated(boxes.images, boxes.annotations, panoptic)
 
 
 def score(target: Target, data: Annotated, masks: bool, limit: int | None, threads: int) -> Accuracy:
-    """Box AP, and for a model that draws masks the mask AP and, where annotated, PQ.
+    """Scores a target: box AP, and for a model that draws masks also mask AP and, where there are annotations for it, PQ.
 
     Raises:
         DetrError: as `detr_export.benchmarks.accuracy.evaluation.evaluate`.
@@ -57,9 +52,7 @@ def score(target: Target, data: Annotated, masks: bool, limit: int | None, threa
 
     panoptic = data.panoptic if masks else None
     device = BACKENDS[target.backend].device
-    found = evaluate(
-        target.source, data.images, data.instances, panoptic, limit, device=device, threads=threads, progress=False
-    )
+    found = evaluate(target.source, data.images, data.instances, panoptic, limit, device=device, threads=threads)
     metrics = found.accuracy.metrics()
     return Accuracy(
         variant=target.name,

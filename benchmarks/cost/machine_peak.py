@@ -1,14 +1,12 @@
-"""What this machine can do at best: floating-point operations of a large matrix product, and bytes copied, a second.
+"""What this machine can do at best: floating-point operations per second of a large matrix product.
 
 Why: "130 GFLOP/s" says little until one knows that the processor reaches 180 in the easiest kernel there is. A model's rate
-over this peak is the share of the machine that it uses; a share that is far from 1 while bytes are moved at the copy's rate
-says that memory is the limit.
+divided by this peak is the share of the machine that it uses.
 
-What: float32 products of square matrices of several sizes, by each library at hand (NumPy's BLAS, PyTorch's, ONNX
-Runtime's; not each of them knows a processor's widest instructions), the best of all repetitions of all of them: a peak is
-what no other program disturbed. It is the machine's on the day, in this process, at this number of threads; it is not the
-data sheet's number. Inputs are random, because zeros take less power. The copy is of blocks far larger than the caches; its
-bytes are those read and those written, as in the STREAM benchmark.
+What: float32 products of square matrices of several sizes, by each installed library (NumPy's BLAS, PyTorch's, ONNX
+Runtime's; not each of them uses a processor's widest instructions). The best of all repetitions counts, because that is the
+one that no other program disturbed. The result holds for this machine on this day, in this process, with this number of
+threads; it is not the number of the data sheet. Inputs are random, because zeros take less power.
 
 On a GPU: PyTorch's product in float32, TF32 or float16, timed between events on the device.
 """
@@ -20,13 +18,12 @@ import importlib
 import importlib.util
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from detr_export.runtimes.devices import parse_device
 from detr_export.runtimes.errors import BackendError, InputError, missing_extra
-from detr_export.runtimes.session import parse_device
 
 if TYPE_CHECKING:
     import torch
@@ -34,8 +31,34 @@ if TYPE_CHECKING:
 SIZES = (384, 768, 1536, 2304)  # rows and columns; 0.6 to 21 MB for three matrices, within and beyond a core's cache
 CUDA_SIZES = (2048, 4096, 8192)
 CUDA_PRECISIONS = ("fp32", "tf32", "fp16")
-_COPY_BYTES = 256 << 20  # several times the largest caches
 _LEAST_RUNS = 2  # of every size, however short the time; the first one warms up
+
+
+class Peaks:
+    """The best rates of a matrix product that were seen on each device, in each precision.
+
+    Args:
+        threads: that a product on the CPU may use.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._found: dict[tuple[str, str], float] = {}
+
+    def measure(self, device: str, precision: str) -> None:
+        """Measures once more; the better of two measurements counts. What cannot be measured here stays unknown."""
+        found = 0.0
+        if device == "cpu" and precision == "fp32":  # nobody's CPU product in float16 is a peak to compare with
+            found = gemm_peak_gflop_per_s(self._threads)
+        elif device != "cpu" and precision in CUDA_PRECISIONS:
+            with contextlib.suppress(BackendError):  # PyTorch is not installed, or without CUDA
+                found = cuda_gemm_peak_gflop_per_s(precision, device)
+        if found:
+            self._found[device, precision] = max(found, self._found.get((device, precision), 0.0))
+
+    def of(self, device: str, precision: str) -> float | None:
+        """1e9 floating-point operations a second; None where no peak was measured."""
+        return self._found.get((device, precision))
 
 
 def gemm_peak_gflop_per_s(threads: int, seconds: float = 1.0) -> float:
@@ -43,7 +66,8 @@ def gemm_peak_gflop_per_s(threads: int, seconds: float = 1.0) -> float:
 
     Args:
         threads: that the product may use.
-        seconds: to spend, about, shared between sizes and libraries. The warm-up and PyTorch's import come on top.
+        seconds: how long to measure, about, for all sizes and libraries together. The warm-up and PyTorch's import take
+            extra time.
 
     Raises:
         InputError: an argument is not positive.
@@ -61,32 +85,14 @@ def gemm_peak_gflop_per_s(threads: int, seconds: float = 1.0) -> float:
     return max(rates) / 1e9
 
 
-def copy_gbyte_per_s(threads: int = 1, seconds: float = 0.5) -> float:
-    """The best rate of copying memory on the CPU, in 1e9 bytes read or written a second.
-
-    Args:
-        threads: each copies a part of its own; one is seldom enough to reach the machine's limit.
-        seconds: to spend, about.
-
-    Raises:
-        InputError: an argument is not positive.
-    """
-    _check(threads=threads, seconds=seconds)
-    source = np.ones(_COPY_BYTES // 8, dtype=np.float64)  # written to, or its pages would all be the one page of zeros
-    target = np.ones_like(source)
-    parts = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
-    with ThreadPoolExecutor(threads) as pool:  # numpy releases the interpreter's lock while it copies
-        return best_rate(lambda: list(pool.map(lambda part: np.copyto(*part), parts)), 2 * source.nbytes, seconds) / 1e9
-
-
 def cuda_gemm_peak_gflop_per_s(precision: str = "fp32", device: str = "cuda", seconds: float = 1.0) -> float:
     """The best rate of a matrix product on a GPU, in 1e9 floating-point operations a second.
 
     Args:
-        precision: `fp32`; `tf32`, which is float32 with 10 bits of mantissa in the product, and what ONNX Runtime's CUDA
-            provider uses for float32 models unless it is told otherwise; or `fp16`.
+        precision: `fp32`, `fp16`, or `tf32`. TF32 is float32 with 10 bits of mantissa in the product; ONNX Runtime's CUDA
+            provider uses it for float32 models by default.
         device: `cuda` or `cuda:N`.
-        seconds: to spend, about.
+        seconds: how long to measure, about.
 
     Raises:
         InputError: the precision is none of these, or `seconds` is not positive.
@@ -95,14 +101,14 @@ def cuda_gemm_peak_gflop_per_s(precision: str = "fp32", device: str = "cuda", se
     _check(seconds=seconds)
     if precision not in CUDA_PRECISIONS:
         raise InputError(f"precision is {precision!r}; expected one of {', '.join(CUDA_PRECISIONS)}")
-    kind, index = parse_device(device)
+    wanted = parse_device(device)
     if importlib.util.find_spec("torch") is None:
         raise missing_extra("torch", "export")
     import torch
 
-    if kind != "cuda" or index >= torch.cuda.device_count():
+    if wanted.kind != "cuda" or wanted.index >= torch.cuda.device_count():
         raise BackendError(f"device is {device!r}, but PyTorch sees {torch.cuda.device_count()} CUDA devices")
-    place = torch.device("cuda", index)
+    place = torch.device("cuda", wanted.index)
     dtype = torch.float16 if precision == "fp16" else torch.float32
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
@@ -116,7 +122,7 @@ def cuda_gemm_peak_gflop_per_s(precision: str = "fp32", device: str = "cuda", se
 
 
 def best_rate(run: Callable[[], object], work: float, seconds: float) -> float:
-    """Work a second of the fastest of the runs that fit into `seconds`; the first one is a warm-up."""
+    """Work per second of the fastest run among those that fit into `seconds`; the first run is a warm-up."""
 
     def timed() -> float:
         start = time.perf_counter()
@@ -127,7 +133,7 @@ def best_rate(run: Callable[[], object], work: float, seconds: float) -> float:
 
 
 def fastest(measure: Callable[[], float], seconds: float) -> float:
-    """The least of what `measure` returns, called until its results add up to `seconds`; the first one is a warm-up."""
+    """The smallest result of `measure`, called until its results add up to `seconds`; the first call is a warm-up."""
     least, spent, runs = float("inf"), 0.0, 0
     while runs < _LEAST_RUNS or spent < seconds:
         took = max(measure(), 1e-9)  # a clock may stand still
@@ -138,7 +144,7 @@ def fastest(measure: Callable[[], float], seconds: float) -> float:
 
 
 def _product_on_device(size: int, place: torch.device, dtype: torch.dtype) -> Callable[[], float]:
-    """What runs a product on a GPU and returns how many seconds the device took."""
+    """A function that runs a product on a GPU and returns how many seconds the device took."""
     import torch
 
     left, right = (torch.randn((size, size), device=place, dtype=dtype) for _ in range(2))
@@ -158,7 +164,7 @@ def _product_on_device(size: int, place: torch.device, dtype: torch.dtype) -> Ca
 
 @contextlib.contextmanager
 def _product(library: str, threads: int) -> Iterator[Callable[[int], Callable[[], object]]]:
-    """Yields what makes a product of two matrices of some size, and limits the library to some threads until it ends."""
+    """Yields a function that makes the product of two matrices of a size. Until the end, the library has these threads."""
     if library == "torch":
         import torch
 
@@ -178,6 +184,8 @@ def _product(library: str, threads: int) -> Iterator[Callable[[int], Callable[[]
     if library == "onnxruntime":
         yield lambda size: _product_by_onnxruntime(size, threads)
         return
+
+    # What is left is "threadpoolctl", which limits NumPy's BLAS.
     limits = importlib.import_module("threadpoolctl").threadpool_limits
 
     def by_numpy(size: int) -> Callable[[], object]:

@@ -1,11 +1,10 @@
-"""What a model costs on paper: multiply-accumulates and bytes moved, read off its graph at a given input size.
+"""What a model costs on paper: multiply-accumulates and bytes moved, counted in its graph at a given input size.
 
 Why: a latency says how long a machine took, not whether that is good. With the work known, a latency becomes a rate
 (GFLOP/s), and the rate a share of what the machine can do (`machine_peak`): how far a file is from the limit.
 
-How: the inputs are given their sizes, and onnxscript's constant folding works out, node by node, every shape that follows
-from them. (ONNX's own inference stops at sizes that are divided and cast on the way, as those of DETR's masks are.)
-Nothing is run.
+How: the inputs get their sizes, and onnxscript's constant folding computes every shape that follows from them, node by node.
+(ONNX's own inference stops at sizes that are divided and cast on the way, as those of DETR's masks are.) Nothing is run.
 """
 
 from __future__ import annotations
@@ -15,9 +14,8 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 
@@ -46,16 +44,12 @@ class Cost:
 
     gmac: float  # 1e9 multiply-accumulates, of Conv, ConvTranspose, Gemm and MatMul; one is two FLOP
     moved_bytes: int  # every node's inputs, weights among them, and outputs; more than a runtime that fuses nodes moves
-    parts: Mapping[str, float]  # gmac by part of the model, of `model_parts.PARTS`
+    parts: Mapping[str, float]  # gmac by part of the model, of `parts.PARTS`
     operators: Mapping[str, float]  # gmac by operator, most first
 
     def gflop_per_s(self, session_ms: float) -> float:
         """The rate at which a run of that many milliseconds did the work, in 1e9 FLOP per second."""
         return 2 * self.gmac / (session_ms / 1e3)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def model_cost(path: Path, height: int, width: int, batch: int) -> Cost:
@@ -104,12 +98,16 @@ def _sized_graph(path: Path, sizes: Mapping[str, int]) -> tuple[ir.Graph, dict[s
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # protobuf's decoding error is of another class in each of its implementations
         raise ArtifactError(f"{path} is not an ONNX file: {first_line(error)}") from error
+
+    # Give the inputs their sizes, and forget all shapes that hold for other sizes.
     for value in proto.graph.input:
         _give_sizes(value, sizes)
     for value in proto.graph.output:
         value.type.tensor_type.ClearField("shape")
-    del proto.graph.value_info[:]  # they hold the shapes of other sizes
+    del proto.graph.value_info[:]
     parts = parts_of(proto.graph)
+
+    # Compute every shape that follows.
     try:
         model = ir.from_proto(proto)
         with _quiet("onnxscript"):

@@ -1,8 +1,8 @@
-"""Which part of a DETR a node of its graph belongs to: what a cost or a time is shared out by.
+"""Which part of a DETR a node of its graph belongs to, so that costs and times can be given for each part.
 
-Exporters and optimisers rename nodes, merge them and fold weights into each other, but some weights keep the names that the
-checkpoint gave them (`...decoder.layers.0.fc1.bias`), and the data flows one way: backbone, encoder, decoder, heads. So the
-nodes that read such a weight belong to its part, and every other node to the first part that cannot do without it.
+Exporters and optimisers rename nodes, merge them and fold weights into each other. But some weights keep the names that the
+checkpoint gave them (`...decoder.layers.0.fc1.bias`), and the data flows one way: backbone, encoder, decoder, heads. So a
+node that reads such a weight belongs to the weight's part, and every other node to the first part that depends on it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 
 import onnx
 
-# Encoder: with the projection of the feature map, the resizing of the mask and the position encoding that it starts from.
+# The encoder includes what it starts from: the projection of the feature map, the resized mask, the position encoding.
 PARTS = ("backbone", "encoder", "decoder", "mask_head", "heads", "other")
 
-# Names of the hub's checkpoints, then of facebookresearch/detr's. The backbone comes first: it holds a `conv_encoder`.
+# Names in the hub's checkpoints, then in facebookresearch/detr's. The backbone comes first: its names hold `conv_encoder`.
 _WEIGHTS = (
     ("backbone", re.compile(r"(^|\.)backbone\.")),
     ("mask_head", re.compile(r"(^|\.)(mask_head|bbox_attention)\.")),
@@ -25,7 +25,7 @@ _WEIGHTS = (
 )
 _PROJECTION = re.compile(r"(^|\.)input_proj(ection)?\.")  # what reads the backbone's last feature map
 _OUTPUTS = {"cross_attention": "decoder", "logits": "heads", "pred_boxes": "heads", "pred_masks": "mask_head"}
-_FLOW = ("backbone", "encoder", "decoder", "heads", "mask_head")  # each uses those before it, none those after it
+_FLOW = ("backbone", "encoder", "decoder", "heads", "mask_head")  # each uses the parts before it, and none after it
 _LAYOUT = re.compile(r"(_nchwc)?(_token_\d+)?$")  # what ONNX Runtime appends to a tensor's name to make a node's
 
 
@@ -33,11 +33,12 @@ def parts_of(graph: onnx.GraphProto) -> dict[str, str]:
     """The part that computes each tensor.
 
     Args:
-        graph: of a file as it was exported, simplified or not; its weights' values are not read.
+        graph: of a file as it was exported, simplified or not. The values of its weights are not read.
 
     Returns:
-        One of `PARTS` for every output of every node. All of a graph that is no DETR's is "other".
+        One of `PARTS` for every output of every node. In a graph that is no DETR's, everything is "other".
     """
+    # Each part starts from the nodes that read its weights or write its outputs.
     weights = {tensor.name for tensor in graph.initializer}
     writer = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
     named = [_named_part(node, weights) for node in graph.node]
@@ -51,6 +52,7 @@ def parts_of(graph: onnx.GraphProto) -> dict[str, str]:
         if output.name in _OUTPUTS and output.name in writer:
             roots[_OUTPUTS[output.name]].append(writer[output.name])
 
+    # From there, a part takes every node that its nodes depend on and that no earlier part has taken.
     found: dict[int, str] = {}
     for part in _FLOW:
         waiting = list(roots[part])
@@ -64,15 +66,15 @@ def parts_of(graph: onnx.GraphProto) -> dict[str, str]:
 
 
 def parts_of_optimized(optimized: onnx.GraphProto, original: Mapping[str, str]) -> dict[str, str]:
-    """The part of each node of a graph that ONNX Runtime has rewritten, whose weights have lost more names.
+    """The part of each node of a graph that ONNX Runtime has rewritten, in which more weights have lost their names.
 
     Args:
         optimized: what `SessionOptions.optimized_model_filepath` writes.
-        original: `parts_of` the file that it was made of.
+        original: `parts_of` the graph that it was made from.
 
     Returns:
-        One of `PARTS` by node name. A node that merges several writes a tensor of the last of them, or is named after one;
-        one that only changes the layout of a tensor belongs to what writes it, or else to what reads it.
+        One of `PARTS` by node name. A node that merges several writes the tensor of the last of them, or has its name. A
+        node that only changes the layout of a tensor belongs to the node that writes the tensor, or else to its reader.
     """
     parts: dict[str, str] = {}
     of_tensor: dict[str, str] = {}
@@ -82,7 +84,7 @@ def parts_of_optimized(optimized: onnx.GraphProto, original: Mapping[str, str]) 
         if part is not None:
             parts[node.name] = part
             of_tensor.update(dict.fromkeys(filter(None, node.output), part))
-    for node in reversed(optimized.node):  # what is left reads nothing but the model's inputs: look at who reads it
+    for node in reversed(optimized.node):  # the nodes that are left read only the model's inputs: look at what reads them
         if node.name not in parts:
             readers = (other for other in optimized.node if set(node.output) & set(other.input))
             parts[node.name] = next((parts[other.name] for other in readers if other.name in parts), "other")
@@ -98,5 +100,5 @@ def _named_part(node: onnx.NodeProto, weights: Iterable[str]) -> str | None:
 
 
 def _names(node: onnx.NodeProto, weights: Iterable[str]) -> list[str]:
-    """The weights that a node reads; and its own name, in which the TorchScript exporter writes `/model/encoder/...`."""
+    """The weights that a node reads, and its own name, which the TorchScript exporter writes as `/model/encoder/...`."""
     return [*(name for name in node.input if name in weights), node.name.replace("/", ".")]

@@ -1,11 +1,11 @@
-"""Where the time of a run goes: by operator and by part of the model, as ONNX Runtime's own profiler saw it.
+"""Where the time of a run goes: by operator and by part of the model, as ONNX Runtime's own profiler measures it.
 
 Why: the share of each part says what is worth making faster, and where another size or batch will hurt.
 
-What: a few runs are profiled after a warm-up, with ONNX Runtime's usual optimisations, so the operators are those that it
-really runs: merged ones (`FusedConv`, `SkipLayerNormalization`) and its own changes of layout (`ReorderInput`). The parts of
-such a graph are found through the tensors that it still shares with the file. Times are those of the nodes, one after the
-other; what passes between two nodes, and the profiler's own cost, is in none of them.
+What: a few runs are profiled after a warm-up, with ONNX Runtime's usual optimisations. So the operators are those that it
+really runs, among them merged ones (`FusedConv`, `SkipLayerNormalization`) and its own changes of layout (`ReorderInput`).
+The parts of such a graph are found through the tensors that it still shares with the file. The times are those of the nodes.
+The time between two nodes, and the profiler's own cost, are not in them.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ _ERRORS_ONLY = 3  # onnxruntime's log severity
 
 
 def profile_ort(path: Path, height: int, width: int, batch: int, threads: int, runs: int = 3) -> dict[str, Any]:
-    """Profiles an ONNX file on the CPU. (On a GPU the profiler times how long launching the kernels takes, not the kernels.)
+    """Profiles an ONNX file on the CPU. (On a GPU the profiler measures the launches of the kernels, not the kernels.)
 
     Args:
         path: a DETR that takes batches of this size.
         height, width: of the batch, in pixels.
         batch: images, without padding.
         threads: of one run.
-        runs: profiled, after a warm-up that is left out.
+        runs: how many runs are profiled, after a warm-up that is left out.
 
     Returns:
-        `variant` (the file's name), `height`, `width`, `batch`; `operators`, the longest first: `operator`, `calls` and
-        `total_ms` of one run, the mean of all, and `share` of the whole; `parts`: the share of each of `model_parts.PARTS`,
-        "other" being what could not be attributed.
+        `variant` (the file's name), `height`, `width`, `batch`;
+        `operators`, the longest first: `operator`, `calls` and `total_ms` of one run (the mean of all), and its `share`;
+        `parts`: the share of each of `parts.PARTS`. "other" is what belongs to no known part.
 
     Raises:
         ArtifactError: the file is missing, damaged or not a DETR.
@@ -69,11 +69,11 @@ def profile_ort(path: Path, height: int, width: int, batch: int, threads: int, r
 
 
 def node_events(events: Iterable[Mapping[str, Any]], warm_up_runs: int) -> list[Mapping[str, Any]]:
-    """The nodes' events of all runs but the first few.
+    """The nodes' events of all runs except the warm-up.
 
     Args:
         events: of ONNX Runtime's profile, in which `ts` and `dur` are microseconds.
-        warm_up_runs: to leave out.
+        warm_up_runs: how many runs to leave out.
 
     Raises:
         BackendError: there are no later runs.
@@ -92,9 +92,9 @@ def summarize(events: Sequence[Mapping[str, Any]], parts: Mapping[str, str], run
     """`operators` and `parts` of `profile_ort`.
 
     Args:
-        events: of the nodes in `runs` runs.
-        parts: by name of node; one that is missing is "other".
-        runs: how many there were.
+        events: the nodes' events of all runs.
+        parts: the part of each node by its name; a node that is missing is "other".
+        runs: how many runs there were.
     """
     calls: Counter[str] = Counter()
     by_operator: Counter[str] = Counter()
@@ -122,9 +122,9 @@ def summarize(events: Sequence[Mapping[str, Any]], parts: Mapping[str, str], run
 def _profiled(
     path: Path, optimized: Path, folder: Path, size: tuple[int, int, int], threads: int, runs: int
 ) -> list[dict[str, Any]]:
-    """Runs the file under the profiler; leaves the graph that it ran at `optimized`."""
+    """Runs the file under the profiler; the graph that was run is written to `optimized`."""
     height, width, batch = size
-    # The session's own checks first: they say what a file takes, and better than ONNX Runtime does.
+    # Open the project's own session first: its checks say better than ONNX Runtime's what a file takes.
     with OrtSession(path, threads=threads) as session:
         channels = next((spec.shape[1] for spec in session.inputs if spec.name == "pixel_values"), None)
         if not isinstance(channels, int):

@@ -1,9 +1,10 @@
 """How fast the machine is at this moment: a fixed piece of work, timed between the turns of the variants.
 
-It is a product of two float32 matrices that fit into the second-level cache, again and again, on each core that the variants
-use, each on one thread. All of them start together and the last one counts, so a core that another process has taken shows,
-and so do clocks that went down. What it measures means nothing in itself; only its changes do. On shared machines the speed
-also changes from one millisecond to the next, which a turn averages out; so does this, by lasting some fifty of them.
+The work is a product of two float32 matrices that fit into the second-level cache, repeated many times. Each core that the
+variants use does it on a thread of its own. All threads start together and the last one to finish counts. So it shows when
+another process has taken a core, and when clocks went down. The time means nothing in itself; only its changes do. On
+shared machines the speed also changes from one millisecond to the next. A turn averages that out, and so does this work,
+which lasts some fifty milliseconds.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ _REPEATS = 64  # products of one calibration
 
 
 class Calibration:
-    """The kernel with its operands; call `measure` while nothing else runs.
+    """The calibration kernel with its operands; call `measure` while nothing else runs.
 
     Args:
-        threads: cores that the variants use.
+        threads: how many cores the variants use.
     """
 
     def __init__(self, threads: int) -> None:
@@ -44,7 +45,7 @@ class Calibration:
         self.measure()  # starts the threads and NumPy's library
 
     def measure(self) -> float:
-        """Milliseconds of one product, the mean of many, from the first thread's start to the last one's end."""
+        """Milliseconds of one product: from the first thread's start to the last one's end, divided by the repeats."""
         with self._controller.limit(limits=1, user_api="blas"):
             times = list(self._pool.map(self._multiply, self._operands))
         return (max(end for _, end in times) - min(start for start, _ in times)) / _REPEATS * 1e3
@@ -58,6 +59,6 @@ class Calibration:
         return begin, time.perf_counter()
 
     def close(self) -> None:
-        """Ends the threads, also those that an interrupted measurement left waiting."""
+        """Ends the threads, also those that still wait because a measurement was interrupted."""
         self._start.abort()
         self._pool.shutdown()

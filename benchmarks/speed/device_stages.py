@@ -1,8 +1,8 @@
-"""What a run on a GPU is made of: copies there and back, the launch of its kernels, and the kernels themselves.
+"""The stages of a run on a GPU: the copy of the inputs, the launch of the kernels, the kernels, the copy of the outputs.
 
 A session that takes and returns NumPy arrays hides all of that in one time. Here the inputs are copied first, the outputs
-stay on the device until they are asked for, and the host waits at the end of each step, so that the steps can be told
-apart. Their sum is a little more than one whole run, in which nobody waits in between.
+stay on the device until they are asked for, and the host waits at the end of each stage, so that the stages can be told
+apart. Their sum is a little more than the time of one whole run, in which the host does not wait in between.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detr_export.runtimes.backends.cuda import memory as cuda_memory
+from detr_export.runtimes.backends.cuda import opening as cuda_opening
 
 if TYPE_CHECKING:
     from detr_export.runtimes.backends.tensorrt.session import TensorRTSession
@@ -28,8 +28,8 @@ class Stages:
     """Milliseconds of one run."""
 
     host_to_device_ms: float
-    enqueue_ms: float  # until the host was free again
-    compute_ms: float  # from the first launch until the device was done; holds `enqueue_ms`
+    enqueue_ms: float  # from the first launch until the host was free again
+    compute_ms: float  # from the first launch until the device was done; includes `enqueue_ms`
     device_to_host_ms: float
 
     def astuple(self) -> tuple[float, ...]:
@@ -45,7 +45,7 @@ def run_ort_in_stages(
     Args:
         session: an `onnxruntime.InferenceSession` whose provider is that of the device.
         inputs: an array for each of its inputs.
-        device: `cuda`, or `cpu`, where copies and launches cost nothing.
+        device: `cuda`; or `cpu`, where copies and launches cost nothing.
         index: of the device.
 
     Returns:
@@ -81,12 +81,13 @@ def run_engine_in_stages(
     """Runs a TensorRT engine on inputs that were copied before; as `run_ort_in_stages`.
 
     Args:
-        session: the engine; what it takes in another dtype than its contract says is converted before.
+        session: the engine. Inputs that it takes in another dtype than its contract says are converted before.
         inputs: an array for each of its inputs.
-        index: of its GPU.
+        index: number of its GPU.
     """
     clock = time.perf_counter
-    device = cuda_memory.open_device(index)
+    # Get all memory first, so that only copies and launches are timed.
+    device = cuda_opening.open_device(index)
     arrays = {name: np.ascontiguousarray(array, session.device_dtypes[name]) for name, array in inputs.items()}
     with contextlib.ExitStack() as stack:
         stack.enter_context(device.active())
@@ -98,8 +99,10 @@ def run_engine_in_stages(
             stack.callback(device.free, addresses[name])
             pinned[name] = device.allocate_pinned(array.nbytes)
             stack.callback(device.free_pinned, pinned[name])
+
+        # Run, and wait at the end of each stage.
         begin = clock()
-        for name, array in arrays.items():  # as the session does it: through memory that the GPU may read by itself
+        for name, array in arrays.items():  # as the session does it: through memory that the GPU can read by itself
             pinned[name][:] = array.reshape(-1).view(np.uint8)
             device.upload(addresses[name], pinned[name], stream)
         device.synchronize(stream)
@@ -111,14 +114,14 @@ def run_engine_in_stages(
         done = clock()
         outputs = {name: array.numpy() for name, array in found.items()}
         fetched = clock()
-        del found  # the session's memory, which it takes back by way of the stream
+        del found  # gives the memory back to the session, which reuses it in the order of the stream
         device.synchronize(stream)
     return outputs, Stages(*(1e3 * value for value in (copied - begin, launched - copied, done - copied, fetched - done)))
 
 
 @dataclass(frozen=True)
 class _OnDevice:
-    """An input that lies on the GPU, in Numba's words."""
+    """An input that lies on the GPU, as `__cuda_array_interface__` describes it."""
 
     address: int
     shape: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""What a measurement was made on: a number without it compares with nothing."""
+"""The machine and the software of a measurement: without them, a number cannot be compared with any other."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 def describe_environment(threads: int) -> Environment:
-    """The machine and its software; `threads` of one run of a model."""
+    """The machine and its software; `threads` is how many one run of a model uses."""
     gpu, driver = gpu_and_driver()
     return Environment(
         cpu=_cpu_name(),
@@ -51,16 +51,16 @@ def describe_environment(threads: int) -> Environment:
 
 def available_cores() -> int:
     """Logical cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux: containers and taskset give a process fewer than there are
+    if hasattr(os, "sched_getaffinity"):  # Linux: containers and taskset give a process fewer cores than there are
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def checked_threads(threads: int | None) -> int:
-    """The number asked for, or the physical cores, as far as this process may use them.
+    """The number that was asked for; if that is None, the physical cores that this process may use.
 
     Raises:
-        InputError: more than there are, which would measure the scheduler; or less than 1.
+        InputError: the number is below 1, or above the number of cores, which would measure the scheduler.
     """
     cores = available_cores()
     if threads is None:
@@ -87,7 +87,7 @@ def gpu_and_driver() -> tuple[str | None, str | None]:
 
 
 def ort_has_cuda() -> bool:
-    """Whether there is a GPU and an ONNX Runtime that was built for it."""
+    """Whether there is a GPU, and ONNX Runtime was built for it."""
     if gpu_and_driver()[0] is None:
         return False
     try:

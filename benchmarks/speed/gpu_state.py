@@ -1,14 +1,14 @@
-"""Clocks of the GPU beside a measurement: a number that was measured while the clocks were down says so.
+"""The state of the GPU at a measurement: a number that was measured while the clocks were down says so.
 
-Read from NVIDIA's driver through nvidia-ml-py. What this is for are the reasons that bring a clock down while there is work;
-an idle GPU lowers it by itself, and a clock that somebody fixed is as it was asked for.
+It is read from NVIDIA's driver through nvidia-ml-py. Only reasons that lower a clock while there is work are of interest.
+An idle GPU lowers its clock by itself, and a clock that somebody fixed is what they asked for.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# By name, NVML's constant. Each takes clocks away from a GPU that is at work.
+# NVML's constants by the name of the reason. Each of them lowers the clocks of a GPU that is at work.
 _SLOWED = {
     "power cap": "nvmlClocksThrottleReasonSwPowerCap",
     "hardware slowdown": "nvmlClocksThrottleReasonHwSlowdown",
@@ -16,6 +16,9 @@ _SLOWED = {
     "temperature, in hardware": "nvmlClocksThrottleReasonHwThermalSlowdown",
     "power brake": "nvmlClocksThrottleReasonHwPowerBrakeSlowdown",
 }
+
+TF32 = "tf32"  # the precision of float32 whose products keep 10 bits of mantissa
+_AMPERE = 8  # major number of its compute capability
 
 
 @dataclass(frozen=True)
@@ -49,5 +52,25 @@ def read_gpu_state() -> GpuState | None:
         )
     except pynvml.NVMLError:
         return None
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def has_tf32() -> bool:
+    """Whether float32 products on the first GPU may be computed in TF32, as NVIDIA's libraries do from Ampere on.
+
+    True where the driver does not say: then more rounding is allowed for, not less.
+    """
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # not installed, or pynvml's own error for a machine without a driver
+        return True
+    try:
+        major, _ = pynvml.nvmlDeviceGetCudaComputeCapability(pynvml.nvmlDeviceGetHandleByIndex(0))
+        return int(major) >= _AMPERE
+    except pynvml.NVMLError:
+        return True
     finally:
         pynvml.nvmlShutdown()

@@ -1,7 +1,6 @@
 """What people would use instead, behind the session contract: transformers' own model, and OpenVINO.
 
-Their libraries are imported here and nowhere else in the benchmark, each inside the class that is for it, so that a
-process that measures one does not hold the other.
+Each library is imported inside the class that needs it, so a process that measures one of them does not load the other.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from detr_export.runtimes.errors import ArtifactError, BackendError, CheckpointE
 from detr_export.runtimes.metadata import METADATA_KEY, Metadata, read_metadata
 from detr_export.runtimes.session import UNKNOWN, Session, TensorSpec
 
-_HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}  # OpenVINO's words
+_HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}  # OpenVINO's names of precisions
 
 
 class TransformersSession(Session):
@@ -26,11 +25,11 @@ class TransformersSession(Session):
 
     Args:
         directory: a checkpoint as `save_pretrained` writes it.
-        threads: of PyTorch, in the whole process.
+        threads: PyTorch's, in the whole process.
 
     Raises:
         BackendError: transformers is not installed.
-        CheckpointError: it cannot read the folder, or finds weights missing in it.
+        CheckpointError: transformers cannot read the folder, or weights are missing in it.
     """
 
     def __init__(self, directory: str | Path, threads: int) -> None:
@@ -41,8 +40,8 @@ class TransformersSession(Session):
         transformers.logging.set_verbosity_error()
         try:
             config = transformers.DetrConfig.from_pretrained(directory, local_files_only=True)
-            config.use_pretrained_backbone = False  # or timm fetches weights that the checkpoint's then replace
-            # Some checkpoints do not say what they are; then the weights do.
+            config.use_pretrained_backbone = False  # else timm downloads weights, which the checkpoint's then replace
+            # Some checkpoints do not name their class; then the names of their weights tell it.
             segments = "DetrForSegmentation" in (config.architectures or ())
             model, loading = _load(transformers, directory, config, segments)
             if not segments and any(name.startswith("mask_head.") for name in loading["unexpected_keys"]):
@@ -55,6 +54,8 @@ class TransformersSession(Session):
             self.processor = transformers.DetrImageProcessor.from_pretrained(directory, local_files_only=True)
         except (OSError, ValueError, RuntimeError, ImportError) as error:
             raise CheckpointError(f"transformers cannot open {directory}: {first_line(error)}") from error
+
+        # Say what it takes and gives, as every session does.
         self._model: Any = model.eval()
         self._torch = torch
         self.version = str(transformers.__version__)
@@ -90,9 +91,9 @@ class TransformersSession(Session):
 
 
 class OpenVinoSession(Session):
-    """An ONNX file in OpenVINO on the CPU, for the shortest latency of one run. `run` may be called from several threads.
+    """An ONNX file in OpenVINO on the CPU, set for the shortest latency. `run` may be called from several threads.
 
-    The precision is the file's, said outright: left alone, OpenVINO computes in bfloat16 wherever the CPU can.
+    OpenVINO is told to compute in the file's precision. By default it computes in bfloat16 wherever the CPU can.
 
     Args:
         path: the ONNX file.
@@ -100,7 +101,7 @@ class OpenVinoSession(Session):
 
     Raises:
         BackendError: OpenVINO is not installed.
-        ArtifactError: it cannot read the file.
+        ArtifactError: OpenVINO cannot read the file.
     """
 
     def __init__(self, path: str | Path, threads: int) -> None:
@@ -144,7 +145,7 @@ class OpenVinoSession(Session):
 
 
 def _load(transformers: Any, directory: str | Path, config: Any, segments: bool) -> Any:
-    """The model in float32, and what did not fit."""
+    """The model in float32, and the names of weights that are missing or left over."""
     kind = transformers.DetrForSegmentation if segments else transformers.DetrForObjectDetection
     return kind.from_pretrained(directory, config=config, local_files_only=True, output_loading_info=True, dtype="float32")
 

@@ -1,7 +1,7 @@
 """A variant inside its process: a session, and the pre- and post-processing that people use with it.
 
-The files and checkpoints of this project go with its own processor, transformers' model with transformers' slow one. The
-size is always the one under test, so every variant computes the same number of pixels.
+The files and checkpoints of this project run with its own processor, and transformers' model with transformers' slow one.
+The size is always the one under test, so every variant computes the same number of pixels.
 """
 
 from __future__ import annotations
@@ -10,29 +10,31 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from importlib import metadata as distributions
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from detr_export.benchmarks.speed.device_stages import Stages, run_engine_in_stages, run_ort_in_stages
+from detr_export.benchmarks.speed.gpu_state import TF32, has_tf32
 from detr_export.benchmarks.speed.peers import OpenVinoSession, TransformersSession
+from detr_export.benchmarks.speed.pictures import USUAL_SIZE
 from detr_export.benchmarks.speed.targets import BACKENDS
 from detr_export.runtimes.files import user_path
 from detr_export.runtimes.metadata import UINT8
-from detr_export.runtimes.predictor import require_detr
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 from detr_export.runtimes.processing.image_processor_fast import processor_from_dict
 from detr_export.runtimes.processing.sizes import output_size
 from detr_export.runtimes.processing.uint8_batch import uint8_batch
-from detr_export.runtimes.session import Session
+from detr_export.runtimes.session import Session, require_detr
 
 if TYPE_CHECKING:
     from detr_export.runtimes.backends.ort.session import OrtSession
     from detr_export.runtimes.backends.tensorrt.session import TensorRTSession
 
+# The device of each backend, in the words of `OrtSession`.
+_ORT_DEVICES = {"ort": "cpu", "ort-cuda": "cuda", "ort-tensorrt": "tensorrt", "ort-tensorrt-rtx": "tensorrt-rtx"}
 THRESHOLD = 0.5  # of the detections; `Predictor.detect`'s
-USUAL_PICTURE = (480, 640)  # height and width of most of COCO, which a model's own size is derived from
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -40,10 +42,11 @@ Arrays = Mapping[str, np.ndarray]
 class Pipeline(ABC):
     """From pictures to detections, in three steps."""
 
-    def __init__(self, session: Session, version: str) -> None:
+    def __init__(self, session: Session, version: str, precision: str | None = None) -> None:
         require_detr(session)
         self.session = session
         self.version = version  # of the backend's library
+        self.precision = precision or (session.metadata.precision if session.metadata else "fp32")
         self._names = [spec.name for spec in session.inputs]
         self._takes_bytes = session.metadata is not None and session.metadata.input == UINT8
 
@@ -52,13 +55,13 @@ class Pipeline(ABC):
         return self._declared(self._preprocess(list(pictures), {"height": height, "width": width}))
 
     def inputs(self, processor: DetrImageProcessor, pictures: list[Image.Image]) -> dict[str, np.ndarray]:
-        """The session's inputs of a batch as this processor makes them, and not the model's own."""
+        """The session's inputs of a batch, as this processor makes them in place of the model's own."""
         if self._takes_bytes:
             return self._declared(uint8_batch(processor, pictures))
         return self._declared(processor.preprocess(pictures, return_tensors="np"))
 
     def _declared(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """The session's inputs among `batch`, with a mask where the settings made none; fp16 where the file takes that."""
+        """The session's inputs from `batch`, in fp16 where the file takes that; with a mask where the settings made none."""
         if "pixel_mask" in self._names and "pixel_mask" not in batch:  # the settings say do_pad=False
             pixels = batch["pixel_values"]
             batch = {**batch, "pixel_mask": np.ones((pixels.shape[0], *pixels.shape[2:]), dtype=np.int64)}
@@ -73,21 +76,21 @@ class Pipeline(ABC):
 
     @abstractmethod
     def own_size(self) -> tuple[int, int]:
-        """(height, width) that the model's settings make of a picture of `USUAL_PICTURE`."""
+        """(height, width) that the model's settings make of a picture of the usual size."""
 
     def stages(self, inputs: Arrays) -> Stages | None:
-        """One run of the session in stages; None where there is no device apart from the host."""
+        """One run of the session in stages; None on the CPU, and where the stages cannot be told apart."""
         return None
 
-    def start_case(self) -> None:  # noqa: B027  # most have nothing to do
+    def start_workload(self) -> None:  # noqa: B027  # most have nothing to do
         """Called before the first run at a new size or batch size."""
 
 
 class OwnPipeline(Pipeline):
-    """With this project's processor, in the settings of the model or, where it says none, the usual ones."""
+    """With this project's processor, in the settings of the model; in the usual ones where the model has none."""
 
-    def __init__(self, session: Session, version: str) -> None:
-        super().__init__(session, version)
+    def __init__(self, session: Session, version: str, precision: str | None = None) -> None:
+        super().__init__(session, version, precision)
         metadata = session.metadata
         self._processor = processor_from_dict(metadata.processor) if metadata else DetrImageProcessor()
 
@@ -100,11 +103,11 @@ class OwnPipeline(Pipeline):
         return self._processor.post_process_object_detection(outputs, THRESHOLD, sizes)
 
     def own_size(self) -> tuple[int, int]:
-        return output_size(*USUAL_PICTURE, self._processor.size)
+        return output_size(*USUAL_SIZE, self._processor.size)
 
 
 class CudaPipeline(OwnPipeline):
-    """ONNX Runtime on a GPU."""
+    """ONNX Runtime on a GPU, with the CUDA or the TensorRT provider."""
 
     session: OrtSession
 
@@ -124,7 +127,7 @@ class EnginePipeline(OwnPipeline):
 class CompiledPipeline(OwnPipeline):
     """`torch.compile` of this project's model, for one shape at a time."""
 
-    def start_case(self) -> None:
+    def start_workload(self) -> None:
         import torch
 
         torch._dynamo.reset()  # after eight shapes it would give up, and run eagerly without a word
@@ -143,22 +146,23 @@ class TransformersPipeline(Pipeline):
         return self.session.post_process(outputs, THRESHOLD, sizes)
 
     def own_size(self) -> tuple[int, int]:
-        return output_size(*USUAL_PICTURE, dict(self.session.processor.size))
+        return output_size(*USUAL_SIZE, dict(self.session.processor.size))
 
 
-def open_pipeline(backend: str, source: str, threads: int) -> Pipeline:
+def open_pipeline(backend: str, source: str, threads: int, max_batch: int = 1) -> Pipeline:
     """Opens a model in a backend of `targets.BACKENDS`.
+
+    Args:
+        backend, source: the target's.
+        threads: of one run on the CPU.
+        max_batch: the largest batch that will be run, for backends that build engines when they open a file.
 
     Raises:
         ArtifactError, CheckpointError: the model is missing, damaged or no DETR.
         BackendError: the backend's package or device is missing.
     """
-    if backend in ("ort", "ort-cuda"):
-        from detr_export.runtimes.backends.ort.session import OrtSession
-
-        device = BACKENDS[backend].device
-        kind = OwnPipeline if device == "cpu" else CudaPipeline
-        return kind(OrtSession(user_path(source), device, threads), _version("onnxruntime", "onnxruntime-gpu"))
+    if backend in _ORT_DEVICES:
+        return _open_ort(backend, source, threads, max_batch)
     if backend == "tensorrt":
         from detr_export.runtimes.backends.tensorrt.session import TensorRTSession
 
@@ -169,25 +173,39 @@ def open_pipeline(backend: str, source: str, threads: int) -> Pipeline:
     if backend == "transformers":
         transformers = TransformersSession(user_path(source), threads)
         return TransformersPipeline(transformers, transformers.version)
+    return _open_torch(backend, source, threads)
+
+
+def _open_ort(backend: str, source: str, threads: int, max_batch: int) -> Pipeline:
+    from detr_export.runtimes.backends.ort.session import OrtSession
+
+    device, version = _ORT_DEVICES[backend], _version("onnxruntime", "onnxruntime-gpu")
+    if device == "cpu":
+        return OwnPipeline(OrtSession(user_path(source), device, threads), version)
+    session = OrtSession(user_path(source), device, max_batch=None if device == "cuda" else max_batch)
+    # NVIDIA's libraries compute the float32 products of a file in TF32 unless they are told otherwise; nobody tells them.
+    file = session.metadata.precision if session.metadata else "fp32"
+    precision = TF32 if file == "fp32" and has_tf32() else file
+    # The plugin's memory has a name of its own, so its runs are not taken apart.
+    kind = OwnPipeline if device == "tensorrt-rtx" else CudaPipeline
+    return kind(session, version, precision)
+
+
+def _open_torch(backend: str, source: str, threads: int) -> Pipeline:
+    from detr_export.benchmarks.speed import torch_variants
     from detr_export.runtimes.backends.torch_session import TorchSession
 
-    if backend == "torch":
-        return OwnPipeline(TorchSession.open(source, threads=threads), _version("torch"))
-    return CompiledPipeline(_compiled_session(source, threads), _version("torch"))
-
-
-def _compiled_session(source: str, threads: int) -> Session:
-    import torch
-
-    from detr_export.checkpoints.reading import load_checkpoint
-    from detr_export.graphs.description import describe
-    from detr_export.loading import load_model
-    from detr_export.modeling.deployed import DeployedModel
-    from detr_export.runtimes.backends.torch_session import TorchSession
-
-    checkpoint = load_checkpoint(source)
-    model = cast(torch.nn.Module, torch.compile(DeployedModel(load_model(checkpoint)).eval(), dynamic=False))
-    return TorchSession(model, describe(checkpoint), checkpoint.config.num_channels, threads=threads)
+    version = _version("torch")
+    if backend == "torch-compile":
+        return CompiledPipeline(torch_variants.open_compiled(source, threads), version)
+    if backend == "torch-cuda-fp16":
+        return OwnPipeline(torch_variants.AutocastSession(source), version, "fp16")
+    if backend == "torch-compile-cuda-fp16":
+        return CompiledPipeline(torch_variants.AutocastSession(source, compiled=True), version, "fp16")
+    if backend == "torch-cuda":
+        session = TorchSession.open(source, "cuda")
+        return OwnPipeline(session, version, TF32 if torch_variants.convolutions_use_tf32() else "fp32")
+    return OwnPipeline(TorchSession.open(source, threads=threads), version)
 
 
 def _version(*packages: str) -> str:

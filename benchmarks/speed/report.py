@@ -1,21 +1,19 @@
-"""The report of a benchmark run, as dataclasses and as JSON; `to_dict` and `from_dict` are each other's inverse.
+"""The report of a benchmark run, as dataclasses and as JSON.
 
-Every name carries its unit: `_ms`, `_s`, `_bytes`. What was not measured is None, also where a number came out infinite or
-NaN, which JSON has no word for.
+Every name carries its unit: `_ms`, `_s`, `_bytes`. What was not measured is None, and so is a number that came out infinite
+or NaN, which JSON cannot write.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from detr_export.benchmarks.speed.gpu_state import GpuState
 from detr_export.benchmarks.speed.statistics import Ratio, Timing, Turn
-from detr_export.runtimes.errors import ArtifactError
 
-SCHEMA = 1  # raised when a reader of the older form would misread the document
+SCHEMA = 2  # raised when a reader of the older form would misread the document
 
 
 @dataclass(frozen=True)
@@ -58,18 +56,18 @@ class Variant:
     load_s: float | None = None  # import of the backend's library and opening of the model, in a fresh process
     first_inference_ms: float | None = None  # the first run at the first size; with torch.compile, the compilation
     peak_resident_bytes: int | None = None  # of its process, over its life
-    device_memory_bytes: int | None = None
+    device_memory_bytes: int | None = None  # of the GPU, held by its process when it was asked last
     error: str | None = None
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What a run costs by the graph, and what that makes of the measured time."""
+class Work:
+    """What one run computes, and how fast it was done."""
 
     gmac: float  # 1e9 multiply-accumulates
     moved_bytes: int  # weights and activations, each read and written once: an upper bound
     gflop_per_s: float  # two operations a multiply-accumulate, over the median of the session
-    share_of_gemm_peak: float  # of what this machine's matrix product reaches with as many threads
+    share_of_gemm_peak: float | None  # of what a matrix product reaches on the same device in the same precision
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class Measurement:
     width: int
     batch: int
     correct: bool | None  # None when it gave no outputs to compare
-    largest_difference: Mapping[str, float | None]  # by output, to the first variant's; None is not finite
+    largest_difference: Mapping[str, float | None]  # by output, from the first variant's; None when it is not finite
     tolerance: Mapping[str, float]
     rounds: int = 0  # measured
     disturbed_rounds: int = 0
@@ -92,9 +90,9 @@ class Measurement:
     stages_ms: Mapping[str, Timing] = field(default_factory=dict)  # of the session on a GPU, by `device_stages.STAGES`
     images_per_second: Mapping[str, float] = field(default_factory=dict)  # by the number of concurrent callers
     ratio_to_baseline: Ratio | None = None
-    cost: Cost | None = None
+    work: Work | None = None
     error: str | None = None
-    turns: Sequence[Turn] = ()  # every raw sample, those of disturbed turns too
+    turns: Sequence[Turn] = ()  # every raw sample, also those of disturbed turns
 
     @property
     def size(self) -> str:
@@ -131,11 +129,12 @@ class Report:
     measurements: Sequence[Measurement]
     accuracy: Sequence[Accuracy] = ()
     profiles: Sequence[Mapping[str, Any]] = ()  # as `detr_export.benchmarks.cost.profiling` makes them
-    errors: Sequence[str] = ()  # what else could not be had: a cost, a score, a profile
+    errors: Sequence[str] = ()  # what else failed: a cost, a score, a profile
+    notes: Sequence[str] = ()  # what else there is to say about the numbers
     schema: int = SCHEMA
 
     def problems(self) -> list[str]:
-        """A line for each variant that failed, could not run a size, or gave other outputs than the first; and `errors`."""
+        """A line for each variant that failed, did not run a size, or gave other outputs than the first; then `errors`."""
         lines = [f"{item.name}: {item.error}" for item in self.variants if item.error]
         for item in self.measurements:
             where = f"{item.variant} at {item.size}, batch {item.batch}"
@@ -154,29 +153,6 @@ class Report:
         """The document as text."""
         return json.dumps(self.to_dict(), indent=1)
 
-    @classmethod
-    def from_dict(cls, document: Mapping[str, Any]) -> Report:
-        """Reads what `to_dict` made.
-
-        Raises:
-            ArtifactError: it is of a newer schema, or is no report.
-        """
-        try:
-            if document["schema"] > SCHEMA:
-                raise ArtifactError(f"the report has schema {document['schema']}; this version reads {SCHEMA}, update it")
-            return cls(
-                **{
-                    **_known(cls, document),
-                    "environment": Environment(**_known(Environment, document["environment"])),
-                    "method": Method(**_known(Method, document["method"])),
-                    "variants": [Variant(**_known(Variant, item)) for item in document["variants"]],
-                    "measurements": [_measurement(item) for item in document["measurements"]],
-                    "accuracy": [Accuracy(**_known(Accuracy, item)) for item in document.get("accuracy", ())],
-                }
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ArtifactError(f"this is no report of detr-bench: {error!r:.200}") from error
-
 
 def describe_difference(item: Measurement) -> str:
     """The outputs that are beyond their tolerance, and by how much."""
@@ -186,37 +162,3 @@ def describe_difference(item: Measurement) -> str:
         if (value := item.largest_difference.get(name)) is None or value > limit
     ]
     return ", ".join(beyond)
-
-
-def _measurement(document: Mapping[str, Any]) -> Measurement:
-    values = _known(Measurement, document)
-    for name in ("preprocess_ms", "session_ms", "postprocess_ms", "end_to_end_ms"):
-        if values.get(name) is not None:
-            values[name] = _timing(values[name])
-    values["stages_ms"] = {name: _timing(item) for name, item in values.get("stages_ms", {}).items()}
-    for name, kind in (("ratio_to_baseline", Ratio), ("cost", Cost)):
-        if values.get(name) is not None:
-            values[name] = kind(**_known(kind, values[name]))
-    values["turns"] = [_turn(item) for item in values.get("turns", ())]
-    return Measurement(**values)
-
-
-def _timing(document: Mapping[str, Any]) -> Timing:
-    return Timing(**{**_known(Timing, document), "samples": tuple(document["samples"])})
-
-
-def _turn(document: Mapping[str, Any]) -> Turn:
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in _known(Turn, document).items()
-    }
-    values["stages_ms"] = tuple(tuple(row) for row in values.get("stages_ms", ()))
-    if values.get("gpu") is not None:
-        state = _known(GpuState, values["gpu"])
-        values["gpu"] = GpuState(**{**state, "slowed_by": tuple(state["slowed_by"])})
-    return Turn(**values)
-
-
-def _known(kind: Any, document: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that this version knows; a later one of the same schema may have added some."""
-    names = {item.name for item in fields(kind)}
-    return {name: value for name, value in document.items() if name in names}

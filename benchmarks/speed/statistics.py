@@ -1,9 +1,9 @@
 """What is made of raw times: percentiles, which turns count, and ratios of turns that ran one after the other.
 
-A turn is what one variant measured in one round. The machine's speed drifts (other tenants, clocks, heat), so a ratio is
-taken inside each round, between neighbours in time, and the median of the rounds is reported with their spread. A turn
-next to which the calibration kernel ran at another speed than usual is disturbed, and counts for nothing as long as at
-least half of the turns are left.
+A turn is what one variant measured in one round. The machine's speed drifts (other users, clocks, heat). So a ratio is taken
+inside each round, between neighbours in time, and the median of the rounds is reported with their spread. A turn is
+disturbed when the calibration kernel ran at another speed than usual right before or after it. Disturbed turns do not count,
+as long as at least half of the turns are left.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from detr_export.benchmarks.speed.gpu_state import GpuState
 
 PARTS = ("preprocess_ms", "session_ms", "postprocess_ms", "end_to_end_ms")
 CALIBRATION_TOLERANCE = 0.1  # of the median; a quiet machine stays within a few percent
-_ROUNDS_FOR_PERCENTILES = 10  # below that, the 10th and 90th percentile are hardly inside the extremes
+_ROUNDS_FOR_PERCENTILES = 10  # with fewer, the 10th and 90th percentile are nearly the extremes
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,20 @@ class Ratio:
 
 
 def schedule(names: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
-    """The order of turns, (round, name): A B C, A B C, ... so that a drift of the machine meets all of them alike."""
+    """The order of turns, (round, name): A B C, A B C, ... so that a drift of the machine affects all of them alike."""
     for number in range(rounds):
         for name in names:
             yield number, name
+
+
+def percentiles(samples: Sequence[float] | np.ndarray, shares: Sequence[float]) -> list[float]:
+    """Percentiles, interpolated linearly between samples as NumPy does by default.
+
+    Args:
+        samples: at least one number.
+        shares: in percent; 50 is the median.
+    """
+    return [float(value) for value in np.percentile(samples, shares)]
 
 
 def timing(samples: Iterable[float]) -> Timing | None:
@@ -76,12 +86,12 @@ def timing(samples: Iterable[float]) -> Timing | None:
     values = tuple(float(value) for value in samples)
     if not values:
         return None
-    p50, p90, p95, p99 = (float(value) for value in np.percentile(values, (50, 90, 95, 99)))
+    p50, p90, p95, p99 = percentiles(values, (50, 90, 95, 99))
     return Timing(min(values), p50, p90, p95, p99, values)
 
 
 def is_disturbed(before_ms: float, after_ms: float, usual_ms: float, tolerance: float = CALIBRATION_TOLERANCE) -> bool:
-    """Whether the calibration kernel, before or after a turn, took another time than usual, by more than the tolerance."""
+    """Whether the calibration kernel, before or after a turn, was off its usual time by more than the tolerance."""
     return any(abs(value - usual_ms) > tolerance * usual_ms for value in (before_ms, after_ms))
 
 
@@ -100,7 +110,7 @@ def mark_disturbed(groups: Sequence[Sequence[Turn]], tolerance: float = CALIBRAT
 
 
 def kept(turns: Sequence[Turn]) -> list[Turn]:
-    """The turns that count: those that were not disturbed, or all where those are less than half."""
+    """The turns that count: those that were not disturbed; all of them if more than half were disturbed."""
     return _unless_too_few(turns, lambda turn: not turn.disturbed)
 
 
@@ -119,8 +129,8 @@ def pooled_stages(turns: Sequence[Turn]) -> dict[str, Timing]:
 def ratio_to(turns: Sequence[Turn], baseline: Sequence[Turn]) -> Ratio | None:
     """Compares a variant with the baseline, round by round.
 
-    A round counts when neither of its two turns was disturbed; all rounds do where less than half would. None without a
-    round in which both ran.
+    A round counts when neither of its two turns was disturbed. If less than half of the rounds would count, all of them do.
+    The result is None without a round in which both ran.
     """
     theirs = {turn.round: turn for turn in baseline}
     pairs = [(turn, theirs[turn.round]) for turn in turns if turn.round in theirs]
@@ -128,11 +138,12 @@ def ratio_to(turns: Sequence[Turn], baseline: Sequence[Turn]) -> Ratio | None:
     if not pairs:
         return None
     session = [_median_ratio(one, other, "session_ms") for one, other in pairs]
-    low, high = (10, 90) if len(pairs) >= _ROUNDS_FOR_PERCENTILES else (0, 100)
+    outer = (10, 90) if len(pairs) >= _ROUNDS_FOR_PERCENTILES else (0, 100)
+    low, middle, high = percentiles(session, (outer[0], 50, outer[1]))
     return Ratio(
-        session=float(np.median(session)),
-        session_low=float(np.percentile(session, low)),
-        session_high=float(np.percentile(session, high)),
+        session=middle,
+        session_low=low,
+        session_high=high,
         end_to_end=float(np.median([_median_ratio(one, other, "end_to_end_ms") for one, other in pairs])),
     )
 

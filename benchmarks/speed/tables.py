@@ -1,8 +1,9 @@
-"""The report for people and spreadsheets: tables on the terminal, `report.md`, `report.csv`, with `report.json`."""
+"""The report for people and spreadsheets: tables on the terminal, and the files `report.md` and `report.csv`."""
 
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -36,11 +37,11 @@ _VARIANTS = ("variant", "version", "precision", "file MB", "load s", "first run 
 _STAGED = ("variant", "size", "batch", *(name.removesuffix("_ms").replace("_", " ") + " ms" for name in STAGES))
 _ACCURACY = ("variant", "images", "box AP", "box AP50", "mask AP", "PQ")
 _EMPTY = "-"
-_LEAST_SHARE = 0.005  # of an operator that has a row of its own
+_LEAST_SHARE = 0.005  # of the time; an operator with less has no row of its own
 
 
 def terminal_tables(report: Report) -> list[RenderableType]:
-    """Tables for rich: measurements, variants, scores and profiles, as far as there are any, and a line on the machine."""
+    """Tables for rich: measurements, variants, scores and profiles, as far as there are any; then the remarks."""
     try:
         from rich.table import Table
         from rich.text import Text
@@ -72,7 +73,7 @@ def markdown(report: Report) -> str:
 
 
 def csv_text(report: Report) -> str:
-    """A row for each variant, size and batch size, with everything but the samples."""
+    """A row for each variant, size and batch size, with all numbers except the samples."""
     variants = {variant.name: variant for variant in report.variants}
     rows = [_flat(item, variants[item.variant]) for item in report.measurements]
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -88,7 +89,10 @@ def require_report_folder(folder: Path, overwrite: bool) -> None:
 
     Raises:
         OutputError: says which file is in the way.
+        BackendError: matplotlib, which draws the plots, is not installed.
     """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise missing_extra("matplotlib", "bench")
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is not a folder; give another name")
     for name in REPORT_FILES:
@@ -103,13 +107,14 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     """
     texts = (report.to_json(), csv_text(report), markdown(report))
     written = [write_atomically(folder / name, text.encode()) for name, text in zip(REPORT_FILES, texts, strict=True)]
-    from detr_export.benchmarks.speed.plots import draw_all
+    from detr_export.benchmarks.speed.plots.drawing import draw_all
 
     return written + draw_all(report.to_dict(), folder)
 
 
 def tables(report: Report) -> Iterator[tuple[str, Sequence[str], list[list[str]]]]:
-    """(title, columns, rows) of what there is."""
+    """(title, columns, rows) of each table that has rows. Columns without any value are left out."""
+    # What was measured.
     baseline = report.method.baseline
     title = "Measurements" + (f", ratio to {baseline}" if baseline else "")
     if report.measurements:
@@ -123,6 +128,7 @@ def tables(report: Report) -> Iterator[tuple[str, Sequence[str], list[list[str]]
             if item.stages_ms
         ]
         yield "On the GPU, p50 of each step of the session", _STAGED, rows
+    # The variants themselves.
     if report.variants:
         rows = [_described(item) for item in report.variants]
         keep = [index for index in range(len(_VARIANTS)) if index < 2 or any(row[index] != _EMPTY for row in rows)]
@@ -136,6 +142,7 @@ def tables(report: Report) -> Iterator[tuple[str, Sequence[str], list[list[str]]
                 for item in report.accuracy
             ],
         )
+    # Where the time goes.
     for profile in report.profiles:
         where = f"{profile['variant']} at {profile['height']}x{profile['width']}, batch {profile['batch']}"
         yield (
@@ -154,7 +161,7 @@ def tables(report: Report) -> Iterator[tuple[str, Sequence[str], list[list[str]]
 
 
 def remarks(report: Report) -> list[str]:
-    """What has to be known to read the numbers."""
+    """What a reader of the numbers must know."""
     environment, method = report.environment, report.method
     gigabytes = environment.memory_bytes / 2**30
     lines = [
@@ -162,19 +169,19 @@ def remarks(report: Report) -> list[str]:
         + (f", {environment.gpu} (driver {environment.driver})" if environment.gpu else "")
         + (f", governor {environment.governor}" if environment.governor else ""),
         ", ".join(f"{name} {version}" for name, version in environment.versions.items()),
-        f"{environment.threads} threads a run; {method.rounds} rounds, variants in turn; the ratio is that of the session, "
-        "the median of the rounds (their spread), below 1 is faster",
+        f"{environment.threads} threads for each run; {method.rounds} rounds, in which the variants take turns; the ratio "
+        "compares the session's times: the median over the rounds, and their spread; below 1 is faster",
     ]
     disturbed = sum(item.disturbed_rounds for item in report.measurements)
     if disturbed:
         total = sum(item.rounds for item in report.measurements)
         lines.append(
             f"{disturbed} of {total} turns were disturbed: the machine's speed was off its median by more than "
-            f"{method.calibration_tolerance:.0%}; they are left out where at least half of a variant's turns remain"
+            f"{method.calibration_tolerance:.0%}; they do not count where at least half of a variant's turns are left"
         )
     if method.interrupted:
         lines.append("interrupted: this is what had been measured")
-    return lines
+    return [*lines, *report.notes]
 
 
 def _measured(item: Measurement) -> list[str]:
@@ -182,7 +189,7 @@ def _measured(item: Measurement) -> list[str]:
     if item.correct is False or item.session_ms is None:
         word = "WRONG" if item.correct is False else "failed" if item.error else _EMPTY
         return [*start, word, *[_EMPTY] * (len(_MEASURED) - 4)]
-    ratio, cost = item.ratio_to_baseline, item.cost
+    ratio = item.ratio_to_baseline
     around = None
     if item.preprocess_ms and item.postprocess_ms:
         around = f"{item.preprocess_ms.p50:.1f} + {item.postprocess_ms.p50:.1f}"
@@ -199,19 +206,27 @@ def _measured(item: Measurement) -> list[str]:
         else " / ".join(
             f"{value:.2f}" for _, value in sorted(item.images_per_second.items(), key=lambda pair: int(pair[0]))
         ),
-        f"{cost.gflop_per_s:.0f} ({cost.share_of_gemm_peak:.0%})" if cost else _EMPTY,
+        _rate(item),
         _rounds(item),
     ]
 
 
 def _largest(operators: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Those that matter, and the others in one row; report.json has them all."""
+    """The operators that matter, and the others in one row; report.json has them all."""
     shown = [item for item in operators if item["share"] >= _LEAST_SHARE]
     others = [item for item in operators if item["share"] < _LEAST_SHARE]
     if len(others) < 2:
         return list(operators)
     row = {name: sum(item[name] for item in others) for name in ("calls", "total_ms", "share")}
     return [*shown, {"operator": f"{len(others)} others", **row}]
+
+
+def _rate(item: Measurement) -> str:
+    """GFLOP/s, and its share of the peak where that was measured."""
+    if item.work is None:
+        return _EMPTY
+    share = item.work.share_of_gemm_peak
+    return f"{item.work.gflop_per_s:.0f} ({_EMPTY if share is None else format(share, '.0%')})"
 
 
 def _rounds(item: Measurement) -> str:
@@ -252,6 +267,7 @@ def _flat(item: Measurement, variant: Variant) -> dict[str, Any]:
         "rounds": item.rounds,
         "disturbed_rounds": item.disturbed_rounds,
     }
+    # Times first, then everything that is derived from them.
     for part in PARTS:
         timing: Timing | None = getattr(item, part)
         for name in ("min", "p50", "p90", "p95", "p99"):
@@ -263,7 +279,8 @@ def _flat(item: Measurement, variant: Variant) -> dict[str, Any]:
     for name in ("session", "session_low", "session_high", "end_to_end"):
         row[f"ratio_{name}"] = getattr(item.ratio_to_baseline, name) if item.ratio_to_baseline else None
     for name in ("gmac", "moved_bytes", "gflop_per_s", "share_of_gemm_peak"):
-        row[name] = getattr(item.cost, name) if item.cost else None
+        row[name] = getattr(item.work, name) if item.work else None
+    # What is the same for all sizes of a variant.
     for field in fields(Variant):
         if field.name in ("file_bytes", "load_s", "first_inference_ms", "peak_resident_bytes", "device_memory_bytes"):
             row[field.name] = getattr(variant, field.name)

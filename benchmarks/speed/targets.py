@@ -1,4 +1,4 @@
-"""What is measured: `BACKEND:MODEL`, or a path alone, from which the backend follows."""
+"""What is measured: `BACKEND:MODEL`; or a path alone, whose suffix decides the backend."""
 
 from __future__ import annotations
 
@@ -12,43 +12,50 @@ from pathlib import Path
 
 from detr_export.runtimes.errors import ArtifactError, BackendError, DetrError, InputError, missing_extra
 from detr_export.runtimes.files import user_path
-from detr_export.runtimes.predictor import ENGINE_SUFFIXES
+from detr_export.runtimes.opening import ENGINE_SUFFIXES
 
 
 @dataclass(frozen=True)
 class Backend:
     """What a backend needs, and what it opens."""
 
-    package: str  # what is imported
-    extra: str  # what installs it
+    package: str  # that is imported
+    extra: str  # that installs the package
     opens: str  # "checkpoint", "onnx" or "engine"
     device: str = "cpu"
 
     @property
     def example(self) -> str:
-        """What is to be typed for the model."""
+        """What to type for the model."""
         return {"checkpoint": "CHECKPOINT", "onnx": "FILE.onnx", "engine": "FILE.engine"}[self.opens]
 
 
+# The names that end in -fp16 compute in PyTorch's autocast. A file has its precision in itself.
 BACKENDS = {
     "torch": Backend("torch", "export", "checkpoint"),
     "torch-compile": Backend("torch", "export", "checkpoint"),
     "ort": Backend("onnxruntime", "cpu", "onnx"),
     "ort-cuda": Backend("onnxruntime", "gpu", "onnx", device="cuda"),
+    "ort-tensorrt": Backend("onnxruntime", "gpu", "onnx", device="cuda"),
+    "ort-tensorrt-rtx": Backend("onnxruntime", "gpu", "onnx", device="cuda"),
     "transformers": Backend("transformers", "oracle", "checkpoint"),
     "tensorrt": Backend("tensorrt", "trt", "engine", device="cuda"),
     "openvino": Backend("openvino", "bench", "onnx"),
+    "torch-cuda": Backend("torch", "export", "checkpoint", device="cuda"),
+    "torch-cuda-fp16": Backend("torch", "export", "checkpoint", device="cuda"),
+    "torch-compile-cuda-fp16": Backend("torch", "export", "checkpoint", device="cuda"),
 }
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 
 
 @dataclass(frozen=True)
 class Target:
-    """A model and the backend that is to run it."""
+    """A model and the backend that runs it."""
 
     backend: str  # of `BACKENDS`
     source: str  # a file, folder, hub id or `demo`
     name: str  # what the report calls it, different for each target of a run
+    timed: bool = True  # False: it only gives the outputs that others are compared with
 
     @property
     def onnx(self) -> Path | None:
@@ -108,9 +115,10 @@ def demo_targets(checkpoint: str, directory: Path, onnx: Path, cuda: bool = Fals
 
 
 def require_runnable(target: Target) -> None:
-    """Refuses, before a process is started for it, a target that is not there or whose backend is not installed.
+    """Refuses a target that does not exist or whose backend is not installed, before a process is started for it.
 
-    A checkpoint for PyTorch may be a hub id, so that is left to its reader.
+    A checkpoint for PyTorch may be a hub id, so only its reader can say whether it exists. Whether there is a GPU is for the
+    backend to say.
 
     Raises:
         ArtifactError: the file or folder does not exist.
@@ -130,9 +138,9 @@ def require_runnable(target: Target) -> None:
 
 
 def distinct(targets: Sequence[Target]) -> list[Target]:
-    """The same targets under names that differ: the whole source where the last part is not enough, then a number.
+    """The same targets under names that differ: with the whole source where its last part is not enough, then with a number.
 
-    A target given twice stays twice: how much it differs from itself is how far to trust the other ratios.
+    A target that was given twice is measured twice. How much it differs from itself shows how far to trust other ratios.
     """
     repeated = {name for name, count in Counter(target.name for target in targets).items() if count > 1}
     named = [
@@ -182,7 +190,7 @@ def has_compiler() -> bool:
 
 
 def check_targets(texts: Sequence[str], cuda: bool = False) -> tuple[list[Target], list[tuple[str, str]]]:
-    """Reads all of them; returns those that could be read, with distinct names, and (text, error) of the others."""
+    """Reads all targets. Returns those that could be read, with distinct names, and (text, error) of the others."""
     targets: list[Target] = []
     errors: list[tuple[str, str]] = []
     for text in texts:
@@ -200,7 +208,7 @@ def _parsed(text: str, cuda: bool) -> tuple[list[Target], str | None]:
 
 
 def _name(backend: str, source: str) -> str:
-    """The backend and the last part of a path; a hub id as it is."""
+    """The backend and the last part of a path; a hub id stays whole."""
     path = user_path(source)
     on_disk = os.path.exists(path) or BACKENDS[backend].opens != "checkpoint" or path.is_absolute()
     return f"{backend}:{path.name if on_disk and path.name else source}"

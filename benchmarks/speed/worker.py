@@ -1,8 +1,8 @@
-"""The process that one variant lives in: opens it, and measures when it is told to.
+"""The process that one variant lives in: it opens the variant, and measures when it is told to.
 
 A process of its own keeps variants apart: their thread pools, allocators and memory. Commands come in and replies go out
-as pickles through the standard streams; whatever a library prints goes to the error stream. The process takes no notice of
-Ctrl-C, which is for its parent, and ends when its input ends.
+as pickles through the standard streams; whatever a library prints goes to the error stream. The process ignores Ctrl-C,
+which is for its parent, and ends when its input ends.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
+from detr_export.benchmarks.speed.targets import BACKENDS
 from detr_export.runtimes.errors import DetrError, InputError, first_line
 
 _STATUS = "/proc/self/status"
@@ -33,6 +34,7 @@ class Open:
     backend: str  # of `targets.BACKENDS`
     source: str
     threads: int
+    max_batch: int = 1  # the largest that will be prepared
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Opened:
 
     load_s: float  # import of the backend's library and opening of the model
     version: str
-    precision: str
+    precision: str  # what it computes in: "fp32", "tf32", "fp16", "int8"
     own_size: tuple[int, int]  # (height, width) that its settings make of a picture of the usual size
     ranges: dict[str, tuple[int, int | None]]  # of "batch", "height" and "width"
     draws_masks: bool
@@ -49,7 +51,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class Prepare:
-    """Make ready for one size and batch size; answered with `Prepared`."""
+    """Get ready for one size and batch size; answered with `Prepared`."""
 
     height: int
     width: int
@@ -66,7 +68,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Measure:
-    """Run and time every part: so often, or for so long but at least once; answered with `Measured`."""
+    """Run and time every part, a number of times or for some seconds, at least once; answered with `Measured`."""
 
     warmup_runs: int
     runs: int | None
@@ -75,18 +77,18 @@ class Measure:
 
 @dataclass(frozen=True)
 class Measured:
-    """Milliseconds, a sample for each run."""
+    """Milliseconds, one sample for each run."""
 
     preprocess_ms: tuple[float, ...]
     session_ms: tuple[float, ...]
     postprocess_ms: tuple[float, ...]
     end_to_end_ms: tuple[float, ...]
-    stages_ms: tuple[tuple[float, ...], ...] = ()  # on a GPU, of other runs, in the order of `device_stages.STAGES`
+    stages_ms: tuple[tuple[float, ...], ...] = ()  # on a GPU, from further runs, in the order of `device_stages.STAGES`
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """Run the session from so many threads at once for so long, each at least once; answered with a float, images/s."""
+    """Run the session from several threads at once for some seconds, each at least once; answered with images/s, a float."""
 
     callers: int
     seconds: float
@@ -101,32 +103,32 @@ class Failure:
 
 @dataclass(frozen=True)
 class Memory:
-    """Goes out with every answer."""
+    """The memory of the process, sent with every answer."""
 
     peak_resident_bytes: int
     device_bytes: int | None
 
 
 class Worker:
-    """Holds the variant; `handle` answers one command."""
+    """Holds the variant. `handle` answers one command."""
 
     def __init__(self) -> None:
         self._pipeline: Any = None
-        self._backend = ""
-        self._case: Prepare | None = None
+        self._device = "cpu"
+        self._prepared: Prepare | None = None
         self._pictures: list[list[Image.Image]] = []
         self._inputs: list[dict[str, np.ndarray]] = []
         self._next = 0
 
     def handle(self, command: Any) -> Any:
-        """Does what a command says; errors are raised."""
+        """Carries out a command and returns the answer; errors are raised."""
         if isinstance(command, Open):
             return self._open(command)
         if self._pipeline is None:
             raise InputError("nothing is open yet")
         if isinstance(command, Prepare):
             return self._prepare(command)
-        if self._case is None:
+        if self._prepared is None:
             raise InputError("no size is prepared yet")
         if isinstance(command, Measure):
             return self._measure(command)
@@ -136,20 +138,20 @@ class Worker:
 
     def memory(self) -> Memory:
         """Of this process."""
-        return Memory(peak_resident_bytes(), device_memory_bytes() if "cuda" in self._backend else None)
+        return Memory(peak_resident_bytes(), device_memory_bytes() if self._device == "cuda" else None)
 
     def _open(self, command: Open) -> Opened:
         begin = time.perf_counter()
         from detr_export.benchmarks.speed.pipelines import open_pipeline  # with the backends' libraries, so it counts
 
-        self._pipeline = open_pipeline(command.backend, command.source, command.threads)
+        self._pipeline = open_pipeline(command.backend, command.source, command.threads, command.max_batch)
         load_s = time.perf_counter() - begin
-        self._backend = command.backend
+        self._device = BACKENDS[command.backend].device
         metadata = self._pipeline.session.metadata
         return Opened(
             load_s,
             self._pipeline.version,
-            metadata.precision if metadata else "fp32",
+            self._pipeline.precision,
             self._pipeline.own_size(),
             dict(metadata.ranges) if metadata else {},
             any(spec.name == "pred_masks" for spec in self._pipeline.session.outputs),
@@ -158,16 +160,16 @@ class Worker:
     def _prepare(self, command: Prepare) -> Prepared:
         from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 
-        self._case, self._next = None, 0
+        self._prepared, self._next = None, 0
         self._pictures = [[Image.fromarray(array) for array in batch] for batch in command.batches]
         # The session is fed the same arrays in every variant, whatever its own processor would make of the pictures.
         processor = DetrImageProcessor(size={"height": command.height, "width": command.width})
         self._inputs = [self._pipeline.inputs(processor, batch) for batch in self._pictures]
-        self._pipeline.start_case()
+        self._pipeline.start_workload()
         begin = time.perf_counter()
         outputs = self._pipeline.session.run(self._inputs[0])
         first_ms = (time.perf_counter() - begin) * 1e3
-        self._case = command
+        self._prepared = command
         return Prepared(first_ms, {name: np.asarray(value) for name, value in outputs.items()})
 
     def _measure(self, command: Measure) -> Measured:
@@ -187,9 +189,9 @@ class Worker:
 
     def _run_once(self, index: int) -> tuple[float, float, float, float]:
         """Milliseconds of preprocess, session, postprocess and all in one go."""
-        assert self._case is not None
+        assert self._prepared is not None
         pictures, inputs = self._pictures[index], self._inputs[index]
-        height, width = self._case.height, self._case.width
+        height, width = self._prepared.height, self._prepared.width
         preprocess, _ = timed(lambda: self._pipeline.preprocess(pictures, height, width))
         session, outputs = timed(lambda: self._pipeline.session.run(inputs))
         postprocess, _ = timed(lambda: self._pipeline.postprocess(outputs, _sizes(pictures)))
@@ -197,8 +199,8 @@ class Worker:
         return preprocess, session, postprocess, whole
 
     def _end_to_end(self, pictures: list[Image.Image]) -> Any:
-        assert self._case is not None
-        inputs = self._pipeline.preprocess(pictures, self._case.height, self._case.width)
+        assert self._prepared is not None
+        inputs = self._pipeline.preprocess(pictures, self._prepared.height, self._prepared.width)
         return self._pipeline.postprocess(self._pipeline.session.run(inputs), _sizes(pictures))
 
     def _throughput(self, command: Throughput) -> float:
@@ -218,6 +220,7 @@ class Worker:
                 errors.append(error)
             finished.append(runs)
 
+        # All callers and this thread start together; the time ends with the last caller.
         callers = [
             threading.Thread(target=call, args=(self._inputs[number % len(self._inputs)],))
             for number in range(command.callers)
@@ -235,7 +238,7 @@ class Worker:
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    """Milliseconds that a call took, and what it returned. Sessions return host arrays, so a device has finished by then."""
+    """Milliseconds that a call took, and its result. Sessions return arrays on the host, so a device has finished then."""
     begin = time.perf_counter()
     result = call()
     return (time.perf_counter() - begin) * 1e3, result
@@ -244,7 +247,7 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
 def peak_resident_bytes() -> int:
     """The most memory that this process has held.
 
-    On Linux not `ru_maxrss`: a process inherits that from the one it was started by, however large.
+    On Linux this is not `ru_maxrss`, because a process inherits that from the process that started it.
     """
     try:
         with open(_STATUS, encoding="ascii", errors="replace") as file:
@@ -260,7 +263,7 @@ def peak_resident_bytes() -> int:
 
 
 def device_memory_bytes() -> int | None:
-    """GPU memory that this process holds, None where the driver does not say."""
+    """GPU memory that this process holds; None where the driver does not say."""
     try:
         import pynvml
 
@@ -278,7 +281,7 @@ def device_memory_bytes() -> int | None:
 
 
 def memory_of(pid: int, processes: list[Any]) -> int | None:
-    """Sum over the entries of a process; None when there is none, or the driver hides the amount."""
+    """Sum over the entries of a process; None when it has no entry, or the driver hides the amount."""
     amounts = [process.usedGpuMemory for process in processes if process.pid == pid]
     return None if not amounts or None in amounts else sum(amounts)
 
@@ -288,7 +291,7 @@ def _sizes(pictures: list[Image.Image]) -> list[tuple[int, int]]:
 
 
 def serve(commands: BinaryIO, replies: BinaryIO) -> None:
-    """Answers commands until there are no more; every answer is a pair with the `Memory`."""
+    """Answers commands until the input ends; with every answer goes the `Memory`."""
     worker = Worker()
     while True:
         try:

@@ -9,24 +9,24 @@ from detr_export.config import CONFIG_NAME
 from detr_export.runtimes.errors import CheckpointError, missing_extra
 from detr_export.runtimes.processing.image_processor import CONFIG_NAME as PROCESSOR_NAME
 
-# Of these the first that exists holds the weights.
+# The first of these that exists holds the weights.
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-# Names that end so were meant as files; asking the hub for them takes long, and answers something else.
+# A name with one of these endings was meant as a file. The hub is not asked: it takes long, and its answer misleads.
 _FILE_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".onnx", ".json")
 
 
 def download(repository: str, revision: str | None = None) -> Path:
-    """Fetches a checkpoint's files and returns the directory they lie in.
+    """Fetches a checkpoint's files and returns the directory that they lie in.
 
-    Honours `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE` and `HF_TOKEN`.
+    Follows the environment variables `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE` and `HF_TOKEN`.
 
     Raises:
-        CheckpointError: it is no valid id, does not exist, needs a login, lacks a file, or cannot be reached.
+        CheckpointError: the id is invalid, or the repository is not there, needs a login, lacks a file or cannot be reached.
     """
     if Path(repository).suffix in _FILE_SUFFIXES:
         raise CheckpointError(f"{repository} does not exist; expected a directory, a .pth file or a hub id")
@@ -43,20 +43,20 @@ def download(repository: str, revision: str | None = None) -> Path:
     except ImportError:
         raise missing_extra("huggingface_hub", "export") from None
 
-    logging.set_verbosity_error()  # it warns of each of its retries; what comes of them is said below
+    logging.set_verbosity_error()  # it warns of each retry; the outcome is reported below
     try:
         directory = Path(hf_hub_download(repository, CONFIG_NAME, revision=revision)).parent
         for name in WEIGHT_FILES:
             try:
                 file = hf_hub_download(repository, name, revision=revision)
-            except EntryNotFoundError:  # offline, its subclass LocalEntryNotFoundError
+            except EntryNotFoundError:  # offline it is the subclass LocalEntryNotFoundError
                 continue
             if name.endswith(".index.json"):
                 pattern = "model-*.safetensors" if name.startswith("model.") else "pytorch_model-*.bin"
                 snapshot_download(repository, revision=revision, allow_patterns=[pattern])
             directory = Path(file).parent
             break
-        with contextlib.suppress(EntryNotFoundError):  # the defaults are those of facebook/detr-resnet-50
+        with contextlib.suppress(EntryNotFoundError):  # without the file, the defaults of facebook/detr-resnet-50 hold
             hf_hub_download(repository, PROCESSOR_NAME, revision=revision)
     except HFValidationError:
         raise CheckpointError(
@@ -70,7 +70,7 @@ def download(repository: str, revision: str | None = None) -> Path:
         raise CheckpointError(f"{repository} is neither an existing path nor a repository on the hub") from None
     except LocalEntryNotFoundError:
         raise CheckpointError(
-            f"{repository} is not an existing path, nor in the hub's cache, and the hub could not be reached"
+            f"{repository} is neither an existing path nor in the hub's cache, and the hub could not be reached"
         ) from None
     except EntryNotFoundError:
         raise CheckpointError(f"{repository} on the hub has no {CONFIG_NAME}") from None

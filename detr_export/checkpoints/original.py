@@ -1,9 +1,9 @@
-"""The `.pth` files of facebookresearch/detr: their parameter names turned into the hub's, their configuration inferred.
+"""The `.pth` files of facebookresearch/detr: this turns their parameter names into the hub's and infers the configuration.
 
-Everything but three facts can be read off the shapes. The number of attention heads cannot, nor whether the last stage is
-dilated (DC5): both come from the training script's `args` when the file has them, the latter also from the caller; a file
-with neither is taken for what all published ones are, 8 heads and as much dilation as the caller says. Dropout matters
-for training only.
+The shapes of the parameters show everything but three facts: the number of attention heads, whether the last stage is
+dilated (DC5), and the dropout, which matters for training only. They come from the training script's `args` when the file
+has them. Without `args` the model is taken to have 8 heads, as all published ones have, and to be a DC5 model only if the
+caller says so.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from detr_export import coco
 from detr_export.config import RESNETS, DetrConfig
 from detr_export.runtimes.errors import CheckpointError
 
-# What such a file may hold beyond tensors: the training script's arguments, a bare namespace of plain values.
+# What such a file may hold besides tensors: the training script's arguments, a namespace of plain values.
 SAFE_GLOBALS = (argparse.Namespace,)
 _HEADS = 8
 _PANOPTIC_PREFIX = "detr."
 _BODY = "backbone.0.body."
 
-# Applied in order to each name, without the panoptic checkpoint's prefix.
+# They are applied in this order to each name, after the prefix of a panoptic checkpoint was removed.
 _RENAMES = (
     (r"^backbone\.0\.body\.", "model.backbone.conv_encoder.model."),
     (r"^backbone\.1\.row_embed\.", "model.backbone.position_embedding.row_embeddings."),
@@ -60,7 +60,7 @@ def convert(
     Args:
         state_dict: the `model` entry of the file.
         args: the training script's arguments, when the file has them.
-        dilation: whether the model is a DC5 one; None takes `args.dilation`, or False.
+        dilation: whether it is a DC5 model; None takes `args.dilation`, or False where there are no arguments.
 
     Raises:
         CheckpointError: the shapes are not those of any DETR, the model is of the pre-norm variant, or `dilation`
@@ -93,11 +93,14 @@ def _rename(name: str) -> str:
 
 
 def _infer_config(body: Mapping[str, Tensor], args: argparse.Namespace | None, dilation: bool | None) -> DetrConfig:
+    # What contradicts the options, or is not supported.
     if getattr(args, "pre_norm", False) or "transformer.encoder.norm.weight" in body:
         raise CheckpointError("the checkpoint was trained with --pre_norm; only the post-norm DETR is supported")
     trained_dilation = getattr(args, "dilation", None)
     if dilation is not None and trained_dilation is not None and bool(trained_dilation) != dilation:
         raise CheckpointError(f"the checkpoint's own arguments say dilation={bool(trained_dilation)}; leave --dilation out")
+
+    # What the shapes show.
     try:
         classes = body["class_embed.weight"].shape[0] - 1
         queries, d_model = body["query_embed.weight"].shape
@@ -106,7 +109,11 @@ def _infer_config(body: Mapping[str, Tensor], args: argparse.Namespace | None, d
     except KeyError as error:
         raise CheckpointError(f"the file has no parameter {error.args[0]!r}, which every original DETR has") from None
     except (IndexError, ValueError):
-        raise CheckpointError("class_embed, query_embed or linear1 is no matrix, as in every original DETR") from None
+        raise CheckpointError(
+            "class_embed, query_embed or linear1 is not a matrix, as it is in every original DETR"
+        ) from None
+
+    # What only the arguments show.
     heads = getattr(args, "nheads", _HEADS)
     if not isinstance(heads, int):
         raise CheckpointError(f"the checkpoint's own arguments say nheads={heads!r}; expected a whole number")
@@ -143,10 +150,10 @@ def _count(body: Mapping[str, Any], prefix: str) -> int:
 
 
 def split_file(content: object) -> tuple[Mapping[str, Tensor], argparse.Namespace | None]:
-    """Takes the parameters and the arguments out of what `torch.load` returned.
+    """Takes the parameters and the training script's arguments out of what `torch.load` returned.
 
     Raises:
-        CheckpointError: there are no parameters in it.
+        CheckpointError: it holds no parameters, or something else among them.
     """
     args = content.get("args") if isinstance(content, Mapping) else None
     if isinstance(args, dict):  # forks of the training script store vars(args)
@@ -159,6 +166,6 @@ def split_file(content: object) -> tuple[Mapping[str, Tensor], argparse.Namespac
     ]
     if strangers:
         raise CheckpointError(
-            f"the file's state dict holds entries that are no named tensors: {', '.join(map(str, strangers[:5]))}"
+            f"the file's state dict holds entries that are not named tensors: {', '.join(map(str, strangers[:5]))}"
         )
     return state_dict, args if isinstance(args, argparse.Namespace) else None

@@ -1,7 +1,7 @@
 """Reading a checkpoint: a directory, a hub id, or an original `.pth` file becomes a `Checkpoint`.
 
-Nothing here unpickles arbitrary objects: `torch.load` runs with `weights_only=True`, and the one class it admits beyond
-tensors is `argparse.Namespace`, which the original training script stores.
+Nothing here unpickles arbitrary objects: `torch.load` runs with `weights_only=True`. Besides tensors it allows one class,
+`argparse.Namespace`, which the original training script stores.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from detr_export.checkpoints.hub import PROCESSOR_NAME, WEIGHT_FILES, download
 from detr_export.config import CONFIG_NAME, DetrConfig
 from detr_export.runtimes.errors import CheckpointError, DetrError
 from detr_export.runtimes.files import sha256_of_files, user_path
+from detr_export.runtimes.opening import ENGINE_SUFFIXES
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 from detr_export.runtimes.processing.image_processor_fast import processor_from_dict
 
-# The trained checkpoint that comes with the package; a folder of that name is given as ./demo.
+# The name of the trained checkpoint in this package. A folder of that name is given as ./demo.
 DEMO = "demo"
 DEMO_DIRECTORY = Path(__file__).parents[1] / "demo_checkpoint"
 
 _LFS_HEADER = b"version https://git-lfs"
-# How torch names what it will not unpickle: an object of another class, or a program.
+# How torch's messages name what it refuses to unpickle: an object of another class, or a program.
 _FOREIGN = re.compile("GLOBAL|Unsupported class|TorchScript")
 _LISTED = 8  # names in an error message before "and N more"
 
@@ -41,11 +42,11 @@ _LISTED = 8  # names in an error message before "and N more"
 class Checkpoint:
     """A checkpoint in memory."""
 
-    source: str  # what the caller named
+    source: str  # the name that the caller gave
     config: DetrConfig
-    state_dict: Mapping[str, Tensor]  # the hub's names; floating point tensors as float32
+    state_dict: Mapping[str, Tensor]  # with the hub's names; floating point tensors are float32
     processor: DetrImageProcessor
-    sha256: str  # over the weight files as they lie on disk
+    sha256: str  # of the weight files as they lie on disk
 
     @property
     def task(self) -> str:
@@ -58,9 +59,9 @@ def load_checkpoint(source: str | Path, dilation: bool | None = None, revision: 
 
     Args:
         source: a directory with `config.json` and weights, a `.pth` file of facebookresearch/detr, or a hub id such as
-            `facebook/detr-resnet-50`. What exists on disk is never looked for on the hub. The name `demo` is that of the
-            small checkpoint that comes with this package, whatever lies on disk.
-        dilation: for `.pth` files, whether it is a DC5 model; refused elsewhere, where the configuration says it.
+            `facebook/detr-resnet-50`. What exists on disk is never looked for on the hub. The name `demo` always means the
+            small checkpoint in this package, whatever lies on disk.
+        dilation: for `.pth` files, whether it is a DC5 model; refused for others, whose configuration says it.
         revision: for hub ids, a branch, tag or commit.
 
     Raises:
@@ -70,7 +71,7 @@ def load_checkpoint(source: str | Path, dilation: bool | None = None, revision: 
         _refuse(dilation is not None or revision is not None, f"{DEMO} comes with the package; leave the other options out")
         return _load_directory(DEMO_DIRECTORY, DEMO)
     path = user_path(source)
-    if os.path.isfile(path):  # false, not an error, for a name that is too long
+    if os.path.isfile(path):  # of a name that is too long this is false, where `Path.is_file` raises
         _refuse(revision is not None, f"{path} is a file; --revision goes with a hub id")
         return _load_original(path, str(source), dilation)
     _refuse(dilation is not None, f"--dilation goes with an original .pth file; {source}'s {CONFIG_NAME} says it")
@@ -128,14 +129,14 @@ def _load_directory(directory: Path, source: str) -> Checkpoint:
     processor_file = directory / PROCESSOR_NAME
     try:
         processor = DetrImageProcessor.from_pretrained(directory) if processor_file.exists() else DetrImageProcessor()
-        processor = processor_from_dict(processor.to_dict())  # the class that the settings name
+        processor = processor_from_dict(processor.to_dict())  # of the class that the settings name
     except (DetrError, ValueError) as error:
         raise CheckpointError(f"{processor_file} is not usable: {error}") from error
     return Checkpoint(source, config, state_dict, processor, sha256_of_files(files))
 
 
 def _load_original(file: Path, source: str, dilation: bool | None) -> Checkpoint:
-    if file.suffix in (".onnx", ".engine", ".plan"):
+    if file.suffix in (".onnx", *ENGINE_SUFFIXES):
         raise CheckpointError(f"{file} is an exported file; expected a checkpoint directory, a hub id or a .pth file")
     if file.suffix in (".safetensors", ".json", ".bin"):
         raise CheckpointError(f"{file} is one file of a checkpoint; give the directory that holds it and its {CONFIG_NAME}")
@@ -186,7 +187,7 @@ def _read_file(file: Path) -> object:
     except SafetensorError as error:
         raise CheckpointError(f"{file} is truncated or not a safetensors file: {error}") from error
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for
-        # torch's text offers to load the file unsafely; that offer stays here.
+        # torch's message offers to load the file unsafely; it is not passed on.
         if _FOREIGN.search(str(error)):
             raise CheckpointError(
                 f"{file} holds objects other than tensors and was not loaded; expected a state dict saved with torch.save"

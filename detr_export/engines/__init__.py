@@ -1,1 +1,1 @@
-"""TensorRT engines: building, attesting and comparing them."""
+"""TensorRT engines: building them, checking their precision, and comparing them with their checkpoint."""

@@ -1,7 +1,8 @@
-"""Is an engine what it was to be? The engine inspector's layers are compared with the graph that they were made from.
+"""Does an engine compute in the precision that was asked for? Its layers are compared with the graph they were made from.
 
-Read are the words of TensorRT 8.5 to 11: a tensor's "Format/Datatype" is "Row major linear FP16 format", "Half" or the
-like, a layer's "Metadata" names its ONNX nodes, and before there was metadata its "Name" joins them with " + ".
+This reads the words of the engine inspector of TensorRT 8.5 to 11. A tensor's "Format/Datatype" is "Row major linear FP16
+format", "Half" or similar. A layer's "Metadata" names its ONNX nodes; versions without metadata join these names with " + "
+in the layer's "Name".
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from detr_export.runtimes.errors import ArtifactError
 _COMPUTE_OPERATORS = ("Conv", "MatMul", "Gemm", "ConvTranspose")
 _COMPUTE_LAYERS = re.compile(r"conv|gemm|matmul|matrix|mha", re.IGNORECASE)
 _ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
-# In this order: the first that an input's format shows. A quantised layer may have inputs of several.
+# The first of these that the format of an input shows. A quantised layer may have inputs of several precisions.
 _FORMATS = (
     ("int8", re.compile(r"int8", re.IGNORECASE)),
     ("bf16", re.compile(r"bf16|bfloat", re.IGNORECASE)),
@@ -26,27 +27,27 @@ _FORMATS = (
     ("fp32", re.compile(r"fp32|float", re.IGNORECASE)),
 )
 _ELEMENT_TYPES = {onnx.TensorProto.FLOAT: "fp32", onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16"}
-_NAMED = 3  # layers in an error message
+_NAMED = 3  # how many layers an error message names
 
 
 def graph_precision(model: onnx.ModelProto) -> str:
-    """What a graph computes in: "int8" when it holds QuantizeLinear nodes, else the least of its convolutions and products.
+    """What a graph computes in: "int8" when it holds QuantizeLinear nodes, else the lowest precision of its products.
 
-    An fp16 graph whose transformer stays fp32 has more products in that.
+    The lowest, not the most frequent: an fp16 graph whose transformer stays fp32 has more fp32 products than fp16 ones.
 
     Raises:
-        ArtifactError: it has none.
+        ArtifactError: the graph has no convolution and no product.
     """
     if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         return "int8"
     found = set(node_precisions(model).values())
     if not found:
-        raise ArtifactError("the graph holds no convolution and no product; it is no DETR")
+        raise ArtifactError("the graph holds no convolution and no matrix product, so it is not a DETR")
     return next(name for name in ("fp16", "bf16", "fp32") if name in found)
 
 
 def node_precisions(model: onnx.ModelProto) -> dict[str, str]:
-    """Precision of each convolution and product by the node's name: "int8" where its input was just dequantised."""
+    """The precision of each convolution and product, by the node's name; "int8" where its input was just dequantised."""
     inferred = onnx.shape_inference.infer_shapes(model).graph
     types = {tensor.name: tensor.data_type for tensor in inferred.initializer}
     for value in (*inferred.value_info, *inferred.input, *inferred.output):
@@ -65,14 +66,14 @@ def attest(layers: Sequence[Any], nodes: Mapping[str, str]) -> dict[str, int]:
     """Compares an engine's layers with the graph's nodes.
 
     Args:
-        layers: the engine inspector's.
+        layers: from the engine inspector.
         nodes: from `node_precisions`.
 
     Returns:
         How many layers compute in each precision.
 
     Raises:
-        ArtifactError: a layer computes in a precision that none of its nodes has, or the inspector does not tell.
+        ArtifactError: a layer computes in a precision that none of its nodes has, or the inspector does not show any.
     """
     counts: Counter[str] = Counter()
     wrong = []

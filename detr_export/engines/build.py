@@ -1,6 +1,6 @@
-"""From an ONNX file to a TensorRT engine that is attested, compared with its checkpoint, and only then written.
+"""From an ONNX file to a TensorRT engine. It is written only after its precision and its numbers were checked.
 
-The engine is a plain plan, which trtexec and C++ read; what else is to be known of it lies beside it in `<engine>.json`.
+The engine is a plain plan, which trtexec and C++ read. Everything else about it lies beside it in `<engine>.json`.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from detr_export.engines.source import make_graph
 from detr_export.graphs.inspection import Inspection, inspect_onnx
 from detr_export.graphs.tensorrt import readable_graph
 from detr_export.loading import reference_of_file
-from detr_export.runtimes.backends.cuda import memory as cuda_memory
+from detr_export.runtimes.backends.cuda import opening as cuda_opening
 from detr_export.runtimes.backends.cuda.memory import CudaDevice
 from detr_export.runtimes.backends.tensorrt.profiles import EngineProfile, default_profiles, shape_profile
 from detr_export.runtimes.backends.tensorrt.sidecar import EngineSidecar, read_sidecar, write_sidecar
 from detr_export.runtimes.errors import ArtifactError, OutputError, VerificationError
 from detr_export.runtimes.files import require_writable, write_atomically
 from detr_export.runtimes.metadata import Metadata
-from detr_export.runtimes.predictor import ENGINE_SUFFIXES
+from detr_export.runtimes.opening import ENGINE_SUFFIXES
 from detr_export.runtimes.progress import SILENT, Progress
 from detr_export.verification.comparison import Parity, compare
 from detr_export.verification.reference import Reference, reference_of
@@ -81,7 +81,7 @@ def build_engine(
     step: str | None = None,
     fell_back: bool = False,
 ) -> EngineResult:
-    """Builds, attests, verifies and only then writes an engine and its sidecar.
+    """Builds an engine, checks its precision, compares it with its checkpoint, and only then writes it and its sidecar.
 
     Args:
         onnx_file: from `export_onnx`; its metadata states the precision, and its graph has it.
@@ -117,7 +117,7 @@ def build_engine(
             parity = _compare(plan.content, sidecar, reference, order.profiles, options.device, progress)
             require_engine(parity, target.name, step or order.precision)
             sidecar = replace(sidecar, metadata=replace(sidecar.metadata, parity=parity.to_dict()))
-        # The sidecar first: whoever opens the pair in between finds digests that differ, and refuses.
+        # The sidecar first: a reader who opens the pair in between finds digests that differ, and refuses.
         write_sidecar(target, sidecar)
         write_atomically(target, plan.content)
     return EngineResult(target, len(plan.content), sidecar, parity, built_here=True)
@@ -142,7 +142,7 @@ def build_from_source(
     """
     from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
 
-    tensorrt_api.version()  # before a minute of exporting
+    tensorrt_api.require_supported()  # before a minute of exporting
     with tempfile.TemporaryDirectory(prefix="detr-export-") as folder:
         return build_with_fallback(
             lambda step: make_graph(source, step.name, Path(folder), progress), output, options, progress, tried
@@ -200,12 +200,12 @@ class _Order:
 
 
 def _read_order(source: Path, options: EngineOptions) -> _Order:
-    """Finds out what is to be built, and refuses what cannot be."""
-    import detr_export.engines.builder  # noqa: F401  # says at once where TensorRT is missing
+    """Finds out what is to be built, and refuses what cannot be built."""
+    import detr_export.engines.builder  # noqa: F401  # if TensorRT is missing, say so now
     from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
 
-    tensorrt_api.version()
-    device = cuda_memory.open_device(options.device)
+    tensorrt_api.require_supported()
+    device = cuda_opening.open_device(options.device)
     about = inspect_onnx(source)
     metadata = _require_metadata(about)
     version = tensorrt_api.full_version()
@@ -239,7 +239,7 @@ def _build(order: _Order, progress: Progress) -> Plan:
 
 
 def _attest(plan: Plan, order: _Order) -> dict[str, int]:
-    """How many layers of the engine compute in each precision, once these are the graph's."""
+    """Checks that the engine computes in the graph's precisions; returns how many layers compute in each."""
     from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
 
     with order.device.active():
@@ -273,7 +273,7 @@ def _describe(plan: Plan, order: _Order, layers: dict[str, int], fallback: str |
 def _require_target(target: Path, overwrite: bool) -> None:
     if target.suffix not in ENGINE_SUFFIXES:
         raise OutputError(
-            f"{target} does not end in {', '.join(ENGINE_SUFFIXES)}, by which engines are known; name it {target}.engine"
+            f"{target} does not end in {', '.join(ENGINE_SUFFIXES)}, and engines are known by that; name it {target}.engine"
         )
     require_writable(target, overwrite)
 

@@ -1,4 +1,4 @@
-"""From an ONNX file to a TensorRT plan: the calls to TensorRT's builder, which can be watched and cancelled."""
+"""From an ONNX file to a TensorRT plan: the calls to TensorRT's builder, with progress and a way to cancel it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from detr_export.runtimes.progress import SILENT, Progress
 
 _MIB = 1 << 20
 _POLL_SECONDS = 0.1  # how soon Ctrl-C is seen
-_CANCEL_SECONDS = 60.0  # TensorRT asks between two steps whether to go on, and a step takes seconds
+_CANCEL_SECONDS = 60.0  # a step takes seconds, and TensorRT asks only between two steps whether to go on
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ def build_plan(
     timing_cache: bytes = b"",
     progress: Progress = SILENT,
 ) -> Plan:
-    """Builds a plan. Ctrl-C cancels, which TensorRT before 10 does not allow: there the process ends without waiting.
+    """Builds a plan. Ctrl-C cancels the build. TensorRT before 10 cannot cancel; there Ctrl-C does not wait for its end.
 
     Args:
         onnx_file: the graph; from TensorRT 10 on its types are the engine's.
         profiles: shapes of all inputs.
-        precision: "fp32", "fp16" or "int8": what the graph is.
+        precision: of the graph, "fp32", "fp16" or "int8".
         settings: of the builder.
         device: the GPU that is built on and for.
         timing_cache: what an earlier build measured.
@@ -63,10 +63,10 @@ def build_plan(
                     onnx_file, profiles, precision, settings, timing_cache, progress, lambda: not cancelled.is_set()
                 )
             outcome.append(plan)
-        except BaseException as error:  # handed to the thread that waits
+        except BaseException as error:  # goes to the thread that waits
             outcome.append(error)
 
-    # In a thread of its own, because an exception of a signal handler must not pass through TensorRT's frames.
+    # The build has a thread of its own: the exception of a signal handler must not pass through TensorRT's frames.
     builder_thread = threading.Thread(target=work, name="TensorRT builder", daemon=True)
     builder_thread.start()
     try:
@@ -92,6 +92,7 @@ def _build(
     progress: Progress,
     go_on: Callable[[], bool],
 ) -> Plan:
+    # Read the graph.
     trt, log, generation = tensorrt_api.trt, tensorrt_api.log, tensorrt_api.generation()
     log.errors.clear()
     builder = trt.Builder(log)
@@ -103,9 +104,11 @@ def _build(
             parser_error = parser.get_error(index)
             reasons.append(parser_error.desc())
         raise ArtifactError(f"TensorRT {trt.__version__} does not read {onnx_file}: {'; '.join(reasons) or log.cause()}")
+
+    # Set precision, options, shapes and timing cache.
     config = builder.create_builder_config()
     generation.set_precision(config, network, precision)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or the precisions could not be read back
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # without it the precisions cannot be read back
     _configure(config, settings, generation)
     for sizes in profiles:
         profile = builder.create_optimization_profile()
@@ -117,9 +120,11 @@ def _build(
         raise BackendError(
             f"the timing cache is of another GPU or TensorRT, or damaged: {log.cause()}; give another --timing-cache file"
         )
+
+    # Build.
     monitor = generation.watch(config, lambda phase, done, total: progress.step(done, total, phase), go_on)
     plan = builder.build_serialized_network(network, config)
-    del monitor  # has to live until here
+    del monitor  # it must live until here
     if plan is None:
         if not go_on():
             raise KeyboardInterrupt

@@ -1,7 +1,7 @@
 """The gate of an engine: it must give the checkpoint's numbers at the corners of every profile.
 
-Each profile is run at its smallest, its tuned and its largest size, with batches of one image repeated, where a mixed-up
-batch would not show, and of different images with different paddings, where it would.
+Each profile is run at its smallest, its tuned and its largest size. At each size there is one batch of one image repeated,
+and one of different images with different paddings: only the second shows images that were mixed up in the batch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def engine_grid(profiles: Sequence[EngineProfile]) -> list[Case]:
 def _cases(size: BatchSize) -> list[Case]:
     batch, height, width = size
     full = Case(height, width, ((height, width),) * batch, identical=batch > 1)
-    # Shorter and narrower by turns, and no two alike.
+    # Images are made narrower and shorter by turns; no two are alike.
     padded = tuple(
         (max(1, height - index * height // (batch + 1)), width)
         if index % 2
@@ -37,7 +37,7 @@ def _cases(size: BatchSize) -> list[Case]:
 
 
 def require_engine(parity: Parity, name: str, step: str) -> None:
-    """Lets an engine pass or not.
+    """Refuses an engine that disagrees with its checkpoint.
 
     Args:
         parity: from `compare`.

@@ -6,19 +6,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from detr_export.runtimes.backends.tensorrt.profiles import EngineProfile
+from detr_export.runtimes.devices import CUDA, parse_device
 from detr_export.runtimes.errors import BackendError
-from detr_export.runtimes.session import parse_device
 
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """What TensorRT's builder is told; None leaves a setting to it."""
+    """Settings of TensorRT's builder; None leaves one to TensorRT."""
 
     workspace_mib: int | None = None  # scratch memory that a kernel may use, MiB
     optimization_level: int | None = None  # 0, fast to build, to 5, fast to run
     version_compatible: bool = False  # runs on later TensorRTs of the same major version
     hardware_compatible: bool = False  # runs on every GPU from Ampere on
-    aux_streams: int | None = None  # streams beside the main one
+    aux_streams: int | None = None  # CUDA streams beside the main one
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class EngineOptions:
     timing_cache: Path | None = None  # read before and written after the build
     device: int = 0  # number of the GPU
     verify: bool = True
-    checkpoint: str | None = None  # what to compare with; the file's source when None
+    checkpoint: str | None = None  # what to compare with; the checkpoint that the file came from when None
     overwrite: bool = False
 
 
@@ -41,7 +41,7 @@ def gpu_number(device: str) -> int:
     Raises:
         BackendError: it names no GPU.
     """
-    kind, index = parse_device(device)
-    if kind != "cuda":
+    place = parse_device(device)
+    if place.kind != CUDA:
         raise BackendError(f"device is {device!r}; an engine is built on a GPU, 'cuda' or 'cuda:N'")
-    return index
+    return place.index

@@ -1,1 +1,1 @@
-"""ONNX graphs: tracing, simplifying, checking, casting to fp16, and the forms that TensorRT reads."""
+"""ONNX graphs: tracing, simplifying, checking and casting them, and the forms that TensorRT reads."""

@@ -1,4 +1,4 @@
-"""What an exported graph must look like, whatever its numbers: what deployment runtimes stumble over is refused here."""
+"""Rules for the structure of an exported graph: what deployment runtimes cannot handle is refused here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from detr_export.graphs.editing import opset_of
 from detr_export.runtimes.errors import ArtifactError, first_line
 
-# Control flow, operators whose output size depends on values, and sequences: engine builders reject or mishandle them.
+# Control flow, operators whose output size depends on values, and sequences: engine builders reject them or get them wrong.
 _FORBIDDEN = ("If", "Loop", "Scan", "NonZero", "Unique", "Compress")
 _FORBIDDEN_PREFIXES = ("Sequence", "SplitToSequence", "ConcatFromSequence", "Optional", "Random")
 
@@ -42,9 +42,9 @@ def check_graph(model: onnx.ModelProto, layer_norms: int, opset: int, inputs: di
     operators = Counter(node.op_type for node in model.graph.node)
     forbidden = sorted(name for name in operators if name in _FORBIDDEN or name.startswith(_FORBIDDEN_PREFIXES))
     if forbidden:
-        raise ArtifactError(f"the graph holds {', '.join(forbidden)}, which deployment runtimes do not take")
+        raise ArtifactError(f"the graph holds {', '.join(forbidden)}, which deployment runtimes do not support")
     norms = operators["LayerNormalization"]
-    if norms < layer_norms:  # more there may be: a backbone of timm's can have its own
+    if norms < layer_norms:  # there may be more: a timm backbone can have its own
         raise ArtifactError(f"the graph holds {norms} LayerNormalization nodes instead of {layer_norms}: some were split")
     absent = sorted(set(inputs) - {value.name for value in model.graph.input})
     if absent:

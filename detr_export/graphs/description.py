@@ -22,7 +22,7 @@ def describe(
     task: str | None = None,
     input: str = "float",
 ) -> Metadata:
-    """What can be said of a checkpoint, or of a file exported from it, before anything was compared."""
+    """The metadata of a checkpoint, or of a file exported from it, before anything was compared."""
     return Metadata(
         task=task or checkpoint.task,
         id2label=dict(checkpoint.config.id2label),
@@ -39,7 +39,7 @@ def describe(
 
 
 def input_ranges(config: DetrConfig) -> dict[str, Range]:
-    """Sizes that a model takes. Sine positions know no limit; learned ones end after 50 rows and columns."""
+    """Sizes that a model takes. Sine positions have no limit; learned ones end after 50 rows and columns."""
     if config.position_embedding_type == "sine":
         side: Range = (1, None)
     else:
@@ -49,7 +49,7 @@ def input_ranges(config: DetrConfig) -> dict[str, Range]:
 
 
 def label_ids_to_fuse(config: DetrConfig) -> tuple[int, ...]:
-    """Classes of stuff, whose regions a panoptic map joins: named in the configuration, or COCO's in a COCO model."""
+    """Classes of stuff, whose regions a panoptic map joins: those in the configuration, or COCO's for a COCO model."""
     named = config.extra.get("label_ids_to_fuse")
     if named is not None:
         return tuple(int(label) for label in named)

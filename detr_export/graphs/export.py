@@ -115,7 +115,7 @@ def exported(
         VerificationError: the file disagrees with the checkpoint; nothing was written.
         BackendError: a package that the export needs is not installed.
     """
-    # Refuse what cannot work, before the minute that tracing takes.
+    # Refuse what cannot work before tracing, which takes a minute.
     options = options or ExportOptions()
     require_writable(output, options.overwrite, SUFFIX)
     _require_tools(options)
@@ -176,7 +176,7 @@ def verify_file(
         CheckpointError: the checkpoint is missing, damaged, or not a DETR.
     """
     from detr_export.runtimes.backends.ort.session import OrtSession
-    from detr_export.runtimes.predictor import require_detr
+    from detr_export.runtimes.session import require_detr
 
     with OrtSession(file, spinning=False) as candidate:
         require_detr(candidate)

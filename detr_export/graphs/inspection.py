@@ -124,7 +124,8 @@ def _read_with_onnx(file: Path) -> Inspection:
 def _read_with_onnxruntime(file: Path) -> Inspection:
     from detr_export.runtimes.backends.ort.session import OrtSession
 
-    with OrtSession(file, threads=1, graph_optimization="disabled") as session:
+    session = OrtSession(file, threads=1, graph_optimization="disabled")
+    with session:
         return Inspection(
             path=str(file),
             size_bytes=file.stat().st_size,

@@ -1,6 +1,6 @@
 """Whether TensorRT's ONNX parser reads a graph, and the form that TensorRT 8.5 reads.
 
-What each version reads is in `data/tensorrt_operators.json`, with its source.
+What each version reads is in `tensorrt_operators.json`, with its source.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ParserRules:
     opsets: range
     dtypes: dict[str, frozenset[str]]  # by operator
     read_as: dict[str, str]  # dtypes that it turns into others
-    constant_inputs: dict[str, list[int]]  # by operator, inputs that have to be initializers
+    constant_inputs: dict[str, list[int]]  # by operator, the inputs that must be initialisers
 
 
 @functools.cache
@@ -66,7 +66,7 @@ def parser_rules(version: str) -> ParserRules:
 
 
 def check_parsable(model: onnx.ModelProto, version: str) -> None:
-    """Checks that TensorRT's parser reads every operator of a graph in the dtypes that it has there.
+    """Checks that TensorRT's parser reads every operator of a graph, in the dtypes that the graph has.
 
     Raises:
         ArtifactError: names what is not read, and by which version.
@@ -74,15 +74,15 @@ def check_parsable(model: onnx.ModelProto, version: str) -> None:
     rules = parser_rules(version)
     problems = list(dict.fromkeys(_problems(model, rules)))
     if problems:
-        remedy = "; tensorrt_graph.rewrite_for_8_5 mends some" if version.startswith("8.5") else ""
+        remedy = "; graphs.tensorrt.rewrite_for_8_5 mends some of it" if version.startswith("8.5") else ""
         raise ArtifactError(f"TensorRT {version} does not read the graph: {', '.join(problems)}{remedy}")
 
 
 def readable_graph(model: onnx.ModelProto, version: str) -> onnx.ModelProto:
-    """The graph in a form that TensorRT of that version reads: as it is, or before 10 rewritten.
+    """The graph in a form that TensorRT of that version reads: rewritten for 8.x, else as it is.
 
     Raises:
-        ArtifactError: the version does not read it, or nothing is known of the version.
+        ArtifactError: the version does not read it, or there is no list for the version.
     """
     if version.startswith("8."):  # 8.6 reads more, but all that 8.5 does
         return rewrite_for_8_5(model)
@@ -94,7 +94,7 @@ def rewrite_for_8_5(model: onnx.ModelProto) -> onnx.ModelProto:
     """Returns a copy that computes the same in operators that TensorRT 8.5 reads.
 
     LayerNormalization becomes its definition, in fp32, under names that start with the node's own: a builder with the FP16
-    flag has to keep them in fp32. A Shape of some dimensions becomes one of all with a Slice, since older parsers ignore
+    flag must keep them in fp32. A Shape of some dimensions becomes a Shape of all with a Slice, because older parsers ignore
     `start` and `end`. The parser itself turns int64 into int32.
 
     Raises:
@@ -113,7 +113,7 @@ def rewrite_for_8_5(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 class _Constants:
-    """Adds initializers to a graph, equal ones once."""
+    """Adds initialisers to a graph; equal ones only once."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self._graph = graph
@@ -186,7 +186,7 @@ def _problems(model: onnx.ModelProto, rules: ParserRules) -> Iterator[str]:
         for name in _typed_values(node, opset):
             dtype = _NAMES.get(dtypes.get(name, TensorProto.UNDEFINED), "an unknown dtype")
             if dtype == "UINT8" and node.op_type == "Cast" and name in outside:
-                continue  # the one place for it, in every version
+                continue  # the one place where every version takes it
             dtype = rules.read_as.get(dtype, dtype)
             if dtype not in rules.dtypes[node.op_type] or dtype == "UINT8":
                 yield f"{node.op_type} of {dtype}"
@@ -199,7 +199,7 @@ def _problems(model: onnx.ModelProto, rules: ParserRules) -> Iterator[str]:
 
 
 def _typed_values(node: onnx.NodeProto, opset: int) -> list[str]:
-    """The values whose dtype the lists are about: what the operator computes with, not its indices, sizes or flags."""
+    """The values whose dtypes the lists restrict: what the operator computes with, not its indices, sizes or flags."""
     schema = onnx.defs.get_schema(node.op_type, opset, "")
     free = {item.type_param_str for item in schema.type_constraints if len(item.allowed_type_strs) > 1}
     meant = {item[0].type_str for item in (schema.inputs, schema.outputs) if item} & free

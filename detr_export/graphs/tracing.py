@@ -103,8 +103,8 @@ def _example(
 def _with_scaling(model: DeployedModel, processor: DetrImageProcessor) -> Uint8Model:
     """The model behind the scaling that a processor's settings ask for."""
     factor = processor.rescale_factor if processor.do_rescale else None
-    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (None, None)
-    return Uint8Model(model, factor, mean, std)
+    normalization = (processor.image_mean, processor.image_std) if processor.do_normalize else (None, None)
+    return Uint8Model(model, factor, *normalization)
 
 
 def _measure_after_cast(model: onnx.ModelProto) -> None:

@@ -1,1 +1,1 @@
-"""The reference DETR in plain PyTorch: one file a concept, parameter names as on the Hugging Face hub."""
+"""The reference DETR in plain PyTorch: one file for each concept, with the parameter names of the Hugging Face hub."""

@@ -13,7 +13,7 @@ from detr_export.modeling.position_encoding import build_position_encoding
 from detr_export.modeling.resnet import TimmResNet, TransformersResNet
 from detr_export.runtimes.errors import CheckpointError, first_line, missing_extra
 
-# Options of timm's feature extractor that our own ResNet understands; any other hands the job to timm itself.
+# Options of timm's feature extractor that our own ResNet understands. With any other one, timm makes the backbone.
 _OWN_OPTIONS = {"out_indices", "in_chans", "output_stride"}
 
 
@@ -32,7 +32,7 @@ class DetrConvEncoder(nn.Module):
         _freeze_stem(config, self.model)
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
-        """Maps (B, num_channels, H, W) to feature maps, finest first; the last has the stride of the transformer."""
+        """Maps (B, num_channels, H, W) to feature maps, finest first; the last one is the transformer's input."""
         return self.model(pixel_values)
 
 
@@ -128,7 +128,7 @@ def _from_timm(config: DetrConfig, pretrained: bool) -> nn.Module:
 def _freeze_stem(config: DetrConfig, model: nn.Module) -> None:
     """Stops gradients of a ResNet's stem and first stage, which DETR's recipe does not train.
 
-    transformers means to do the same to a `no_timm` backbone, but looks for names that it does not have and freezes all.
+    transformers means to do the same to a `no_timm` backbone, but looks for names that are not there and freezes all of it.
     """
     if config.use_timm_backbone and "resnet" not in (config.backbone or ""):
         return

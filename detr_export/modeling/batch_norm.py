@@ -1,4 +1,4 @@
-"""Frozen batch norm: DETR never updates the statistics that its backbone came with, unless it is trained from scratch."""
+"""Frozen batch norm: DETR keeps the statistics of its pretrained backbone, unless the backbone is trained from scratch."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class DetrFrozenBatchNorm2d(nn.Module):
 def freeze_batch_norm(module: nn.Module) -> None:
     """Replaces every `nn.BatchNorm2d` below `module`, keeping its values.
 
-    Subclasses are replaced too. timm's `BatchNormAct2d` thereby loses its activation: that is what transformers' DETR
-    does to such backbones (MobileNet, EfficientNet), and the weights published for them were trained that way.
+    Subclasses are replaced, too, so timm's `BatchNormAct2d` loses its activation. transformers' DETR does the same to such
+    backbones (MobileNet, EfficientNet), and the weights published for them were trained that way.
     """
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
@@ -62,7 +62,7 @@ def freeze_batch_norm(module: nn.Module) -> None:
 def unfreeze_batch_norm(module: nn.Module) -> None:
     """Replaces every `DetrFrozenBatchNorm2d` below `module` by a `nn.BatchNorm2d` that learns, keeping its values.
 
-    The names in the state dict stay, and a frozen model reads it: it drops the one that is new, `num_batches_tracked`.
+    The state dict keeps its names, so a frozen model reads it; that model drops the one new name, `num_batches_tracked`.
     """
     for name, child in module.named_children():
         if isinstance(child, DetrFrozenBatchNorm2d):

@@ -29,7 +29,9 @@ def generalized_box_iou(first: Tensor, second: Tensor) -> Tensor:
     """
     for name, boxes in (("first", first), ("second", second)):
         if not (boxes[:, 2:] >= boxes[:, :2]).all():
-            raise InputError(f"the {name} boxes are NaN or turned inside out; expected x_min <= x_max and y_min <= y_max")
+            raise InputError(
+                f"the {name} boxes are NaN, or a minimum lies above its maximum; expected x_min <= x_max and y_min <= y_max"
+            )
     overlap = _area(torch.maximum(first[:, None, :2], second[:, :2]), torch.minimum(first[:, None, 2:], second[:, 2:]))
     union = _area(first[:, :2], first[:, 2:])[:, None] + _area(second[:, :2], second[:, 2:]) - overlap
     hull = _area(torch.minimum(first[:, None, :2], second[:, :2]), torch.maximum(first[:, None, 2:], second[:, 2:]))

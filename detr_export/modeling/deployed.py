@@ -1,4 +1,4 @@
-"""A model as it is deployed: tensors in, tensors out by name, nothing optional. And one that starts from uint8 images."""
+"""A model as it is deployed, which maps tensors to named tensors, and one that starts from uint8 images."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class DeployedModel(nn.Module):
     """What an exported file computes, and what it is compared with.
 
     Args:
-        model: the checkpoint's model; put into eval mode together with this wrapper, because the exporter restores the mode
-            that it finds on the wrapper for everything below it.
+        model: the checkpoint's model. It is put into eval mode together with this wrapper, because the exporter gives
+            everything below the wrapper the mode that the wrapper has.
         attentions: also return the decoder's last cross-attention.
     """
 
@@ -36,8 +36,8 @@ class DeployedModel(nn.Module):
         """Runs the model on (B, C, H, W) and, optionally, (B, H, W).
 
         Returns:
-            `logits` (B, Q, classes + 1), `pred_boxes` (B, Q, 4), for segmentation `pred_masks` (B, Q, H/4, W/4), with
-            attentions `cross_attention` (B, heads, Q, h, w), weights over the coarsest feature map.
+            `logits` (B, Q, classes + 1) and `pred_boxes` (B, Q, 4); for segmentation also `pred_masks` (B, Q, H/4, W/4);
+            with attentions also `cross_attention` (B, heads, Q, h, w), the weights over the coarsest feature map.
         """
         run = self.model.base.run(pixel_values, pixel_mask, output_attentions=self.attentions)
         prediction = self.model.predict(run)
@@ -53,7 +53,7 @@ class DeployedModel(nn.Module):
 class Uint8Model(nn.Module):
     """A `DeployedModel` that scales its images itself, as `DetrImageProcessor` does: rescale, normalise, zeros as padding.
 
-    The processor rescales in float64; here all is float32, one rounding apart.
+    The processor rescales in float64. Here everything is float32, so results may differ by one rounding.
 
     Args:
         model: the model of the scaled images.
@@ -83,7 +83,7 @@ class Uint8Model(nn.Module):
     def forward(self, pixel_values: Tensor, valid_sizes: Tensor | None = None) -> dict[str, Tensor]:
         """Runs the model on uint8 (B, H, W, 3), RGB, each image in the top left, and int64 (B, 2), its (height, width).
 
-        What lies beyond an image's size does not matter; without sizes, all is image. Returns what `DeployedModel` does.
+        Pixels beyond an image's size do not matter; without sizes every pixel is real. Returns what `DeployedModel` returns.
         """
         images = pixel_values.to(torch.float32)
         if self.factor is not None:

@@ -33,10 +33,10 @@ from detr_export.runtimes.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass through backbone, encoder and decoder, with what the heads need of it."""
+    """What one pass through backbone, encoder and decoder leaves for the heads."""
 
     features: list[Tensor]  # of the backbone, finest first
-    mask: Tensor | None  # (B, h, w) bool, True = real; None when all is
+    mask: Tensor | None  # (B, h, w) bool, True = real; None when every pixel is real
     projected: Tensor  # (B, d_model, h, w), the encoder's input
     encoded: EncoderOutput
     decoded: DetrDecoderOutput
@@ -96,10 +96,10 @@ class DetrModel(DetrPreTrainedModel):
             decoder_inputs_embeds: (B, Q, d_model), the queries' content in place of zeros.
             output_attentions, output_hidden_states, return_dict: as in transformers; the configuration's when None.
 
-        (transformers 4.57 takes the mask and both embeddings and does nothing with them.)
+        (transformers 4.57 accepts the attention mask and both embeddings and ignores them.)
 
         Returns:
-            `last_hidden_state` is (B, Q, d_model); a tuple of what is set when `return_dict` is False.
+            `last_hidden_state` is (B, Q, d_model). When `return_dict` is False, a tuple of the fields that are set.
         """
         run = self.run(
             pixel_values,
@@ -169,7 +169,7 @@ class DetrMLPPredictionHead(nn.Module):
 
 
 class DetrWithHeads(DetrPreTrainedModel):
-    """What the detection and the segmentation model share: one `forward`, over `base`, `predict` and the loss."""
+    """What the detection and the segmentation model share: a `forward` made of `base`, `predict` and the loss."""
 
     output_type: type[DetrObjectDetectionOutput] | type[DetrSegmentationOutput]
 
@@ -208,8 +208,8 @@ class DetrWithHeads(DetrPreTrainedModel):
 
         Returns:
             `logits` (B, Q, num_labels + 1), `pred_boxes` (B, Q, 4), (center_x, center_y, width, height) in [0, 1] of the
-            image without its padding, and of a segmentation model `pred_masks` (B, Q, H/4, W/4) logits. A tuple of what is
-            set, in transformers' order, when `return_dict` is False.
+            image without its padding, and of a segmentation model `pred_masks` (B, Q, H/4, W/4) logits. When `return_dict`
+            is False, a tuple of the fields that are set, in transformers' order.
 
         Raises:
             InputError: the labels do not fit the batch.
@@ -285,7 +285,7 @@ class DetrForObjectDetection(DetrWithHeads):
         return self.class_labels_classifier(hidden_state), self.bbox_predictor(hidden_state).sigmoid()
 
     def auxiliary_predictions(self, decoded: DetrDecoderOutput) -> list[Prediction]:
-        """What the decoder layers before the last one say; empty without auxiliary loss."""
+        """The predictions of the decoder layers before the last one; empty without auxiliary loss."""
         if decoded.intermediate_hidden_states is None:
             return []
         logits, boxes = self.heads(decoded.intermediate_hidden_states)

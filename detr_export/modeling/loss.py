@@ -19,7 +19,7 @@ _FOCAL_ALPHA, _FOCAL_GAMMA = 0.25, 2  # Lin et al. 2017
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one decoder layer says."""
+    """What one decoder layer predicts."""
 
     logits: Tensor  # (B, Q, num_labels + 1)
     pred_boxes: Tensor  # (B, Q, 4), (center_x, center_y, width, height) in [0, 1]
@@ -34,7 +34,7 @@ def detr_loss(
     Args:
         config: weights of the terms and of the matching costs.
         prediction: of the last decoder layer.
-        auxiliary: of the layers before it, each matched anew; empty without auxiliary loss.
+        auxiliary: of the layers before it, each with a matching of its own; empty without auxiliary loss.
         targets: for each image `class_labels` (N,) int64, `boxes` (N, 4) normalised (center_x, center_y, width, height),
             and, when there are `pred_masks`, `masks` (N, H, W).
 
@@ -43,7 +43,7 @@ def detr_loss(
         `loss_dice`; those of auxiliary layer i end in `_i`.
 
     Raises:
-        InputError: targets do not fit the batch, lack a field, or hold boxes that are none.
+        InputError: targets do not fit the batch, lack a field, or hold invalid boxes.
     """
     _check(config, prediction, targets)
     matcher = HungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost)
@@ -55,7 +55,7 @@ def detr_loss(
 
 
 def weighted_sum(config: DetrConfig, terms: Mapping[str, Tensor]) -> Tensor:
-    """The loss that the terms add up to; `cardinality_error` has no part in it."""
+    """The loss: the weighted sum of the terms, without `cardinality_error`."""
     weights = {
         "loss_ce": 1.0,
         "loss_bbox": config.bbox_loss_coefficient,
@@ -82,7 +82,7 @@ def _terms(
 
 
 def _classification(config: DetrConfig, logits: Tensor, targets: Sequence[Target], matches: Sequence[Match]) -> Tensor:
-    """Cross-entropy over all queries; those without an object are to say "no object", at `eos_coefficient`."""
+    """Cross-entropy over all queries. The class of one without an object is "no object", at weight `eos_coefficient`."""
     wanted = torch.full(logits.shape[:2], config.num_labels, dtype=torch.int64, device=logits.device)
     wanted[_matched_queries(matches)] = _matched(targets, "class_labels", matches)
     weight = torch.ones(config.num_labels + 1, dtype=logits.dtype, device=logits.device)
@@ -102,7 +102,7 @@ def _boxes(pred_boxes: Tensor, targets: Sequence[Target], matches: Sequence[Matc
 
 @torch.no_grad()
 def _cardinality(logits: Tensor, targets: Sequence[Target]) -> Tensor:
-    """How far the number of queries that say anything but "no object" is off; for logs."""
+    """How far the number of queries that predict an object is from the number of objects; for logs."""
     found = (logits.argmax(-1) != logits.shape[-1] - 1).sum(1)
     objects = torch.tensor([len(target["class_labels"]) for target in targets], device=logits.device)
     return functional.l1_loss(found.float(), objects.float())
@@ -114,8 +114,8 @@ def mask_terms(pred_masks: Tensor, targets: Sequence[Target], matches: Sequence[
     Args:
         pred_masks: (B, Q, h, w) logits.
         targets: for each image `masks` (N, H, W).
-        matches: for each image the indices of queries, and of the objects that they were given.
-        boxes: what the sums are divided by, `mean_boxes`.
+        matches: for each image the indices of queries, and of the objects that are theirs.
+        boxes: from `mean_boxes`; the sums are divided by it.
     """
     given = pred_masks[_matched_queries(matches)]
     height = max(target["masks"].shape[-2] for target in targets)
@@ -148,7 +148,7 @@ def _dice(logits: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _matched_queries(matches: Sequence[Match]) -> tuple[Tensor, Tensor]:
-    """Index of a (B, Q, ...) tensor that picks the matched queries, image by image."""
+    """An index of a (B, Q, ...) tensor that selects the matched queries, image by image."""
     batch = torch.cat([torch.full_like(queries, index) for index, (queries, _) in enumerate(matches)])
     return batch, torch.cat([queries for queries, _ in matches])
 
@@ -170,7 +170,9 @@ def mean_boxes(targets: Sequence[Target], device: torch.device) -> float:
 def _check(config: DetrConfig, prediction: Prediction, targets: Sequence[Target]) -> None:
     batch = prediction.logits.shape[0]
     if len(targets) != batch:
-        raise InputError(f"there are labels for {len(targets)} images and {batch} images; give one dictionary for each")
+        raise InputError(
+            f"there are labels for {len(targets)} images, and {batch} images; give one dictionary for each image"
+        )
     needed = ("class_labels", "boxes", "masks") if prediction.pred_masks is not None else ("class_labels", "boxes")
     for index, target in enumerate(targets):
         absent = [name for name in needed if name not in target]

@@ -12,11 +12,11 @@ from detr_export.modeling.boxes import center_to_corners, generalized_box_iou
 from detr_export.runtimes.errors import InputError
 
 Target = Mapping[str, Tensor]
-Match = tuple[Tensor, Tensor]  # indices of queries and of the objects they were given, both int64 (min(Q, objects),)
+Match = tuple[Tensor, Tensor]  # indices of queries and of their objects, both int64 (min(Q, objects),)
 
 
 class HungarianMatcher:
-    """Gives each object the query that suits it best, all objects of an image at once.
+    """Gives each object a query of its own, so that the sum of the costs in an image is smallest.
 
     Args:
         class_cost: weight of minus the probability of the object's class.
@@ -41,7 +41,7 @@ class HungarianMatcher:
             targets: B times `class_labels` (N,) int64 and `boxes` (N, 4) like `pred_boxes`.
 
         Raises:
-            InputError: boxes are NaN, or costs are.
+            InputError: boxes or costs are NaN.
         """
         batch, queries = logits.shape[:2]
         probabilities = logits.flatten(0, 1).softmax(-1)

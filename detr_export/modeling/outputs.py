@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass
 class ModelOutput:
-    """Fields that are None do not count: they have no position, no key, and are left out of `to_tuple()`."""
+    """Fields that are None do not count: they have no position and no key, and `to_tuple()` leaves them out."""
 
     def to_tuple(self) -> tuple[Any, ...]:
         """The values that are set, in the order of the fields."""

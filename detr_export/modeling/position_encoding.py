@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from detr_export.config import DetrConfig
 
 _TEMPERATURE = 10000
-_EPSILON = 1e-6  # keeps rows without a real pixel from dividing by zero
-LEARNED_POSITIONS = 50  # rows and columns a learned encoding knows: images of up to 1600 pixels at stride 32
+_EPSILON = 1e-6  # a row without a real pixel must not divide by zero
+LEARNED_POSITIONS = 50  # rows and columns of a learned encoding: images of up to 1600 pixels at stride 32
 
 
 class DetrSinePositionEmbedding(nn.Module):
@@ -44,7 +44,7 @@ class DetrSinePositionEmbedding(nn.Module):
 
 
 class DetrLearnedPositionEmbedding(nn.Module):
-    """A learned vector for each of the first 50 rows and columns; larger feature maps are an index error."""
+    """A learned vector for each of the first 50 rows and columns; a larger feature map raises an index error."""
 
     def __init__(self, embedding_dim: int) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class DetrLearnedPositionEmbedding(nn.Module):
         self.column_embeddings = nn.Embedding(LEARNED_POSITIONS, embedding_dim)
 
     def forward(self, feature_map: Tensor, mask: Tensor) -> Tensor:
-        """Returns (B, 2 * embedding_dim, h, w), columns first, then rows; the mask plays no part."""
+        """Returns (B, 2 * embedding_dim, h, w), columns first, then rows; the mask is not used."""
         batch, _, height, width = feature_map.shape
         columns = self.column_embeddings(torch.arange(width, device=feature_map.device))
         rows = self.row_embeddings(torch.arange(height, device=feature_map.device))

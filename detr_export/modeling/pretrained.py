@@ -31,8 +31,8 @@ class DetrPreTrainedModel(nn.Module):
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
         """Builds the model of a checkpoint in memory, in eval mode.
 
-        A model takes its own part of a larger one's checkpoint: `DetrModel` that below the heads, `DetrForObjectDetection`
-        the detector of a segmentation checkpoint.
+        A model takes its own part of a larger model's checkpoint: `DetrModel` takes what is below the heads, and
+        `DetrForObjectDetection` takes the detector of a segmentation checkpoint.
 
         Raises:
             CheckpointError: names or shapes of the parameters do not fit the configuration.
@@ -44,7 +44,7 @@ class DetrPreTrainedModel(nn.Module):
 
     @classmethod
     def from_config(cls, config: DetrConfig) -> Self:
-        """Builds a model to be trained: fresh weights, but for a pretrained backbone where the configuration asks for one.
+        """Builds a model to be trained: with fresh weights, and a pretrained backbone where the configuration asks for one.
 
         Calling the class itself never fetches anything, whatever `use_pretrained_backbone` says.
 

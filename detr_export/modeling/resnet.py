@@ -28,7 +28,7 @@ class ResidualBlock(nn.Module):
 
 
 class _BasicBlock(ResidualBlock):
-    """Two 3x3 convolutions; the first has the stride and, in a dilated stage, the dilation of the stage before."""
+    """Two 3x3 convolutions. The first has the stride and, in a dilated stage, the dilation of the previous stage."""
 
     def __init__(self, channels_in: int, width: int, stride: int, first_dilation: int, dilation: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class _BasicBlock(ResidualBlock):
 
 
 class _Bottleneck(ResidualBlock):
-    """1x1, 3x3, 1x1 convolutions; the 3x3 has the stride and, in a dilated stage, the dilation of the stage before."""
+    """1x1, 3x3 and 1x1 convolutions. The 3x3 has the stride and, in a dilated stage, the dilation of the previous stage."""
 
     def __init__(self, channels_in: int, width: int, stride: int, first_dilation: int, dilation: int) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class TimmResNet(nn.Module):
     Args:
         name: one of `RESNETS`.
         in_channels: channels of the image.
-        output_stride: 32, or 16 (DC5) or 8: later stages are dilated instead of strided.
+        output_stride: 32, 16 (DC5) or 8; with 16 or 8 the last stages have a dilation instead of a stride.
         out_indices: which feature maps `forward` returns; 0 is the stem before pooling, 1 to 4 are the stages.
     """
 
@@ -106,6 +106,8 @@ class TimmResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU()
         self.maxpool = nn.MaxPool2d(3, 2, 1)
+
+        # Each stage after the first halves the resolution; beyond the output stride it is dilated instead.
         channels, sizes, reached_stride, dilation = 64, [64], 4, 1
         for stage in range(max(self.out_indices)):
             stride = 1 if stage == 0 else 2
@@ -147,7 +149,7 @@ class _ConvLayer(nn.Module):
 
 
 class _ResidualLayer(ResidualBlock):
-    """One residual layer; inside it the activation is always ReLU, after the sum it is `hidden_act`, as upstream."""
+    """One residual layer. As in transformers, its inner activation is always ReLU; the one after the sum is `hidden_act`."""
 
     def __init__(self, config: ResNetConfig, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()

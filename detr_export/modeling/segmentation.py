@@ -1,9 +1,9 @@
 """`DetrForSegmentation`: a mask for each query on top of the detector (DETR paper, section 4.4).
 
-The numbers are those of transformers 4.57's class, up to rounding. The first convolution of the mask head sees, for every
-query, the same feature map beside the query's own attention maps; by linearity it is computed here as one convolution of
-the feature map, once an image, plus one of the attention maps. For 100 queries and the published model that saves 96 % of
-its multiplications, 51 of the 53 GMAC at 800x1066.
+The numbers are those of transformers 4.57's class, up to rounding. The input of the mask head's first convolution is, for
+every query, the same feature map and the query's own attention maps. A convolution is linear, so it is computed here as the
+sum of two: one of the feature map, once for each image, and one of the attention maps. For 100 queries and the published
+model that saves 96 % of its multiplications, 51 of the 53 GMAC at 800x1066.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from detr_export.modeling.loss import Prediction
 from detr_export.modeling.outputs import DetrSegmentationOutput
 from detr_export.runtimes.errors import CheckpointError
 
-_GROUPS = 8  # of every GroupNorm, or its number of channels when that is less
+_GROUPS = 8  # of every GroupNorm; fewer where it has fewer channels
 _PYRAMID_LEVELS = 3  # finer feature maps that the mask head adds
 
 
@@ -49,12 +49,12 @@ class DetrMHAttentionMap(nn.Module):
 
 
 class DetrMaskHeadSmallConv(nn.Module):
-    """A small feature pyramid with GroupNorm, run for each query.
+    """A small feature pyramid with GroupNorm, which runs for each query.
 
     Args:
         dim: channels of feature map and attention maps together, a multiple of 8.
         fpn_dims: channels of the three finer feature maps, coarsest first.
-        context_dim: width that the channels shrink from.
+        context_dim: the layers have a half to a sixteenth of these channels.
 
     Raises:
         CheckpointError: `dim` is not a multiple of 8.
@@ -146,7 +146,7 @@ class DetrForSegmentation(DetrWithHeads):
 
         Args:
             run: the pass.
-            queries: (B, N, d_model), last hidden states of all queries or of those that a mask is wanted of.
+            queries: (B, N, d_model), last hidden states of all queries, or of those whose masks are wanted.
 
         Returns:
             (B, N, H/4, W/4) logits.

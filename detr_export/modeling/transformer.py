@@ -1,9 +1,9 @@
 """DETR's transformer: post-norm encoder and decoder whose attention adds positions to queries and keys only.
 
-Batch comes first throughout: (B, length, d_model). Deviations from facebookresearch/detr `models/transformer.py`, shared
-with transformers: four separate projections instead of one packed `in_proj_weight`, no pre-norm variant. Masks are added
-to the scores as the dtype's most negative finite number, never as -inf: a row that is masked throughout then averages
-instead of becoming NaN.
+The batch always comes first: (B, length, d_model). Two things differ from facebookresearch/detr `models/transformer.py`, as
+they do in transformers: there are four separate projections instead of one packed `in_proj_weight`, and no pre-norm variant.
+A mask adds the dtype's most negative finite number to the scores, never -inf. So a row that is completely masked becomes an
+average, not NaN.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from detr_export.modeling.outputs import DetrDecoderOutput, EncoderOutput
 
 
 def attention_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turns a mask (B, L), nonzero = attend, into what is added to scores (B, heads, queries, L): (B, 1, 1, L)."""
+    """Turns a mask (B, L), nonzero = attend, into a bias (B, 1, 1, L) for scores (B, heads, queries, L)."""
     real = mask if mask.dtype == torch.bool else mask != 0
     return (1 - real[:, None, None, :].to(dtype)) * torch.finfo(dtype).min
 
 
 class DetrAttention(nn.Module):
-    """Multi-head attention with positions added before the query and key projections, not before the value's."""
+    """Multi-head attention. Positions are added to the inputs of the query and key projections, not to the value's."""
 
     def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class DetrAttention(nn.Module):
 
 
 class _FeedForward(nn.Module):
-    """The second half of every layer. Not a submodule of its own: the hub names `fc1` and `fc2` in the layer itself."""
+    """The second half of every layer. A base class, not a submodule: on the hub `fc1` and `fc2` belong to the layer."""
 
     def _init_feed_forward(self, config: DetrConfig, width: int) -> None:
         self.dropout = config.dropout

@@ -1,1 +1,1 @@
-"""Training: a COCO folder and a configuration become a checkpoint."""
+"""Training: from a COCO folder and a configuration, or a checkpoint, to a checkpoint."""

@@ -1,7 +1,7 @@
 """From records of a COCO folder to batches: random flip and scale, DETR's normalisation, padding with its mask.
 
-What a sample looks like depends on the seed, the epoch and the record alone, not on the process that made it, so a run that
-was interrupted goes on with the very batches that it would have had.
+A sample depends on the seed, the epoch and the record alone, not on the process that makes it. So a run that was interrupted
+goes on with the same batches that it would have had.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from detr_export.coco_folder import CocoSplit
 from detr_export.runtimes.errors import DetrError
 from detr_export.runtimes.processing.annotations.panoptic import prepare_panoptic
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 from detr_export.runtimes.processing.images import load_image
-from detr_export.training.coco_folder import CocoSplit
 
 Sample = tuple[np.ndarray, dict[str, np.ndarray]]
 
@@ -35,13 +35,12 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images of different sizes under one mask."""
+    """Images of different sizes, padded to one size, with their mask."""
 
     pixel_values: Tensor  # (B, 3, H, W) float32, zero where padded
     pixel_mask: Tensor  # (B, H, W) int64, 1 = real pixel
-    targets: list[
-        dict[str, Tensor]
-    ]  # class_labels (N,), boxes (N, 4) relative to the image without padding, masks (N, H, W)
+    # For each image: class_labels (N,), boxes (N, 4) relative to the image without padding, masks (N, H, W).
+    targets: list[dict[str, Tensor]]
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device, its images channels last."""
@@ -56,14 +55,14 @@ class Batch:
 
 
 class CocoDataset(Dataset):
-    """Augmented samples of a split; an index is a pair (epoch, record).
+    """Augmented samples of a split. An index is a pair (epoch, record).
 
     Args:
         split: records.
         processor: sizes and normalisation.
         with_masks: whether targets have `masks`; panoptic splits only.
-        augmentation: how images are varied; not at all when None.
-        seed: of the variation.
+        augmentation: how images are varied; None leaves them as they are.
+        seed: of the augmentation.
     """
 
     def __init__(
@@ -81,7 +80,7 @@ class CocoDataset(Dataset):
     def __getitem__(self, index: tuple[int, int]) -> Sample | DetrError:
         """Pixels (3, h, w) float32 and the targets of `Batch`, as arrays.
 
-        An error of the data is returned, not raised: what a worker process raises reaches the caller as a traceback.
+        An error of the data is returned, not raised: what a worker process raises would reach the caller as a traceback.
         """
         try:
             return self._sample(*index)
@@ -105,10 +104,10 @@ class CocoDataset(Dataset):
         return pixels, target
 
     def _target(self, record: Mapping[str, Any], image_size: tuple[int, int]) -> dict[str, np.ndarray]:
-        """Boxes as (center_x, center_y, width, height) relative to the image, by the `bbox` of the annotations.
+        """The targets of a record; boxes are (center_x, center_y, width, height) relative to the image.
 
-        They end where the last pixel ends. The boxes that panoptic pre-processing draws around masks end one pixel earlier,
-        at its top left corner, so they are not taken.
+        Boxes come from the `bbox` of the annotations, which ends where the last pixel ends. The boxes that panoptic
+        pre-processing draws around masks are not used: they end at the top left corner of the last pixel.
         """
         objects = record["annotations"] if "annotations" in record else record["segments_info"]
         height, width = image_size
@@ -127,13 +126,13 @@ class CocoDataset(Dataset):
 
 
 class ShuffledBatches(Sampler):
-    """Indices of `CocoDataset`, batch by batch, each epoch in an order of its own; what does not fill a batch is left out.
+    """Indices of `CocoDataset`, batch by batch, in another order each epoch. Records that do not fill a batch are left out.
 
     Args:
         records: how many there are.
         batch_size: of one process.
         seed: of the order.
-        steps: the first batch and the one after the last, counted through all epochs.
+        steps: which batches to give, counted through all epochs.
         rank, processes: this process, and how many share the records.
     """
 
@@ -162,7 +161,7 @@ class ShuffledBatches(Sampler):
 def collate(samples: Sequence[Sample | DetrError]) -> Batch | DetrError:
     """Pads samples to the largest, or returns the first error among them.
 
-    Boxes stay relative to the image itself: that is what a DETR predicts.
+    Boxes stay relative to the image without its padding: that is what a DETR predicts.
     """
     for sample in samples:
         if isinstance(sample, DetrError):

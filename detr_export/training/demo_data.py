@@ -3,7 +3,7 @@
 Five kinds of things (disc, rectangle, triangle, star, cross) of varied size, colour, pattern and rotation overlap each other
 and the border of the picture, in front of up to three of four kinds of stuff (sky, water, grass, sand) that meet in curved
 lines. Every picture has its own aspect ratio, brightness and noise. Picture i of a split depends on nothing but the split's
-name and i, so everybody has the same sets, and the first 100 of 500 are the 100 of 100.
+name and i, so everybody gets the same pictures, and the first 100 of 500 are the same as 100 alone.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _THINGS_PER_PICTURE = (1, 5)
 _DIAMETERS = (0.3, 0.65)  # of the shorter side
 _LEAST_VISIBLE = 0.45  # share of a thing that must stay visible
 _LEAST_STUFF = 0.02  # share of the picture; a smaller scrap of stuff belongs to no segment
-_PLACING_ATTEMPTS = 12  # a picture that is full keeps fewer things
-# Each kind of thing has a hue of its own, and strays from it so far that some need their shape to be told apart. Without
-# it a small network takes tens of thousands of steps before it looks at shapes at all.
+_PLACING_ATTEMPTS = 12  # after that a thing is left out: the picture is full
+# Each kind of thing has a hue of its own, which helps a small network: without it, tens of thousands of steps pass before it
+# looks at shapes at all. The hues vary so much that some things can only be told apart by their shape.
 _HUE_SPREAD = 0.06  # turns, a standard deviation; the five hues are 0.2 apart
 _SUPERSAMPLING = 4  # for smooth edges
 _JPEG_QUALITY = 92
@@ -56,10 +56,13 @@ class Picture:
 
 def draw_picture(split: str, index: int) -> Picture:
     """Draws picture `index` of a split; the same for the same arguments."""
+    # The size, and the landscape behind everything.
     generator = np.random.default_rng([zlib.crc32(split.encode()), index])
     ratio = np.exp(generator.uniform(*np.log(_ASPECT_RATIOS)))
     height, width = round((_AREA / ratio) ** 0.5), round((_AREA * ratio) ** 0.5)
     canvas, stuff = _landscape(generator, height, width)
+
+    # The things, each where it neither leaves the picture nor covers another one too far.
     things = np.zeros((height, width), dtype=np.int32)  # number of the thing on top, from 1
     labels: list[int] = []
     areas: list[int] = []  # of each thing when nothing lay on it
@@ -78,8 +81,11 @@ def draw_picture(split: str, index: int) -> Picture:
         things[mask] = len(labels)
         paint = _paint(generator, label, height, width)
         canvas = canvas * (1 - cover[..., None]) + paint * cover[..., None]
+
+    # Brightness and noise.
     canvas = canvas * np.exp(generator.uniform(-0.25, 0.2)) + generator.normal(0, generator.uniform(2, 12), canvas.shape)
 
+    # Segments: first the things, then the stuff that is still visible.
     categories = dict(enumerate(labels, start=1))
     ids = things.copy()
     for label in STUFF:
@@ -97,13 +103,14 @@ def write_demo_data(directory: str | Path, images: int, split: str = "train", pr
     Args:
         directory: the data set's folder; other splits in it stay.
         images: how many.
-        split: its name, and what the pictures are drawn from.
+        split: its name, which also decides which pictures are drawn.
         progress: is told how many are written.
 
     Raises:
         InputError: the number of images or the name of the split is invalid.
         OutputError: the split is there already, or the folder cannot be written.
     """
+    # Refuse what cannot be drawn, and a split that is there.
     root = Path(directory)
     if images < 1:
         raise InputError(f"{images} images: expected at least 1")
@@ -114,6 +121,8 @@ def write_demo_data(directory: str | Path, images: int, split: str = "train", pr
     for file in (instances_file, panoptic_file):
         if file.exists():
             raise OutputError(f"{file} exists; remove that split first, or give another folder")
+
+    # Draw the pictures and collect their annotations.
     records: list[dict[str, Any]] = []
     instances: list[dict[str, Any]] = []
     panoptic: list[dict[str, Any]] = []
@@ -132,6 +141,8 @@ def write_demo_data(directory: str | Path, images: int, split: str = "train", pr
                 mask = encode_compressed_rle(picture.ids == segment["id"])
                 instances.append({**segment, "id": len(instances) + 1, "image_id": image_id, "segmentation": mask})
         progress.step(index + 1, images)
+
+    # The two annotation files.
     info = {"description": "Shapes in landscapes, drawn by detr-export", "split": split}
     _write_json(
         instances_file, {"info": info, "images": records, "annotations": instances, "categories": _categories(THINGS)}
@@ -240,8 +251,8 @@ def _smooth_noise(generator: np.random.Generator, height: int, width: int, cells
 
 
 def _shape(generator: np.random.Generator, label: int, height: int, width: int) -> tuple[np.ndarray, float]:
-    """A thing somewhere: its cover of each pixel, float64 (height, width) in [0, 1], and its area with all that the border
-    cuts off."""
+    """A thing at a random place: how much of each pixel it covers, float64 (height, width) in [0, 1], and its whole area,
+    with what the border cuts off."""
     radius = generator.uniform(*_DIAMETERS) * min(height, width) / 2
     center = generator.uniform(0, 1, 2) * (width, height)
     angle = generator.uniform(0, 2 * np.pi)
@@ -257,7 +268,7 @@ def _shape(generator: np.random.Generator, label: int, height: int, width: int) 
 
 
 def _paint(generator: np.random.Generator, label: int, height: int, width: int) -> np.ndarray:
-    """What a thing is painted with: one bright colour, lit from a side, in half of the cases with stripes of any other."""
+    """What a thing is painted with: one bright colour, lit from one side, in half of the cases striped with any other."""
     rows, columns = np.arange(height)[:, None] / height, np.arange(width)[None] / width
     angle = generator.uniform(0, 2 * np.pi)
     along = np.cos(angle) * columns + np.sin(angle) * rows

@@ -13,9 +13,9 @@ def draw_weights(model: DetrWithHeads) -> None:
     """Draws the weights above the backbone as facebookresearch/detr does.
 
     Xavier-uniform for the matrices of the transformer (`Transformer._reset_parameters`), unit normal for the queries, and
-    PyTorch's own choice for the projection and the heads. What `init_weights` draws, normal with a deviation of 0.02, is
-    what transformers does, and is meant to be overwritten by a checkpoint: from there queries that all look alike do not
-    learn to differ within thousands of steps.
+    PyTorch's own choice for the projection and the heads. `init_weights` draws as transformers does, normal with a
+    deviation of 0.02, for a checkpoint to overwrite. Training cannot start from that: the queries look alike, and they do
+    not learn to differ within thousands of steps.
     """
     base = model.base
     for part in (base.encoder, base.decoder):

@@ -1,4 +1,4 @@
-"""What a training step minimises, as one module: a distributed run wraps it whole."""
+"""What a training step minimises, as one module, because a distributed run wraps one module."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class DetectorObjective(nn.Module):
 
 
 class MaskObjective(DetectorObjective):
-    """The loss of the masks, on top of a detector that is trained with them or stays as it is.
+    """The loss of the masks. The detector below them is trained with them or stays as it is.
 
-    Masks are drawn only for the queries that have an object: the others enter no term of the loss.
+    Masks are drawn only for the queries that have an object: the others are in no term of the loss.
     """
 
     def __init__(self, model: DetrForSegmentation, with_detector: bool) -> None:
@@ -57,7 +57,7 @@ class MaskObjective(DetectorObjective):
         return mask_loss + loss if self.with_detector else mask_loss, terms | of_masks
 
     def _masks(self, run: Pass, matches: list[Match]) -> tuple[Tensor, list[Match]]:
-        """Masks (B, M, h, w) of the matched queries, filled up with query 0 to the same M, and the matches among them."""
+        """Masks (B, M, h, w) of the matched queries, filled up with query 0 to one M, and the matches with these indices."""
         assert isinstance(self.model, DetrForSegmentation)
         hidden = run.decoded.last_hidden_state
         assert hidden is not None

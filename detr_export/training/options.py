@@ -1,4 +1,4 @@
-"""What a training run can be told, and the stages that follow from it."""
+"""The options of a training run, and the stages that follow from them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class TrainingOptions:
 
     task: str = "detection"  # or "panoptic": boxes of things and stuff, then their masks
     epochs: int = 300  # of the detector, or of all with `jointly`
-    mask_epochs: int = 25  # panoptic only: of the mask head, the detector left as it is
+    mask_epochs: int = 25  # panoptic only: of the mask head, while the detector stays as it is
     jointly: bool = False  # panoptic only: train detector and mask head in one stage of `epochs`
     batch_size: int = 2  # images of one process
     learning_rate: float = 1e-4

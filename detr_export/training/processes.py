@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import distributed
 
+from detr_export.runtimes.devices import CPU, CUDA, parse_device
 from detr_export.runtimes.errors import BackendError
-from detr_export.runtimes.session import parse_device
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Processes:
 
 @contextmanager
 def joined(device: str) -> Iterator[Processes]:
-    """Joins the other processes of a torchrun, if there are any, and leaves them at the end.
+    """Joins the other processes of a torchrun, if there are any, and leaves the group at the end.
 
     Args:
         device: `cpu`, `cuda` or `cuda:N`; under torchrun each process takes the GPU of its own number.
@@ -38,7 +38,9 @@ def joined(device: str) -> Iterator[Processes]:
     Raises:
         BackendError: the device is not there.
     """
-    kind, index = parse_device(device)
+    wanted = parse_device(device)
+    wanted.require((CPU, CUDA), "training")
+    kind, index = wanted.kind, wanted.index
     if kind == "cuda" and not torch.cuda.is_available():
         raise BackendError("device is cuda, but this PyTorch sees no GPU; use --device cpu, or install a CUDA build")
     count = int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,4 +1,4 @@
-"""The model that training starts from: a configuration with fresh weights, or a checkpoint with what the task adds."""
+"""The model that training starts from: fresh weights for a configuration, or a checkpoint with what the task adds."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pathlib import Path
 import torch
 
 from detr_export.checkpoints.reading import Checkpoint, load_strictly
+from detr_export.coco_folder import CocoSplit
 from detr_export.config import DetrConfig
 from detr_export.modeling.batch_norm import unfreeze_batch_norm
 from detr_export.modeling.detr import DetrForObjectDetection, DetrWithHeads
 from detr_export.modeling.segmentation import DetrForSegmentation
 from detr_export.runtimes.errors import InputError
 from detr_export.runtimes.processing.image_processor import CONFIG_NAME, DetrImageProcessor
-from detr_export.training.coco_folder import CocoSplit
 from detr_export.training.initialization import draw_class_head, draw_mask_head, draw_weights
 from detr_export.training.options import TrainingOptions
 
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """A model to be trained."""
+    """A model that is to be trained."""
 
     model: DetrWithHeads
     processor: DetrImageProcessor
-    notes: tuple[str, ...]  # what is fresh in it, for people
+    notes: tuple[str, ...]  # which parts of it start afresh, for people
 
 
 def starting_point(
@@ -35,27 +35,32 @@ def starting_point(
     """Builds the model.
 
     Args:
-        split: its classes become the model's. A checkpoint that has them under the same ids keeps its own, and its
-            classifier; any other gets a fresh one.
+        split: its classes become the model's. A checkpoint that has them under the same ids keeps its own classes and its
+            classifier; any other checkpoint gets a fresh classifier.
         options: the recipe.
         config: a `config.json`, or the folder that holds it; `preprocessor_config.json` beside it is used as well.
-        checkpoint: weights to start from. With `config` too, that describes the model, and the weights must fit it.
+        checkpoint: weights to start from. If `config` is given, too, it describes the model, and the weights must fit it.
 
     Raises:
         InputError: neither is given.
         CheckpointError: the configuration is not usable, or the weights do not fit it.
     """
+    # Fresh weights, where there is no checkpoint.
     torch.manual_seed(options.seed)
     kind = DetrForSegmentation if options.task == "panoptic" else DetrForObjectDetection
     if checkpoint is None:
         if config is None:
             raise InputError("there is nothing to train; give a config.json (--config) or a checkpoint (--from)")
         return _fresh(kind, split, options, Path(config))
+
+    # The model, with the classes of the checkpoint or of the data.
     base = checkpoint.config if config is None else DetrConfig.from_pretrained(config)
     known = all(checkpoint.config.id2label.get(label) == name for label, name in split.categories.items())
     labels = checkpoint.config.id2label if known else split.id2label
     model = kind(_for_training(base, labels, split))
     notes = [] if known else [f"the classes are not those of {checkpoint.source}: the classifier starts afresh"]
+
+    # The weights: the detector of a segmentation checkpoint, or a detector below a fresh mask head.
     state = dict(checkpoint.state_dict)
     if kind is DetrForObjectDetection and checkpoint.task == "segmentation":
         state = {name.removeprefix("detr."): value for name, value in state.items() if name.startswith("detr.")}

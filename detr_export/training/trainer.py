@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from detr_export.checkpoints.reading import Checkpoint, load_strictly
+from detr_export.coco_folder import read_split
 from detr_export.modeling.detr import DetrWithHeads
 from detr_export.runtimes.errors import DetrError, InputError, OutputError
 from detr_export.runtimes.files import require_writable, write_atomically
 from detr_export.runtimes.progress import SILENT, Progress
-from detr_export.training.coco_folder import read_split
 from detr_export.training.dataset import Augmentation, Batch, CocoDataset, ShuffledBatches, collate
 from detr_export.training.interruption import held_interrupts, ignore_interrupts
 from detr_export.training.optimization import Schedule, make_optimizer, stage_objective

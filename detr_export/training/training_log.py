@@ -1,4 +1,4 @@
-"""The log of a training run: one CSV row for some steps, and a plot of it."""
+"""The log of a training run: a CSV file with a row for every few steps, and a plot of it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PLOTTED = ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice
 
 
 class TrainingLog:
-    """Rows in memory, written as a whole: a run that goes on rewrites what came after its last state."""
+    """Rows in memory, written as a whole: a run that is resumed replaces the rows after its last state."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -56,7 +56,7 @@ class TrainingLog:
             self._sums[name] += value
 
     def mean(self, name: str) -> float:
-        """Of the steps since the last row."""
+        """The mean over the steps since the last row."""
         return self._sums[name] / max(self._count, 1)
 
     def end_row(self, position: Mapping[str, float | str]) -> None:

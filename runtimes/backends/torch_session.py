@@ -1,4 +1,4 @@
-"""PyTorch behind the session contract: the reference that every other backend is compared with."""
+"""PyTorch as a session. It is the reference for every other backend."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Optional, Union
 
 import numpy as np
 
+from detr_export.runtimes.devices import CPU, CUDA, parse_device
 from detr_export.runtimes.errors import BackendError, first_line, missing_extra
 from detr_export.runtimes.metadata import Metadata
-from detr_export.runtimes.session import Session, TensorSpec, parse_device
+from detr_export.runtimes.session import Session, TensorSpec
 
 try:
     import torch
@@ -19,14 +20,14 @@ except ImportError as error:
 
 
 class TorchSession(Session):
-    """A DETR in PyTorch, in eval mode and in the dtype of its weights. `run` may be called from several threads at once.
+    """A DETR in PyTorch, in eval mode and in the dtype of its weights. Several threads may call `run` at the same time.
 
     Args:
-        model: a module that maps `pixel_values` and `pixel_mask` to tensors by name, `detr_export`'s `DeployedModel`.
+        model: a module that maps `pixel_values` and `pixel_mask` to tensors by name: `detr_export`'s `DeployedModel`.
         metadata: labels, processor settings and ranges of the checkpoint.
-        num_channels: channels of the images.
+        num_channels: the number of channels of an image.
         device: `cpu`, `cuda` or `cuda:N`.
-        threads: of the CPU; this is PyTorch's setting for the whole process.
+        threads: CPU threads; PyTorch has this setting for the whole process.
 
     Raises:
         BackendError: the device is unknown or not available.
@@ -70,12 +71,12 @@ class TorchSession(Session):
         dilation: Optional[bool] = None,
         attentions: bool = False,
     ) -> TorchSession:
-        """Opens a checkpoint: a directory, a `.pth` file or a hub id; `attentions` adds the output `cross_attention`.
+        """Opens a checkpoint: a directory, a `.pth` file or a hub id. `attentions` adds the output `cross_attention`.
 
         Raises:
             CheckpointError: it is missing, damaged or not a DETR.
         """
-        try:  # the one place that looks up the rooms
+        try:  # the only place in `runtimes` that imports from `detr_export`
             from detr_export.checkpoints.reading import load_checkpoint
             from detr_export.loading import reference_session
         except ImportError as error:
@@ -102,7 +103,7 @@ class TorchSession(Session):
             raise BackendError("the session is closed")
         with torch.inference_mode():
             tensors = {
-                # torch wants writable memory; what cannot be written to is copied
+                # torch needs writable memory, so an array that is read-only is copied
                 name: torch.from_numpy(np.require(value, requirements=["C", "W"])).to(self._device)
                 for name, value in inputs.items()
             }
@@ -117,9 +118,10 @@ class TorchSession(Session):
 
 
 def _checked_device(device: str) -> torch.device:
-    kind, index = parse_device(device)
-    if kind == "cuda" and not torch.cuda.is_available():
+    place = parse_device(device)
+    place.require((CPU, CUDA), "PyTorch")
+    if place.kind == CUDA and not torch.cuda.is_available():
         raise BackendError("device is 'cuda', but this PyTorch sees no CUDA device; use device 'cpu'")
-    if kind == "cuda" and index >= torch.cuda.device_count():
+    if place.kind == CUDA and place.index >= torch.cuda.device_count():
         raise BackendError(f"device is {device!r}, but there are {torch.cuda.device_count()} CUDA devices")
-    return torch.device(device)
+    return torch.device(str(place))

@@ -1,6 +1,6 @@
-"""From whatever a caller calls "images" to checked images of one layout, and from arrays to one padded batch.
+"""Turns whatever a caller passes as images into checked images of one layout, and arrays into one padded batch.
 
-A picture is a PIL image or a 3-D array; arrays of a batch all have the layout that `collect` returns.
+A picture is a PIL image or a 3-D array. All arrays of a batch have the layout that `collect` returns.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ Picture = Union[Image.Image, np.ndarray]
 
 
 def collect(images: Any, input_data_format: Optional[str] = None) -> tuple[list[Picture], str]:
-    """Flatten `images` into checked pictures, and say which layout they share.
+    """Flattens `images` into a list of checked pictures, and finds the layout that they share.
 
-    `images` is a PIL image, a 3-D array, a 4-D array, or a list of these at any depth. The layout is
-    `input_data_format`, else channels_last if the first picture is a PIL image, else inferred from its shape.
+    `images` is a PIL image, a 3-D array, a 4-D array, or a list of these at any depth. The layout is `input_data_format`
+    if that is given. Otherwise the first picture decides: a PIL image is channels_last, and the shape of an array shows it.
 
     Raises ImageError for anything else, for pictures of different layouts, and for values that are not finite.
     """
@@ -66,10 +66,10 @@ def scale_and_pad(
     scaling: PixelScaling,
     padded: Optional[tuple[int, int]],
 ) -> Union[np.ndarray, list[np.ndarray]]:
-    """Scale the values of 3-D arrays, pad to `padded` (height, width) unless None, and arrange them as `target`.
+    """Scales the values of 3-D arrays, pads them to `padded` (height, width) unless None, and lays them out as `target`.
 
-    Images that are uint8, as resized ones are, take one table look-up a channel straight into the batch, a single
-    4-D array. Others give a list of arrays.
+    uint8 images, which resized images are, need one table look-up for each channel. They go straight into one 4-D array.
+    Other images give a list of arrays.
     """
     sizes = {height_width(array, layout) for array in arrays}
     channels = {array.shape[0 if layout == FIRST else 2] for array in arrays}
@@ -88,7 +88,7 @@ def scale_and_pad(
 
 
 def stack(arrays: Union[np.ndarray, Sequence[np.ndarray]]) -> np.ndarray:
-    """One (B, ...) array; ImageError when the images differ in size."""
+    """One (B, ...) array. Raises ImageError if the images differ in size."""
     if isinstance(arrays, np.ndarray):
         return arrays
     shapes = sorted({array.shape for array in arrays})

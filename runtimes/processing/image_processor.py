@@ -1,13 +1,13 @@
-"""The DETR image processor: images in, `pixel_values` and `pixel_mask` out, with numpy and Pillow only.
+"""The DETR image processor: it turns images into `pixel_values` and `pixel_mask`, with numpy and Pillow only.
 
 Source: the PIL-based `DetrImageProcessor` of transformers 4.57.6. Images, masks and labels equal its outputs bit for bit,
-and each reads the other's `preprocessor_config.json`. (`image_processor_fast` follows the torchvision-based class.)
-What differs, on purpose:
+and each of the two reads the other's `preprocessor_config.json`. (`image_processor_fast` follows the torchvision-based
+class.) What differs, on purpose:
 
 - A PIL image is known to be channels-last. Upstream infers that from the shape and misreads images 1 or 3 pixels high.
-- Images of a batch must share one channel layout, and must be finite; upstream computes on.
-- Malformed annotations are refused (`annotations`, `panoptic`). An image without annotations may have masks, none of them,
-  that are resized; upstream fails there. No step changes the annotations it was given.
+- Images of a batch must share one channel layout, and must be finite. Upstream does not check that.
+- Malformed annotations are refused (see `annotations.detection` and `annotations.panoptic`). An image with no annotations
+  may ask for masks and gets an empty array; upstream fails there. No step changes the annotations that it is given.
 - `return_tensors` is None or "np".
 """
 
@@ -21,7 +21,7 @@ from typing import Any, Optional, Union
 
 import numpy as np
 
-from detr_export.runtimes.errors import AnnotationError
+from detr_export.runtimes.errors import AnnotationError, OptionError
 from detr_export.runtimes.processing.annotations.detection import Target, checks, prepare_detection
 from detr_export.runtimes.processing.annotations.panoptic import prepare_panoptic
 from detr_export.runtimes.processing.annotations.transforms import (
@@ -50,7 +50,7 @@ __all__ = ["CONFIG_NAME", "DEFAULT_SIZE", "FORMATS", "BatchFeature", "DetrFeatur
 
 
 class BatchFeature(dict):
-    """A dict whose keys are attributes as well: `out["pixel_values"]` is `out.pixel_values`."""
+    """A dict whose keys are attributes too: `out["pixel_values"]` is `out.pixel_values`."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -60,10 +60,10 @@ class BatchFeature(dict):
 
 
 class DetrImageProcessor(ProcessorOptions, PostProcessor):
-    """Resize, rescale, normalise and pad images and their annotations for DETR, as transformers' class of that name does.
+    """Resizes, rescales, normalises and pads images and their annotations for DETR, as transformers' class of the same name.
 
-    It reproduces the backend of that class, Pillow: resizing rounds to 8 bit after each axis with 22-bit weights,
-    rescaling is in float64, normalisation in float32. The options are attributes, and `preprocess` can override each.
+    It gives the numbers of Pillow, which that class uses: resizing has 22-bit weights and rounds to 8 bit after each axis.
+    Rescaling is in float64, normalisation in float32. The options are attributes, and `preprocess` can override each.
     """
 
     _scaling = PixelScaling
@@ -90,31 +90,33 @@ class DetrImageProcessor(ProcessorOptions, PostProcessor):
         input_data_format: Optional[str] = None,
         pad_size: Optional[SizeDict] = None,
     ) -> BatchFeature:
-        """Make a batch. None for an option takes the processor's own.
+        """Makes a batch. Where an option is None, the processor's own value counts.
 
         `images` is a PIL image, an array (3-D, or 4-D for a batch), or a list of them. PIL images must be RGB and are
-        not turned by EXIF: `load_image` does both. An array's channels are at the end that has 1 or 3 entries (the
-        first end if both do) unless `input_data_format` says. Values are 0..255, or, with `do_rescale=False`, [0, 1].
+        not turned by EXIF: `load_image` makes them so. The channels of an array are its first or its last axis, the one
+        with 1 or 3 entries (the first if both have); `input_data_format` can say which. Values are 0..255, or [0, 1] with
+        `do_rescale=False`.
 
-        `annotations` is one record for each image (for a single image the record itself), of the COCO format `format`:
-        ``{"image_id", "annotations"}`` or ``{"image_id", "file_name", "segments_info"}``, see `annotations` and
-        `panoptic`. `masks_path` is the folder of the panoptic PNGs. `return_segmentation_masks` defaults to False for
-        coco_detection and True for coco_panoptic.
+        `annotations` is one record for each image (for a single image the record itself) in the COCO format `format`:
+        ``{"image_id", "annotations"}`` or ``{"image_id", "file_name", "segments_info"}``, see `prepare_detection` and
+        `prepare_panoptic`. `masks_path` is the folder of the panoptic PNGs. `return_segmentation_masks` defaults to False
+        for coco_detection and to True for coco_panoptic.
 
-        Returns, as lists of arrays, or stacked with `return_tensors="np"`:
+        Returns lists of arrays, or stacked arrays with `return_tensors="np"`:
 
         - `pixel_values`: (B, C, H, W), or (B, H, W, C) with `data_format="channels_last"`; float32 when rescaled or
-          normalised. Each image is in the top left, zeros elsewhere.
-        - `pixel_mask`: int64 (B, H, W), 1 = real pixel. Not there with `do_pad=False`.
-        - `labels`: a list of one dict for each image, with the arrays that `prepare_annotation` made, transformed like
-          the image. `boxes` are (center_x, center_y, width, height) relative to the padded image, or with
-          `do_convert_annotations=False` (x_min, y_min, x_max, y_max) in its pixels. `size` is (height, width) of what
-          the model gets, an array with `return_tensors="np"`; not there for coco_detection if nothing resizes or pads.
-          Only with `annotations`.
+          normalised. Each image is in the top left corner, and the rest is zero.
+        - `pixel_mask`: int64 (B, H, W), 1 = real pixel. It is missing with `do_pad=False`.
+        - `labels`: a list with one dict for each image: the arrays of `prepare_annotation`, transformed like the image.
+          `boxes` are (center_x, center_y, width, height) relative to the padded image, or, with
+          `do_convert_annotations=False`, (x_min, y_min, x_max, y_max) in its pixels. `size` is the (height, width) that
+          the model gets, as an array with `return_tensors="np"`; for coco_detection it is missing if the image is neither
+          resized nor padded. `labels` is missing without `annotations`.
 
-        Raises ImageError for images that cannot be processed, AnnotationError for annotations, ValueError for options,
-        BackendError when polygons are to become masks and pycocotools is not installed.
+        Raises ImageError for images that cannot be processed, AnnotationError for bad annotations, OptionError for bad
+        options, and BackendError if polygons must become masks and pycocotools is not installed.
         """
+        # The options, checked
         as_numpy = _wants_numpy(return_tensors)
         data_format = as_layout(data_format, "data_format")
         resample = as_resample(self._pick("resample", resample))
@@ -129,22 +131,26 @@ class DetrImageProcessor(ProcessorOptions, PostProcessor):
             std=self._required("image_std", image_std) if normalizing else None,
         )
 
+        # Images and annotations, checked
         pictures, layout = collect(images, input_data_format)
         sizes = [size_of(picture, layout) for picture in pictures]
         targets = [
             self._prepare(record, image_size, format_, return_segmentation_masks, masks_path, f"annotation {index}")
             for index, (record, image_size) in enumerate(zip(_one_each(annotations, len(pictures)), sizes))
         ]
+
+        # Resizing, image by image
         if self._pick("do_resize", do_resize):
             wanted = [output_size(*image_size, size) for image_size in sizes]
             arrays = [self._resize(p, target, resample, layout) for p, target in zip(pictures, wanted)]
             targets = [self.resize_annotation(t, old, new) for t, old, new in zip(targets, sizes, wanted)]
         else:
-            arrays = [np.array(picture) for picture in pictures]  # copies: the caller owns the result
+            arrays = [np.array(picture) for picture in pictures]  # a copy, because the caller owns the result
         sizes = [height_width(array, layout) for array in arrays]
         if converting:
             targets = [self.normalize_annotation(target, image_size) for target, image_size in zip(targets, sizes)]
 
+        # Scaling and padding, which make the batch
         padded = padded_size(sizes, pad_size) if self._pick("do_pad", do_pad) else None
         values = scale_and_pad(arrays, layout, data_format or layout, scaling, padded)
         batch = BatchFeature(pixel_values=stack(values) if as_numpy else list(values))
@@ -166,7 +172,7 @@ class DetrImageProcessor(ProcessorOptions, PostProcessor):
         data_format: Optional[str] = None,
         input_data_format: Optional[str] = None,
     ) -> np.ndarray:
-        """One image resized: uint8, or float32 in [0, 1] for a fractional input. Layout kept by default."""
+        """Resizes one image. Returns uint8, or float32 in [0, 1] for fractions; the layout stays unless you give one."""
         (picture,), layout = collect([image], input_data_format)
         target = output_size(*size_of(picture, layout), as_size(size))
         resized = self._resize(picture, target, as_resample(resample), layout)
@@ -179,7 +185,7 @@ class DetrImageProcessor(ProcessorOptions, PostProcessor):
         data_format: Optional[str] = None,
         input_data_format: Optional[str] = None,
     ) -> np.ndarray:
-        """One image multiplied by `rescale_factor`: float32. Layout kept by default."""
+        """Multiplies one image by `rescale_factor`. Returns float32; the layout stays unless you give one."""
         (picture,), layout = collect([image], input_data_format)
         rescaled = self._scaling(rescale_factor, None, None).apply(np.asarray(picture), layout)
         return to_layout(rescaled, layout, as_layout(data_format, "data_format"))
@@ -192,7 +198,10 @@ class DetrImageProcessor(ProcessorOptions, PostProcessor):
         data_format: Optional[str] = None,
         input_data_format: Optional[str] = None,
     ) -> np.ndarray:
-        """`(image - mean) / std` for each channel: float32, or the float type of the image. Layout kept by default."""
+        """`(image - mean) / std` for each channel of one image.
+
+        Returns float32, or the float type of the image; the layout stays unless you give one.
+        """
         (picture,), layout = collect([image], input_data_format)
         result = self._scaling(None, mean, std).apply(np.asarray(picture), layout)
         return to_layout(result, layout, as_layout(data_format, "data_format"))
@@ -209,11 +218,11 @@ class DetrImageProcessor(ProcessorOptions, PostProcessor):
         update_bboxes: bool = True,
         pad_size: Optional[SizeDict] = None,
     ) -> BatchFeature:
-        """Pad images at the bottom and right to `pad_size`, or to the largest. Returns what `preprocess` does.
+        """Pads images at the bottom and right to `pad_size`, or to the largest image. Returns a batch as `preprocess` does.
 
-        `constant_values` is a number, or as for `np.pad` pairs for height and width. Layout and dtype are kept by
-        default. `annotations` are prepared ones, one for each image; their `boxes` are taken to be relative to the image
-        and become relative to the padded image, unless `update_bboxes` is False.
+        `constant_values` is a number, or pairs for height and width as in `np.pad`. The dtype stays, and the layout too
+        unless you give one. `annotations` are prepared annotations, one for each image. Their `boxes` must be relative to
+        the image, and become relative to the padded image; `update_bboxes=False` leaves them alone.
         """
         as_numpy = _wants_numpy(return_tensors)
         layout_wanted = as_layout(data_format, "data_format")
@@ -247,7 +256,7 @@ class DetrImageProcessor(ProcessorOptions, PostProcessor):
         masks_path: Union[str, os.PathLike, None] = None,
         input_data_format: Optional[str] = None,
     ) -> Target:
-        """The first step for one record: arrays, boxes as corners in pixels. See `prepare_detection`, `prepare_panoptic`."""
+        """The first step for one record: arrays, boxes as corners. See `prepare_detection` and `prepare_panoptic`."""
         (picture,), layout = collect([image], input_data_format)
         format_ = as_format(self._pick("format", format))
         size = size_of(picture, layout)
@@ -256,19 +265,19 @@ class DetrImageProcessor(ProcessorOptions, PostProcessor):
     def resize_annotation(
         self, annotation: Target, orig_size: Sequence[int], size: Sequence[int], resample: int = 0
     ) -> Target:
-        """A prepared annotation of an image that goes from `orig_size` to `size`, both (height, width).
+        """Changes a prepared annotation when its image is resized from `orig_size` to `size`, both (height, width).
 
-        `boxes` and `area` are scaled; `masks` are resized with Pillow's filter `resample`, by default to the nearest
-        pixel, and become bool; `size` is set.
+        It scales `boxes` and `area`, resizes `masks` with Pillow's filter `resample` (by default the nearest pixel) to
+        bool, and sets `size`.
         """
         return resize_target(annotation, orig_size, size, partial(self._resize_mask, resample=as_resample(resample)))
 
     def normalize_annotation(self, annotation: Target, image_size: Sequence[int]) -> Target:
-        """`boxes` from (x_min, y_min, x_max, y_max) in pixels to (center_x, center_y, width, height) relative to
+        """Turns `boxes` from (x_min, y_min, x_max, y_max) in pixels into (center_x, center_y, width, height) relative to
         `image_size`, (height, width)."""
         return normalize_target(annotation, image_size)
 
-    # ---- what depends on the backend --------------------------------------------------------------------------------
+    # ---- what subclasses replace ------------------------------------------------------------------------------------
 
     def _resize(self, picture: Picture, size: tuple[int, int], resample: int, layout: str) -> np.ndarray:
         return resize(picture, size, resample, layout)
@@ -296,7 +305,7 @@ class DetrImageProcessor(ProcessorOptions, PostProcessor):
 
 
 class DetrFeatureExtractor(DetrImageProcessor):
-    """The old name of `DetrImageProcessor`: the same class with a FutureWarning, as in transformers."""
+    """The old name of `DetrImageProcessor`. The class is the same and gives a FutureWarning, as in transformers."""
 
     _type_name = "DetrFeatureExtractor"
 
@@ -307,14 +316,14 @@ class DetrFeatureExtractor(DetrImageProcessor):
 
 def _wants_numpy(return_tensors: Optional[str]) -> bool:
     if return_tensors not in (None, "np"):
-        raise ValueError(
+        raise OptionError(
             f"return_tensors={return_tensors!r}: expected None or 'np'; convert the arrays, e.g. with torch.from_numpy"
         )
     return return_tensors is not None
 
 
 def _one_each(annotations: Any, images: int) -> Sequence[Any]:
-    """The annotations as a list with one for each image; an empty list for None."""
+    """The annotations as a list, one for each image, or an empty list for None."""
     if annotations is None:
         return []
     if isinstance(annotations, Mapping):

@@ -1,4 +1,4 @@
-"""The image processor with the numbers of torchvision in place of Pillow's, still with numpy and Pillow only.
+"""An image processor that gives torchvision's numbers in place of Pillow's. It needs numpy and Pillow only.
 
 Source: the torchvision-based `DetrImageProcessorFast` of transformers 4.57.6, on the CPU of an x86 machine.
 """
@@ -12,6 +12,7 @@ from typing import Any, Optional, Union
 
 import numpy as np
 
+from detr_export.runtimes.errors import OptionError
 from detr_export.runtimes.processing.annotations.detection import Target
 from detr_export.runtimes.processing.annotations.transforms import pad_target
 from detr_export.runtimes.processing.batch import Picture
@@ -22,16 +23,18 @@ from detr_export.runtimes.processing.transforms import FIRST, PixelScaling, mean
 
 @dataclass(frozen=True)
 class FusedScaling(PixelScaling):
-    """Rescaling and normalisation in one step: mean and deviation are divided by the factor, not the image multiplied."""
+    """Rescaling and normalisation in one step: it divides mean and deviation by the factor, and leaves the image alone."""
 
     def apply(self, array: np.ndarray, layout: str) -> np.ndarray:
-        """Scaled values: float32; when only rescaled, the float type of the array."""
+        """Scaled values in float32. A float array that is only rescaled keeps its type."""
         if self.mean is not None and self.std is not None:
             array = array.astype(np.float32)
             mean, std = mean_and_std(self.mean, self.std, array, layout)
             if self.factor is not None:
                 if self.factor == 0:
-                    raise ValueError("rescale_factor is 0: the mean and deviation are divided by it; expected 1 / 255 or so")
+                    raise OptionError(
+                        "rescale_factor is 0, and the mean and deviation are divided by it; expected 1 / 255 or so"
+                    )
                 inverse = np.float32(1.0 / self.factor)
                 mean, std = mean * inverse, std * inverse
             return (array - mean) / std
@@ -43,18 +46,20 @@ class FusedScaling(PixelScaling):
 
 
 class DetrImageProcessorFast(DetrImageProcessor):
-    """`DetrImageProcessor` with the arithmetic of torchvision and PyTorch, as transformers' class of that name has it.
+    """`DetrImageProcessor` with the arithmetic of torchvision and PyTorch, as in transformers' class of the same name.
 
-    Same options, arguments and results as `DetrImageProcessor`, whose class reproduces Pillow. In place of that:
+    Options, arguments and results are those of `DetrImageProcessor`. That class gives Pillow's numbers; this one differs:
 
-    - uint8 images, as PIL images are, are resized with 16-bit weights, to the same pixels as torchvision's; float images
-      in float32 or float64, without going through 8 bit (`tensor_resize`). NEAREST, BILINEAR and BICUBIC only.
-    - Rescaling and normalisation are one step in float32, bit for bit; of float64 images too.
-    - Masks are resized by PyTorch's "nearest-exact" rule, and padded boxes computed in float32. Masks that are not
-      resized are uint8 for coco_detection and bool for coco_panoptic.
+    - It resizes uint8 images (PIL images are uint8) with 16-bit weights, and gives the same pixels as torchvision. It
+      resizes float images in float32 or float64, without a detour through 8 bit (see `resizing.tensors`). It knows
+      NEAREST, BILINEAR and BICUBIC only.
+    - It rescales and normalises in one step in float32, bit for bit as torchvision does, float64 images too.
+    - It resizes masks by PyTorch's "nearest-exact" rule, and computes padded boxes in float32. Masks that are not resized
+      are uint8 for coco_detection and bool for coco_panoptic.
 
-    Where transformers' fast class falls short of its slow one, this follows the slow one: masks beside crowd annotations,
-    labels that always say their `size` after padding, channels_last output, and lists in place of a stacked batch.
+    Where transformers' fast class does less than its slow one, this class follows the slow one: masks beside crowd
+    annotations, labels that always have their `size` after padding, channels_last output, and lists in place of a stacked
+    batch.
     """
 
     _type_name = "DetrImageProcessorFast"
@@ -90,10 +95,10 @@ class DetrImageProcessorFast(DetrImageProcessor):
 
 
 def processor_from_dict(config: Mapping[str, Any]) -> DetrImageProcessor:
-    """The processor that settings were made for: the fast class where they name it, else the PIL one.
+    """The processor that the settings were made for: the fast class if they name it, otherwise the PIL one.
 
     Raises:
-        CheckpointError, ValueError: as `DetrImageProcessor.from_dict`.
+        CheckpointError, OptionError: as `DetrImageProcessor.from_dict`.
     """
     fast = config.get("image_processor_type") == DetrImageProcessorFast.__name__
     return (DetrImageProcessorFast if fast else DetrImageProcessor).from_dict(config)

@@ -1,11 +1,11 @@
-"""Open an image from anywhere: the result is always an upright, fully decoded, 8-bit RGB `PIL.Image.Image`.
+"""Opens an image from anywhere. The result is always an upright, fully decoded, 8-bit RGB `PIL.Image.Image`.
 
 For ordinary photographs the pixels are those of transformers 4.57.6 `load_image` (EXIF orientation applied, then
 `convert("RGB")`). What differs, on purpose:
 
 - 16-bit greyscale is scaled to 8 bit; `convert("RGB")` alone clamps it, which turns most of the picture white.
-- Unreadable or damaged EXIF is ignored instead of failing an image whose pixels are fine.
-- Images above `PIL.Image.MAX_IMAGE_PIXELS` are refused before they are decoded, instead of being warned about.
+- Damaged EXIF is ignored, because the pixels may be fine.
+- Images above `PIL.Image.MAX_IMAGE_PIXELS` are refused before they are decoded. Pillow alone only warns.
 - `info` of the result is empty, so an orientation that was applied cannot be applied again.
 """
 
@@ -29,7 +29,7 @@ PathPattern = Union[str, os.PathLike]
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 _EXIF_ORIENTATION = 0x0112
-# EXIF orientation -> what turns the stored pixels upright; 1 is upright already (EXIF 2.3, tag 0x0112).
+# EXIF orientation -> the operation that turns the stored pixels upright; 1 is upright already (EXIF 2.3, tag 0x0112).
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -42,17 +42,17 @@ _UPRIGHT = {
 
 
 def load_image(source: ImageSource) -> Image.Image:
-    """Read `source` into an upright RGB image that shares nothing with it.
+    """Reads `source` into an upright RGB image that shares no memory with it.
 
     `source` is a path, the bytes of an image file, a PIL image of any mode but F, or a uint8 array (H, W, 3) in RGB
-    order and any memory layout. Of an animation or a multi-page file the first frame is taken; an alpha channel is
-    dropped, not blended, so hidden colours of transparent pixels show. The size limit applies to files and bytes
-    only: a PIL image or an array is already in the caller's memory.
+    order and any memory layout. An animation or a multi-page file gives its first frame. An alpha channel is dropped, not
+    blended, so the hidden colours of transparent pixels show. The size limit applies to files and bytes only, because a
+    PIL image or an array is in the caller's memory already.
 
-    Raises ImageError, on one line, for anything that is not such an image.
+    Raises ImageError with one line for anything that is not such an image.
     """
     if isinstance(source, Image.Image):
-        return _upright_rgb(source, f"PIL image of mode {source.mode} and size {source.width}x{source.height}")
+        return _upright_rgb(source, _described(source))
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, bytes):
@@ -67,12 +67,25 @@ def load_image(source: ImageSource) -> Image.Image:
     )
 
 
-def iter_image_paths(patterns: Union[PathPattern, Iterable[PathPattern]]) -> list[Path]:
-    """Expand files, folders and globs into paths, in the order given and each path once.
+def borrow_image(source: ImageSource) -> Image.Image:
+    """`load_image` for a caller that only reads. A PIL image that is upright RGB already is returned as it is, not copied.
 
-    A folder stands for the files directly inside it that have one of `IMAGE_SUFFIXES` and are not hidden, a glob
-    (`**` descends) for every file it matches; both are sorted by name. An existing file is taken as it is, even when
-    its name contains `*` or `[`. Paths are compared after making them absolute; symbolic links are not resolved.
+    Raises ImageError as `load_image` does.
+    """
+    if isinstance(source, Image.Image) and source.mode == "RGB" and 0 not in source.size:
+        decode_in_place(source, _described(source))
+        if _orientation(source) not in _UPRIGHT:
+            return source
+    return load_image(source)
+
+
+def iter_image_paths(patterns: Union[PathPattern, Iterable[PathPattern]]) -> list[Path]:
+    """Expands files, folders and globs into paths, in the given order and each path once.
+
+    A folder stands for the files directly inside it that have one of `IMAGE_SUFFIXES` and are not hidden. A glob stands
+    for every file that it matches; `**` descends into folders. Both are sorted by name. An existing file is taken as it
+    is, even if its name contains `*` or `[`. Two paths are the same if they are equal as absolute paths; symbolic links
+    are not resolved.
 
     Raises ImageError for a path that does not exist, and for a folder or glob without images.
     """
@@ -88,12 +101,12 @@ def iter_image_paths(patterns: Union[PathPattern, Iterable[PathPattern]]) -> lis
 
 
 def decode_in_place(image: Image.Image, name: str) -> None:
-    """Decode the pixels of a lazily opened PIL image; ImageError when the file behind it is damaged or closed."""
+    """Decodes the pixels of a lazily opened PIL image. Raises ImageError if its file is damaged or closed."""
     try:
         image.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(name, str(error)) from error
-    except Exception as error:  # decoders raise whatever the damage leads them to
+    except Exception as error:  # decoders raise all kinds of errors for damaged files
         raise _damaged(name, error) from error
 
 
@@ -138,7 +151,7 @@ def _from_file(path: str) -> Image.Image:
 
 
 def _decode(stream: BinaryIO, name: str) -> Image.Image:
-    """Decode an image file. Pillow may have warned about a large image by the time it is refused here."""
+    """Decodes an image file. Pillow may warn about a large image before it is refused here."""
     try:
         image = Image.open(stream)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -147,7 +160,7 @@ def _decode(stream: BinaryIO, name: str) -> Image.Image:
         raise ImageError(
             f"{name} is not an image that Pillow reads: expected JPEG, PNG, BMP, WebP, TIFF or GIF; convert it first"
         ) from error
-    except Exception as error:  # decoders raise whatever the damage leads them to
+    except Exception as error:  # decoders raise all kinds of errors for damaged files
         raise _damaged(name, error) from error
     with image:
         limit = Image.MAX_IMAGE_PIXELS
@@ -167,7 +180,7 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
     else:
         plain = image if image.mode == "RGB" else image.copy()
         if plain is not image:
-            plain.info.pop("transparency", None)  # RGB has no use for it, and Pillow warns when it is a table of bytes
+            plain.info.pop("transparency", None)  # RGB does not use it, and Pillow warns if it is a table of bytes
         try:
             rgb = plain.convert("RGB")
         except (OSError, ValueError) as error:
@@ -179,6 +192,11 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
         rgb = rgb.transpose(method)
     rgb.info.clear()
     return rgb
+
+
+def _described(image: Image.Image) -> str:
+    """What messages call a PIL image."""
+    return f"PIL image of mode {image.mode} and size {image.width}x{image.height}"
 
 
 def _orientation(image: Image.Image) -> int:
@@ -261,5 +279,5 @@ def _too_large(name: str, reason: str) -> ImageError:
 
 
 def _short(text: str) -> str:
-    """A string that was meant as a path may be a whole base64 image."""
+    """The start of a long string. What should be a path may be a whole base64 image."""
     return text if len(text) <= 200 else f"{text[:197]}..."

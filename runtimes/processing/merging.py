@@ -1,12 +1,12 @@
 """From overlapping per-query masks to one map of segments: the pixel half of instance and panoptic segmentation.
 
 Every pixel goes to the query whose mask probability times score is largest there. A query becomes a segment when it
-won enough of the area it claims. This file reproduces the numbers of `compute_segments` in transformers'
-`image_processing_detr.py` with another computation: the resized masks are never held, all areas come out of one
-pass over the image, and only scalars are looped over to give out the ids.
+wins enough of the area that it claims. This file gives the numbers of `compute_segments` in transformers'
+`image_processing_detr.py`, but computes them in another way: it never holds the resized masks, it counts all areas in one
+pass over the image, and its only loop over queries handles scalars.
 
-One difference: the score multiplies a mask before the resizing and not after it. Resizing is linear, so the
-results differ by float32 rounding, and the multiplication runs over 16 times fewer values.
+One thing differs: a mask is multiplied by its score before it is resized, not after. Resizing is linear, so the results
+differ by float32 rounding only, and the multiplication handles 16 times fewer values.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from detr_export.runtimes.processing.resizing.masks import resized_rows
 
-# Rows whose pixel counts fit a uint8 counter, the narrowest and so the fastest one to add to.
+# So many rows fit into a uint8 counter, which is the narrowest type and so the fastest to add to.
 COUNTED_ROWS = 255
 
 
@@ -32,7 +32,7 @@ def merge_masks(
     label_ids_to_fuse: Collection[int],
     distinct_ids: bool = False,
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Merge the masks of one image, all of which were kept.
+    """Merges the masks of the queries that were kept in one image.
 
     Args:
         mask_probs: float32 (N, h, w) in [0, 1], N at least 1.
@@ -40,12 +40,12 @@ def merge_masks(
         labels: int (N,), the class of each query.
         size: (height, width) of the result, in pixels.
         mask_threshold: a query claims the pixels where probability times score reaches it.
-        overlap_mask_area_threshold: share of the claimed area that a query has to win to become a segment.
+        overlap_mask_area_threshold: a query becomes a segment if it wins more than this share of the area that it claims.
         label_ids_to_fuse: classes whose segments share one id.
         distinct_ids: see `assign_segment_ids`.
 
     Returns:
-        segmentation: int32 (height, width), segment ids from 1, 0 where the winning query became no segment.
+        segmentation: int32 (height, width), segment ids from 1; 0 where the winning query did not become a segment.
         segments_info: see `assign_segment_ids`.
     """
     weighted = mask_probs * scores.astype(np.float32)[:, None, None]
@@ -58,16 +58,16 @@ def merge_masks(
 
 
 def largest_map(maps: np.ndarray, size: tuple[int, int], threshold: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Resize maps bilinearly and find the largest one at every pixel, without holding the resized maps.
+    """Resizes maps bilinearly and finds the largest one at every pixel. It never holds all the resized maps.
 
     Args:
         maps: float32 (h, w, C), any memory order.
         size: (height, width) of the result, in pixels.
-        threshold: see `reached`; None counts nothing and leaves `reached` at 0.
+        threshold: for `reached` below; with None nothing is counted and `reached` is 0.
 
     Returns:
-        winners: int64 (height, width), the index of the largest map; the lowest index where several are equal.
-        reached: int64 (C,), at how many pixels each resized map is `threshold` or more.
+        winners: int64 (height, width), the index of the largest map; if several are equal, the lowest index.
+        reached: int64 (C,), the number of pixels at which each resized map is at least `threshold`.
     """
     maps = np.ascontiguousarray(maps, dtype=np.float32)
     height, width = size
@@ -97,21 +97,21 @@ def assign_segment_ids(
     label_ids_to_fuse: Collection[int],
     distinct_ids: bool = False,
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Which queries become segments, and under which id.
+    """Decides which queries become segments, and gives them ids.
 
-    The first query of a fused class gets the next id; later ones of that class get the same id and their own entry in
-    the list. As in transformers, the numbering goes on from the id last given out, *also when that was a shared one*:
-    with classes A (fused), B, A, C the ids are 1, 2, 1, 2, and B and C cannot be told apart by id.
+    The first query of a fused class gets the next id. Later queries of that class get the same id and their own entry in
+    the list. As in transformers, the numbering continues from the id that was given last, *even if that was a shared id*:
+    with classes A (fused), B, A, C the ids are 1, 2, 1, 2, and B and C have the same id.
 
     Args:
-        won: int (N,), pixels where each query is the largest.
-        claimed: int (N,), pixels where each query reaches the mask threshold.
+        won: int (N,), the number of pixels where each query is the largest.
+        claimed: int (N,), the number of pixels where each query reaches the mask threshold.
         scores, labels, overlap_mask_area_threshold, label_ids_to_fuse: as in `merge_masks`.
-        distinct_ids: go on from the largest id instead, so that an id never names two classes.
+        distinct_ids: continue from the largest id instead, so that an id never stands for two classes.
 
     Returns:
-        ids: int32 (N,), the segment id of each query, 0 for none.
-        segments_info: one dict a query with an id, in the order of the queries: ``id`` (int), ``label_id`` (int),
+        ids: int32 (N,), the segment id of each query; 0 if it has none.
+        segments_info: one dict for each query that has an id, in the order of the queries: ``id`` (int), ``label_id`` (int),
             ``was_fused`` (bool, the class is one to fuse), ``score`` (float, rounded to 6 digits).
     """
     ids = np.zeros(len(scores), dtype=np.int32)
@@ -121,7 +121,7 @@ def assign_segment_ids(
     for query, label in enumerate(labels.tolist()):
         if won[query] == 0 or claimed[query] == 0:
             continue
-        # In float32, where the reference divides; the comparison is in double precision.
+        # The reference divides in float32 and compares in double precision.
         share = float(np.float32(won[query]) / np.float32(claimed[query]))
         if not share > overlap_mask_area_threshold:
             continue

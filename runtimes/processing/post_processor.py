@@ -1,4 +1,4 @@
-"""The post-processing functions as methods, under the names that transformers' image processors give them."""
+"""The post-processing functions as methods, with the names that they have in transformers' image processors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from detr_export.runtimes.processing.segmentation import Size
 
 
 class PostProcessor:
-    """Raw outputs of a model to results. Each method is a function; shapes, dtypes and errors are described there."""
+    """Turns raw outputs of a model into results. Each method calls a function, which describes shapes, dtypes and errors."""
 
     def post_process_object_detection(
         self, outputs: Any, threshold: float = 0.5, target_sizes: Optional[TargetSizes] = None
@@ -22,7 +22,7 @@ class PostProcessor:
         return post_process_object_detection(outputs, threshold, target_sizes)
 
     def post_process(self, outputs: Any, target_sizes: TargetSizes) -> list[dict[str, np.ndarray]]:
-        """Every query of every image, whatever its score. The older name, deprecated in transformers."""
+        """All queries of all images, whatever their scores. This is an older method, deprecated in transformers."""
         return post_process_object_detection(outputs, -1.0, target_sizes)
 
     def post_process_semantic_segmentation(

@@ -1,7 +1,7 @@
-"""What a DETR image processor can be told, and the `preprocessor_config.json` that keeps it.
+"""The options of a DETR image processor, and the `preprocessor_config.json` that holds them.
 
-Source: the constructor, `from_dict` and `to_dict` of `DetrImageProcessor` in transformers 4.57.6; either reads the other's
-file.
+Source: the constructor, `from_dict` and `to_dict` of `DetrImageProcessor` in transformers 4.57.6. Each of the two reads the
+other's file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any, Optional, TypeVar, Union
 
 import numpy as np
 
-from detr_export.runtimes.errors import CheckpointError, OutputError
+from detr_export.runtimes.errors import CheckpointError, OptionError
+from detr_export.runtimes.files import write_atomically
 from detr_export.runtimes.processing.resizing.pillow import as_resample
 from detr_export.runtimes.processing.sizes import SizeDict, as_pad_size, as_size
 from detr_export.runtimes.processing.transforms import Channels
@@ -27,7 +28,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # The evaluation size in the published DETR code (datasets/coco.py, the "val" transform).
 DEFAULT_SIZE = {"shortest_edge": 800, "longest_edge": 1333}
-_DEFAULT_LONGEST_EDGE = 1333  # beside a `size` that is only an int, as in old configurations
+_DEFAULT_LONGEST_EDGE = 1333  # used when `size` is only an int, as in old configurations
 
 FORMATS = ("coco_detection", "coco_panoptic")
 _TYPES = ("DetrImageProcessor", "DetrImageProcessorFast", "DetrFeatureExtractor")
@@ -54,16 +55,16 @@ class ProcessorOptions:
     """The options of an image processor, as attributes, and the JSON file that holds them.
 
     - `size`: {shortest_edge, longest_edge}, {height, width} or {max_height, max_width}; an int is the shortest edge,
-      with 1333 for the longest.
-    - `resample`: Pillow's filter, 2 is bilinear.
+      and then the longest edge is 1333.
+    - `resample`: the number of Pillow's filter; 2 is bilinear.
     - `image_mean`, `image_std`: one number for each channel or one for all, in rescaled units.
-    - `do_convert_annotations`: defaults to `do_normalize`.
+    - `do_convert_annotations`: the default is the value of `do_normalize`.
     - `pad_size`: {height, width} to pad to; None pads to the largest image of the batch.
 
-    Raises ValueError for an option that is not one of these.
+    Raises OptionError for an invalid value.
     """
 
-    _type_name = _TYPES[0]  # what configurations call this class
+    _type_name = _TYPES[0]  # the name of this class in configurations
 
     def __init__(
         self,
@@ -96,15 +97,15 @@ class ProcessorOptions:
 
     @classmethod
     def from_dict(cls: type[_Self], config: Mapping[str, Any]) -> _Self:
-        """Build from the content of a `preprocessor_config.json`.
+        """Makes a processor from the content of a `preprocessor_config.json`.
 
-        The old names `max_size` and `pad_and_return_pixel_mask` are understood; keys that are no option are kept for
-        `to_dict`. Raises ValueError for an option with a bad value and for the configuration of another processor.
+        It also reads the old names `max_size` and `pad_and_return_pixel_mask`. Keys that are not options are kept for
+        `to_dict`. Raises OptionError for an invalid value and for the configuration of another processor.
         """
         config = dict(config)
         kind = config.get("image_processor_type", config.get("feature_extractor_type", _TYPES[0]))
         if kind not in _TYPES:
-            raise ValueError(f"the configuration is of a {kind}: expected one of {', '.join(_TYPES)}")
+            raise OptionError(f"the configuration is of a {kind}: expected one of {', '.join(_TYPES)}")
         if "pad_and_return_pixel_mask" in config:
             config["do_pad"] = config.pop("pad_and_return_pixel_mask")
         if "max_size" in config:
@@ -113,15 +114,15 @@ class ProcessorOptions:
                 config["size"] = as_size(config["size"], max_size)
         processor = cls(**{key: config.pop(key) for key in _OPTIONS if key in config})
         processor._other_keys.update(config)
-        if cls._type_name != _TYPES[0]:  # the plain class reads all of them, and leaves the name for whoever is next
+        if cls._type_name != _TYPES[0]:  # the plain class reads all types, and keeps the name for the next reader
             processor._other_keys["image_processor_type"] = cls._type_name
         return processor
 
     @classmethod
     def from_pretrained(cls: type[_Self], path: Union[str, os.PathLike]) -> _Self:
-        """Read `preprocessor_config.json`, named itself or by its folder.
+        """Reads a `preprocessor_config.json`; `path` is that file or its folder.
 
-        Raises CheckpointError when it is missing, is not a JSON object, or holds a bad option.
+        Raises CheckpointError if the file is missing, is not a JSON object, or has an invalid option.
         """
         file = Path(path)
         if file.is_dir():
@@ -147,20 +148,10 @@ class ProcessorOptions:
         return {**self._other_keys, **{name: _plain(getattr(self, name)) for name in _OPTIONS}}
 
     def save_pretrained(self, directory: Union[str, os.PathLike]) -> Path:
-        """Write `directory/preprocessor_config.json`, making the folder. Returns the file; OutputError on failure."""
+        """Writes `directory/preprocessor_config.json`, makes the folder, and returns the path. Raises OutputError."""
         file = Path(directory) / CONFIG_NAME
         text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                temporary.write_text(text, encoding="utf-8")
-                os.replace(temporary, file)
-            finally:
-                temporary.unlink(missing_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot write {file}: {error.strerror}; name a folder that can be written") from error
-        return file
+        return write_atomically(file, text.encode("utf-8"))
 
     def _pick(self, name: str, override: Any) -> Any:
         return getattr(self, name) if override is None else override
@@ -168,19 +159,19 @@ class ProcessorOptions:
     def _required(self, name: str, override: Any) -> Any:
         value = self._pick(name, override)
         if value is None:
-            raise ValueError(f"{name} is None, but the step that needs it is on: set it, or turn the step off")
+            raise OptionError(f"{name} is None, but the step that needs it is on: set it, or turn the step off")
         return value
 
 
 def as_format(value: str) -> str:
-    """`value` as one of `FORMATS`; ValueError otherwise."""
+    """`value` as one of `FORMATS`. Raises OptionError for other values."""
     if value not in FORMATS:
-        raise ValueError(f"format={value!r}: expected {' or '.join(FORMATS)}")
+        raise OptionError(f"format={value!r}: expected {' or '.join(FORMATS)}")
     return FORMATS[FORMATS.index(value)]  # a plain string, also for a string enumeration
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it: numpy arrays and tuples become lists, numpy numbers Python's."""
+    """The value in JSON's types: numpy arrays and tuples become lists, numpy numbers become Python's."""
     if isinstance(value, (np.ndarray, np.generic)):
         return value.tolist()
     if isinstance(value, dict):

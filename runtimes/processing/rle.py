@@ -4,8 +4,8 @@ Uncompressed: ``{"size": [height, width], "counts": [n0, n1, ...]}``. The mask i
 then left to right) and the counts are the lengths of its runs, zeros first; ``n0`` is 0 when the first pixel is set.
 
 Compressed: the counts become ASCII text (`rleToString` in COCO's `maskApi.c`). From the fourth on, a count is
-stored as its difference to the count two before it. Each number is cut into groups of 5 bits, lowest first, in
-two's complement; a group is one character, ``48 + bits``, plus 32 when more groups of the same number follow.
+stored as its difference to the count two places before. Each number is cut into groups of 5 bits, lowest first, in
+two's complement. A group is one character, ``48 + bits``, plus 32 if more groups of the same number follow.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ def decode_rle(rle: Mapping[str, Any]) -> np.ndarray:
         rle: ``size`` [height, width], and ``counts``: a list of int, or the text or bytes of `compress_counts`.
 
     Returns:
-        uint8 (height, width), 1 where set; Fortran-ordered, as pycocotools' masks are.
+        uint8 (height, width), 1 where the mask is set; in Fortran order, like pycocotools' masks.
 
     Raises:
-        AnnotationError: a key is missing or not made of integers, a count is negative, or the counts do not add up
-            to the size.
+        AnnotationError: a key is missing or does not hold integers, a count is negative, or the sum of the counts is not
+            the size.
     """
     if "size" not in rle or "counts" not in rle:
         raise AnnotationError(f"run-length encoding has keys {sorted(rle)}, expected size and counts")
@@ -89,23 +89,23 @@ def decode_rle(rle: Mapping[str, Any]) -> np.ndarray:
 
 
 def compress_counts(counts: Counts) -> str:
-    """COCO's text for a list of counts.
+    """The text that COCO writes for a list of counts.
 
     Args:
         counts: int (N,), lengths of runs in pixels, zeros first.
 
     Returns:
-        ASCII text; ``.encode()`` gives the bytes that pycocotools has under ``counts``.
+        ASCII text; its ``.encode()`` is what pycocotools has under ``counts``.
     """
     runs = np.asarray(counts, dtype=np.int64).reshape(-1)
     values = runs.copy()
     values[3:] -= runs[1:-2]
 
     shifts = GROUP_BITS * np.arange(MAX_GROUPS, dtype=np.int64)
-    shifted = values[:, None] >> shifts  # (N, MAX_GROUPS); what is left before each group is taken
+    shifted = values[:, None] >> shifts  # (N, MAX_GROUPS): the rest of each number before a group is taken from it
     rest = shifted >> GROUP_BITS
     groups = shifted & (MORE_GROUPS - 1)
-    # The last group is the one whose sign bit already says all that is left: zeros for plus, ones for minus.
+    # A group is the last one if its sign bit says what the rest is: zeros for plus, ones for minus.
     more = rest != np.where(groups & SIGN_BIT, -1, 0)
     wanted = np.ones_like(more)
     wanted[:, 1:] = np.logical_and.accumulate(more, axis=1)[:, :-1]
@@ -114,10 +114,10 @@ def compress_counts(counts: Counts) -> str:
 
 
 def decompress_counts(text: str | bytes) -> list[int]:
-    """The counts behind COCO's text, the inverse of `compress_counts`.
+    """The counts that COCO's text stands for; the inverse of `compress_counts`.
 
     Args:
-        text: what `compress_counts` or pycocotools made.
+        text: the result of `compress_counts` or of pycocotools.
 
     Returns:
         Lengths of runs in pixels, zeros first.
@@ -125,6 +125,7 @@ def decompress_counts(text: str | bytes) -> list[int]:
     Raises:
         AnnotationError: a character is outside COCO's alphabet, or the text stops in the middle of a number.
     """
+    # The characters as numbers, checked
     data = text.encode("utf-8") if isinstance(text, str) else bytes(text)
     codes = np.frombuffer(data, dtype=np.uint8).astype(np.int64) - FIRST_CHARACTER
     if codes.size == 0:
@@ -134,8 +135,10 @@ def decompress_counts(text: str | bytes) -> list[int]:
         at = int(outside[0])
         raise AnnotationError(
             f"compressed run-length counts have byte {data[at]} at position {at}, expected "
-            f"{FIRST_CHARACTER}..{FIRST_CHARACTER + 2 * MORE_GROUPS - 1}; the counts are damaged or of another format"
+            f"{FIRST_CHARACTER}..{FIRST_CHARACTER + 2 * MORE_GROUPS - 1}; the counts are damaged or have another format"
         )
+
+    # Where each number starts and ends
     ends = np.flatnonzero(codes < MORE_GROUPS)  # the last character of each number
     if ends.size == 0 or ends[-1] != codes.size - 1:
         raise AnnotationError("compressed run-length counts stop inside a number; the text is cut short")
@@ -146,19 +149,21 @@ def decompress_counts(text: str | bytes) -> list[int]:
             f"compressed run-length counts have a number of {lengths.max()} characters, expected {MAX_GROUPS} at "
             "most; the text is damaged"
         )
+
+    # The numbers, from their groups of bits
     place = np.arange(codes.size) - np.repeat(starts, lengths)
     values = np.add.reduceat((codes & (MORE_GROUPS - 1)) << (GROUP_BITS * place), starts)
     negative = (codes[ends] & SIGN_BIT) != 0
     values[negative] -= np.int64(1) << (GROUP_BITS * lengths[negative])
 
-    # Undo the differences: odd positions build on position 1, even ones on position 2; position 0 stands alone.
+    # The counts, from the differences: odd positions build on position 1, even ones on position 2; 0 stands alone.
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
     return values.tolist()
 
 
 def _integers(field: str, values: Counts) -> np.ndarray:
-    """`values` as int64 (N,), or an AnnotationError naming `field`."""
+    """`values` as int64 (N,). Raises an AnnotationError that names `field`."""
     array = np.asarray(values)
     if array.size == 0:
         return np.zeros(0, dtype=np.int64)

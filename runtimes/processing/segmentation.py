@@ -4,8 +4,8 @@ Same names, arguments and results as the `post_process_*_segmentation` methods o
 in numpy. What differs, on purpose:
 
 - maps are numpy arrays and run-length encodings are lists of Python int, so that they go into JSON;
-- inputs that do not fit together raise `InputError` and nothing is broadcast or left over in silence;
-- queries are filtered before the sigmoid, and no stack of full-size masks is ever made (`segment_merge`).
+- inputs that do not fit together raise `InputError`; nothing is broadcast or ignored in silence;
+- queries are filtered before the sigmoid, and a stack of full-size masks is never made (see `merging`).
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def post_process_semantic_segmentation(outputs: Any, target_sizes: Sequence[Size
         target_sizes: (height, width) in pixels of each image; without it the maps keep the size of the masks.
 
     Returns:
-        One int64 (height, width) map of class ids an image.
+        For each image one int64 (height, width) map of class ids.
 
     Raises:
-        InputError: an output is missing or of another shape, or there is not one target size an image.
+        InputError: an output is missing or of another shape, or the target sizes are not one for each image.
 
-    Numbers: transformers' method of the same name. A class weighs at a pixel the sum over all queries of class
-    probability times mask probability, and it is this sum that is resized.
+    Numbers: transformers' method of the same name. The weight of a class at a pixel is the sum over all queries of class
+    probability times mask probability. That sum is resized, and then the largest class wins.
     """
     logits, masks, sizes = _checked(outputs, target_sizes)
     maps = []
@@ -57,26 +57,26 @@ def post_process_instance_segmentation(
     target_sizes: Sequence[Size] | None = None,
     return_coco_annotation: bool = False,
 ) -> list[dict[str, Any]]:
-    """One segment a detected object.
+    """One segment for each detected object.
 
     Args:
         outputs: attributes or keys ``logits`` float32 (B, Q, C+1), the last class being "no object", and
             ``pred_masks`` float32 (B, Q, h, w), before the sigmoid.
         threshold: a query is kept when the probability of its label is above this.
         mask_threshold: a kept query claims the pixels where mask probability times label probability reaches this.
-        overlap_mask_area_threshold: a query is dropped unless the pixels it wins are more than this share of
-            those it claims.
+        overlap_mask_area_threshold: a query is dropped unless it wins more than this share of the pixels that it
+            claims.
         target_sizes: (height, width) in pixels of each image; without it the maps keep the size of the masks.
-        return_coco_annotation: give `segmentation_to_rle` of each map in place of the map.
+        return_coco_annotation: return `segmentation_to_rle` of each map in place of the map.
 
     Returns:
-        One dict an image:
+        For each image one dict:
             segmentation: int32 (height, width), the id of the segment at each pixel, 0 for none. An image
-                of which no query is kept has float32 -1 everywhere, also with `return_coco_annotation`.
+                where no query is kept has float32 -1 everywhere, with `return_coco_annotation` too.
             segments_info: a list of dicts ``id``, ``label_id``, ``was_fused`` (False), ``score`` in [0, 1].
 
     Raises:
-        InputError: an output is missing or of another shape, or there is not one target size an image.
+        InputError: an output is missing or of another shape, or the target sizes are not one for each image.
 
     Numbers: transformers' method of the same name; ids may differ where two masks tie within float32 rounding.
     """
@@ -97,12 +97,12 @@ def post_process_panoptic_segmentation(
     target_sizes: Sequence[Size] | None = None,
     distinct_ids: bool = False,
 ) -> list[dict[str, Any]]:
-    """One segment an object, and one for all of a class that has no instances (sky, grass).
+    """One segment for each object, and one for all regions of a class that has no instances (sky, grass).
 
     Args:
-        label_ids_to_fuse: classes whose segments share one id; None fuses nothing. How the ids then run on is
-            described in `segment_merge.assign_segment_ids`.
-        distinct_ids: give no id to two classes, as transformers may; its numbers are those of the default.
+        label_ids_to_fuse: classes whose segments share one id; None fuses nothing. `merging.assign_segment_ids` says
+            how the other ids are numbered.
+        distinct_ids: never give one id to two classes. transformers may do so; False gives its numbers.
         outputs, threshold, mask_threshold, overlap_mask_area_threshold, target_sizes: as in
             `post_process_instance_segmentation`.
 
@@ -110,7 +110,7 @@ def post_process_panoptic_segmentation(
         As `post_process_instance_segmentation`, with ``was_fused`` True for the classes in `label_ids_to_fuse`.
 
     Raises:
-        InputError: an output is missing or of another shape, or there is not one target size an image.
+        InputError: an output is missing or of another shape, or the target sizes are not one for each image.
 
     Numbers: transformers' method of the same name; ids may differ where two masks tie within float32 rounding.
     """
@@ -119,12 +119,12 @@ def post_process_panoptic_segmentation(
 
 
 def query_masks(mask_logits: np.ndarray, size: Size, mask_threshold: float = 0.5) -> np.ndarray:
-    """The mask of each query by itself: masks may overlap, as COCO's mask AP wants them.
+    """The mask of each query on its own. Masks may overlap, as COCO's mask AP expects.
 
     Args:
         mask_logits: float32 (N, h, w), before the sigmoid.
         size: (height, width) of the image, in pixels.
-        mask_threshold: a mask has the pixels where its probability is above this.
+        mask_threshold: a pixel belongs to a mask if its probability is above this.
 
     Returns:
         bool (N, height, width).
@@ -132,13 +132,13 @@ def query_masks(mask_logits: np.ndarray, size: Size, mask_threshold: float = 0.5
     Raises:
         InputError: the masks or the size are empty.
 
-    Source: `PostProcessSegm` of facebookresearch/detr. As there the logits are resized and not the probabilities, but in one
-    step, as in the rest of this file, where the original goes through the size of the network's input. The full-size
-    logits are held for a few masks at a time, and compared with the threshold's own logit in place of a sigmoid.
+    Source: `PostProcessSegm` of facebookresearch/detr. Both resize the logits, not the probabilities. The original needs
+    two steps, by way of the size of the network's input; here it is one step, as in the rest of this file. Only a few
+    full-size masks of logits are held at a time. They are compared with the threshold's logit; this saves the sigmoid.
     """
     logits = np.asarray(mask_logits, dtype=np.float32)
     height, width = checked_size(logits.shape[1:], size)
-    with np.errstate(divide="ignore"):  # the logits of 0 and 1 are infinite, and rightly so
+    with np.errstate(divide="ignore"):  # the logits of 0 and 1 are infinite, which is right here
         least = np.float32(np.log(np.float64(mask_threshold)) - np.log1p(-np.float64(mask_threshold)))
     masks = np.empty((len(logits), height, width), dtype=bool)
     step = max(1, CHUNK_VALUES // (height * width))
@@ -151,8 +151,8 @@ def query_masks(mask_logits: np.ndarray, size: Size, mask_threshold: float = 0.5
 def binary_mask_to_rle(mask: np.ndarray) -> list[int]:
     """Runs of a mask as transformers writes them: start, length, start, length, ...
 
-    This is *not* the encoding of COCO's files (that is `rle.encode_rle`): pixels are read row by row and
-    starts count from 1.
+    This is *not* the encoding of COCO's files, which is in `rle.encode_rle`. Here pixels are read row by row, and
+    positions count from 1.
 
     Args:
         mask: (height, width) of zeros and ones, bool or any number.
@@ -162,11 +162,11 @@ def binary_mask_to_rle(mask: np.ndarray) -> list[int]:
 
 
 def segmentation_to_rle(segmentation: np.ndarray, background: bool = True) -> list[list[int]]:
-    """`binary_mask_to_rle` of every id of a map, in rising order of the ids, in one pass over the map.
+    """`binary_mask_to_rle` for every id of a map, in rising order of the ids. It reads the map once.
 
     Args:
         segmentation: (height, width), integers or bool.
-        background: encode id 0 too, as transformers does.
+        background: whether id 0 is encoded too, as in transformers.
     """
     pixels = np.asarray(segmentation).ravel()
     if pixels.size == 0:
@@ -187,7 +187,7 @@ def _segment(
     target_sizes: Sequence[Size] | None,
     distinct_ids: bool = False,
 ) -> list[dict[str, Any]]:
-    """What instance and panoptic segmentation have in common: keep the sure queries, then merge their masks."""
+    """The common part of instance and panoptic segmentation: it keeps sure queries and merges their masks."""
     logits, masks, sizes = _checked(outputs, target_sizes)
     results: list[dict[str, Any]] = []
     for image_logits, image_masks, size in zip(logits, masks, sizes):
@@ -212,7 +212,7 @@ def _segment(
 
 
 def _checked(outputs: Any, target_sizes: Sequence[Size] | None) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]:
-    """The logits and masks as float32 and the size of every map, or an InputError."""
+    """The logits and masks as float32, and the size of every map. Raises InputError."""
     arrays = []
     for name, axes in (("logits", "(B, Q, C+1)"), ("pred_masks", "(B, Q, h, w)")):
         value = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
@@ -239,6 +239,6 @@ def _checked(outputs: Any, target_sizes: Sequence[Size] | None) -> tuple[np.ndar
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Logistic function, float32, shape kept; 0 and 1 where float32 has nothing nearer."""
-    with np.errstate(over="ignore"):  # exp of more than 88 is infinite, and 1 / infinity is the 0 wanted
+    """The logistic function in float32. It gives exactly 0 or 1 where float32 has no nearer number."""
+    with np.errstate(over="ignore"):  # exp of more than 88 is infinite, and 1 / infinity gives 0, as it should
         return np.reciprocal(1 + np.exp(-logits))

@@ -1,4 +1,4 @@
-"""What size an image is resized and padded to.
+"""The sizes that images are resized and padded to.
 
 Source: the size rules of `DetrImageProcessor` in transformers 4.57.6, including where they round and where they
 truncate. Sizes are (height, width) in pixels.
@@ -10,7 +10,7 @@ import operator
 from collections.abc import Mapping
 from typing import Any, Optional
 
-from detr_export.runtimes.errors import ImageError
+from detr_export.runtimes.errors import ImageError, OptionError
 
 SizeDict = dict  # str -> int; "longest_edge" may be None, for no limit
 
@@ -18,33 +18,33 @@ _SIZE_KEYS = (
     {"shortest_edge", "longest_edge"},
     {"height", "width"},
     {"max_height", "max_width"},
-    {"shortest_edge"},  # these two can be stored, as in old configurations, but not resized to
+    {"shortest_edge"},  # old configurations have these two; they can be stored, but no image can be resized to them
     {"longest_edge"},
 )
 _SIZE_FORMS = "{shortest_edge, longest_edge}, {height, width} or {max_height, max_width}"
 
 
 def as_size(size: Any, max_size: Optional[int] = None) -> SizeDict:
-    """`size` as a checked dict: an int is the shortest edge (with `max_size` the longest), a pair (height, width).
+    """`size` as a checked dict. An int is the shortest edge, and `max_size` then is the longest; a pair is (height, width).
 
-    Raises ValueError for unknown keys and for values that are not positive integers.
+    Raises OptionError for unknown keys and for values that are not positive integers.
     """
     if isinstance(size, (list, tuple)) and len(size) == 2:
         size = {"height": size[0], "width": size[1]}
     elif not isinstance(size, Mapping):
         size = {"shortest_edge": size} if max_size is None else {"shortest_edge": size, "longest_edge": max_size}
     if set(size) not in _SIZE_KEYS:
-        raise ValueError(f"size has the keys {sorted(map(str, size))}: expected {_SIZE_FORMS}")
+        raise OptionError(f"size has the keys {sorted(map(str, size))}: expected {_SIZE_FORMS}")
     unlimited = {"longest_edge": None} if size.get("longest_edge", 0) is None else {}
     return {**_positive({k: v for k, v in size.items() if k not in unlimited}, "size"), **unlimited}
 
 
 def as_pad_size(pad_size: Any) -> Optional[SizeDict]:
-    """`pad_size` as a checked {"height", "width"} dict, or None; ValueError otherwise."""
+    """`pad_size` as a checked {"height", "width"} dict, or None. Raises OptionError for anything else."""
     if pad_size is None:
         return None
     if not isinstance(pad_size, Mapping) or set(pad_size) != {"height", "width"}:
-        raise ValueError(f"pad_size={pad_size!r}: expected None or a dict with the keys height and width")
+        raise OptionError(f"pad_size={pad_size!r}: expected None or a dict with the keys height and width")
     return _positive(pad_size, "pad_size")
 
 
@@ -54,20 +54,21 @@ def _positive(values: Mapping, name: str) -> SizeDict:
         try:
             checked[key] = operator.index(value)
         except TypeError as error:
-            raise ValueError(f"{name}[{key!r}]={value!r}: expected a positive integer") from error
+            raise OptionError(f"{name}[{key!r}]={value!r}: expected a positive integer") from error
         if checked[key] < 1:
-            raise ValueError(f"{name}[{key!r}]={value!r}: expected a positive integer")
+            raise OptionError(f"{name}[{key!r}]={value!r}: expected a positive integer")
     return checked
 
 
 def output_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
-    """(height, width) that an image of `height` x `width` pixels is resized to under a dict from `as_size`.
+    """The (height, width) that an image of `height` x `width` pixels is resized to; `size` is a dict from `as_size`.
 
-    - shortest_edge, longest_edge: keep the aspect ratio; shortest edge as given unless that makes the other too long.
-    - max_height, max_width: keep the aspect ratio; the largest that fits, enlarging small images.
-    - height, width: exactly that.
+    - shortest_edge, longest_edge: the aspect ratio stays. The shorter side becomes `shortest_edge`, unless the other side
+      would become longer than `longest_edge`.
+    - max_height, max_width: the aspect ratio stays, and the result is the largest that fits; small images are enlarged.
+    - height, width: exactly this size.
 
-    Raises ValueError when `size` is only an edge; ImageError when a thin image would be left without pixels.
+    Raises OptionError if `size` is only one edge, and ImageError if a thin image would have no pixels left.
     """
     keys = set(size)
     if keys == {"height", "width"}:
@@ -78,7 +79,7 @@ def output_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
     elif keys == {"shortest_edge", "longest_edge"}:
         result = _edge_size(height, width, size["shortest_edge"], size["longest_edge"])
     else:
-        raise ValueError(f"cannot resize to {size}: expected {_SIZE_FORMS}")
+        raise OptionError(f"cannot resize to {size}: expected {_SIZE_FORMS}")
     if min(result) < 1:
         raise ImageError(
             f"image of {width}x{height} pixels is too thin: it would be resized to {result[1]}x{result[0]}; "
@@ -89,7 +90,7 @@ def output_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
 
 def _edge_size(height: int, width: int, shortest: int, longest: Optional[int]) -> tuple[int, int]:
     short, long = min(height, width), max(height, width)
-    wanted: float = shortest  # unrounded: the long edge is computed from it
+    wanted: float = shortest  # not rounded, because the long edge is computed from it
     if longest is not None and long / short * shortest > longest:
         wanted = longest * short / long
         shortest = round(wanted)
@@ -101,7 +102,7 @@ def _edge_size(height: int, width: int, shortest: int, longest: Optional[int]) -
 
 
 def padded_size(sizes: list[tuple[int, int]], pad_size: Optional[SizeDict]) -> tuple[int, int]:
-    """(height, width) of the batch: `pad_size`, or the largest of `sizes`. ImageError if an image does not fit."""
+    """(height, width) of the batch: `pad_size`, or the largest of `sizes`. Raises ImageError if an image does not fit."""
     height, width = (max(edge) for edge in zip(*sizes))
     if pad_size is None:
         return height, width

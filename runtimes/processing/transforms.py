@@ -1,8 +1,8 @@
 """Pure functions on image arrays: layout, pixel scaling, padding.
 
-Source: the arithmetic, and its order, of the PIL-based `DetrImageProcessor` in transformers 4.57.6. Every function
-here gives that code's numbers bit for bit, so rounding that looks odd (truncation to uint8, float64 then float32) is
-deliberate.
+Source: the arithmetic of the PIL-based `DetrImageProcessor` in transformers 4.57.6, in the same order. Every function here
+gives the numbers of that code bit for bit. So rounding that looks odd (truncation to uint8, float64 then float32) is
+intended.
 
 Shapes: an image is (C, H, W) in layout "channels_first" and (H, W, C) in layout "channels_last".
 """
@@ -15,7 +15,7 @@ from typing import Any, Optional, Union
 
 import numpy as np
 
-from detr_export.runtimes.errors import ImageError
+from detr_export.runtimes.errors import ImageError, OptionError
 
 FIRST = "channels_first"
 LAST = "channels_last"
@@ -24,17 +24,17 @@ Channels = Union[float, Iterable[float]]  # one value for all channels, or one f
 
 
 def as_layout(value: Optional[str], name: str) -> Optional[str]:
-    """`value` as one of the two layout names, or None; ValueError names the option."""
+    """`value` as one of the two layout names, or None. Raises OptionError, which names the option `name`."""
     if value is None:
         return None
     for layout in (FIRST, LAST):
         if value == layout:  # a plain string, also for a string enumeration
             return layout
-    raise ValueError(f"{name}={value!r}: expected {FIRST!r} or {LAST!r}")
+    raise OptionError(f"{name}={value!r}: expected {FIRST!r} or {LAST!r}")
 
 
 def infer_layout(shape: tuple[int, ...]) -> str:
-    """The layout of a 3-D array: the end that has 1 or 3 entries holds the channels, the first end if both do."""
+    """The layout of a 3-D array. The first or last axis has 1 or 3 entries, the channels; if both have, it is the first."""
     if shape[0] in (1, 3):
         return FIRST
     if shape[-1] in (1, 3):
@@ -51,7 +51,7 @@ def height_width(array: np.ndarray, layout: str) -> tuple[int, int]:
 
 
 def to_layout(array: np.ndarray, source: str, target: Optional[str]) -> np.ndarray:
-    """A view of a 3-D array in layout `target`; None keeps the layout."""
+    """A view of a 3-D array in layout `target`, or the array itself if that is None."""
     if target is None or source == target:
         return array
     return array.transpose(1, 2, 0) if source == FIRST else array.transpose(2, 0, 1)
@@ -65,7 +65,7 @@ def rescale(array: np.ndarray, factor: float) -> np.ndarray:
 def normalize(array: np.ndarray, mean: Channels, std: Channels, layout: str) -> np.ndarray:
     """`(array - mean) / std` for each channel, in the array's own float type (float32 for integers).
 
-    Raises ValueError when `mean` or `std` does not have one finite value for each channel, or `std` has a zero.
+    Raises OptionError if `mean` or `std` does not have one finite value for each channel, or `std` has a zero.
     """
     if array.dtype.kind != "f":
         array = array.astype(np.float32)
@@ -74,29 +74,29 @@ def normalize(array: np.ndarray, mean: Channels, std: Channels, layout: str) -> 
 
 
 def mean_and_std(mean: Channels, std: Channels, array: np.ndarray, layout: str) -> tuple[np.ndarray, np.ndarray]:
-    """Both in the dtype of `array`, (C, 1, 1) or (1, 1, C) as the layout asks; errors as in `normalize`."""
+    """Both in the dtype of `array`, with shape (C, 1, 1) or (1, 1, C) to fit the layout; errors as in `normalize`."""
     channels = array.shape[0] if layout == FIRST else array.shape[2]
     axes = (slice(None), None, None) if layout == FIRST else (None, None, slice(None))
     mean_, std_ = (_for_channels(v, channels, n).astype(array.dtype)[axes] for v, n in ((mean, "mean"), (std, "std")))
     if not std_.all():
-        raise ValueError(f"image_std={std!r} divides by zero: expected positive numbers")
+        raise OptionError(f"image_std={std!r} divides by zero: expected positive numbers")
     return mean_, std_
 
 
 def _for_channels(value: Channels, channels: int, name: str) -> np.ndarray:
     values = np.asarray(value if np.ndim(value) == 0 else list(value), dtype=np.float64)  # type: ignore[arg-type]
     if values.ndim == 1 and len(values) != channels:
-        raise ValueError(
+        raise OptionError(
             f"image_{name} has {len(values)} values for {channels} channels: expected one for each, or a single number"
         )
     if not np.isfinite(values).all():
-        raise ValueError(f"image_{name}={value!r}: expected finite numbers")
+        raise OptionError(f"image_{name}={value!r}: expected finite numbers")
     return np.broadcast_to(values, (channels,))
 
 
 @dataclass(frozen=True)
 class PixelScaling:
-    """Rescaling, then normalisation; either can be left out."""
+    """Rescaling, then normalisation. Each of them can be left out."""
 
     factor: Optional[float]  # None: no rescaling
     mean: Optional[Channels]  # None: no normalisation
@@ -107,7 +107,7 @@ class PixelScaling:
         return self.factor is not None or self.mean is not None
 
     def apply(self, array: np.ndarray, layout: str) -> np.ndarray:
-        """Scaled values: float32, except that float images that are not rescaled keep their dtype."""
+        """Scaled values in float32. Float images that are not rescaled keep their dtype."""
         if self.factor is not None:
             array = rescale(array, self.factor)
         if self.mean is not None and self.std is not None:
@@ -115,28 +115,28 @@ class PixelScaling:
         return array
 
     def table(self, channels: int) -> np.ndarray:
-        """float32 (channels, 256): `apply` of every uint8 value, which makes scaling an image a look-up."""
+        """float32 (channels, 256): the result of `apply` for every uint8 value. With it, scaling an image is a look-up."""
         ramp = np.broadcast_to(np.arange(256, dtype=np.uint8), (channels, 1, 256))
         return self.apply(ramp, FIRST)[:, 0, :]
 
 
 def look_up(table: np.ndarray, image: np.ndarray, out: np.ndarray) -> None:
-    """Write `table[c, image[c]]` into the top left of `out`: uint8 (C, h, w), float32 (C, H, W), any strides."""
+    """Writes `table[c, image[c]]` into the top left of `out`. `image` is uint8 (C, h, w), `out` float32 (C, H, W)."""
     _, height, width = image.shape
     for row, source, target in zip(table, image, out):
         np.take(row, source, out=target[:height, :width], mode="clip")  # "raise" would copy `out`
 
 
 def pad(array: np.ndarray, size: tuple[int, int], layout: str, value: Any = 0) -> np.ndarray:
-    """Pad at the bottom and right to `size` (height, width).
+    """Pads at the bottom and right to `size` (height, width).
 
-    `value` is a number, or as for `np.pad` a pair (before, after), or one pair each for height and width.
+    `value` is a number, a pair (before, after), or one pair each for height and width, as in `np.pad`.
     """
     height, width = height_width(array, layout)
     edges: list[tuple[int, int]] = [(0, size[0] - height), (0, size[1] - width)]
     shape = np.shape(value)
     if shape not in ((), (1,), (2,), (2, 2)):
-        raise ValueError(f"constant_values={value!r}: expected a number, a pair, or a pair for height and for width")
+        raise OptionError(f"constant_values={value!r}: expected a number, a pair, or a pair for height and for width")
     values = [tuple(pair) for pair in np.broadcast_to(value, (2, 2)).tolist()]
     at = 0 if layout == FIRST else 2
     edges.insert(at, (0, 0))
@@ -145,7 +145,7 @@ def pad(array: np.ndarray, size: tuple[int, int], layout: str, value: Any = 0) -
 
 
 def pixel_masks(sizes: list[tuple[int, int]], size: tuple[int, int]) -> np.ndarray:
-    """int64 (B, H, W): 1 where image b has a pixel, 0 where it is padded."""
+    """int64 (B, H, W): 1 where image b has a pixel, 0 where it was padded."""
     masks = np.zeros((len(sizes), *size), dtype=np.int64)
     for mask, (height, width) in zip(masks, sizes):
         mask[:height, :width] = 1

@@ -14,20 +14,20 @@ from detr_export.runtimes.processing.transforms import LAST
 def uint8_batch(
     processor: DetrImageProcessor, pictures: list[Any], size: Optional[dict[str, int]] = None
 ) -> dict[str, np.ndarray]:
-    """Resizes and pads images as the processor does, and leaves the rest to the model.
+    """Resizes and pads images as the processor does. The model does the rest.
 
     Args:
-        processor: its size, resampling filter and `pad_size` count.
-        pictures: RGB images, PIL's or uint8 arrays (h, w, 3).
-        size: in place of the processor's.
+        processor: it gives the size, the resampling filter and `pad_size`.
+        pictures: RGB images: PIL images or uint8 arrays (h, w, 3).
+        size: used in place of the processor's.
 
     Returns:
-        `pixel_values` uint8 (B, H, W, 3), each image in the top left, zeros elsewhere, and `valid_sizes` int64 (B, 2), the
-        (height, width) of each. A quarter of the bytes of float32 images, and none of a mask.
+        `pixel_values` uint8 (B, H, W, 3), with each image in the top left and zeros elsewhere, and `valid_sizes` int64
+        (B, 2), the (height, width) of each. That is a quarter of the bytes of float32 images, and no mask is needed.
 
     Raises:
         ImageError: an image cannot be processed.
-        ValueError: the processor's options are not usable.
+        OptionError: the processor's options are not usable.
     """
     batch = processor.preprocess(pictures, size=size, do_rescale=False, do_normalize=False, do_pad=False, data_format=LAST)
     images = batch["pixel_values"]

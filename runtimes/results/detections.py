@@ -1,13 +1,15 @@
-"""What a prediction is: typed, immutable, in pixels of the image that was given."""
+"""`Detections`, the result of detection: typed, immutable, in pixels of the original image."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Optional, Union
 
 import numpy as np
 from PIL import Image
 
+from detr_export.runtimes.processing.detection import Kept
 from detr_export.runtimes.processing.images import ImageSource
 from detr_export.runtimes.processing.rle import encode_compressed_rle
 from detr_export.runtimes.results.drawing import draw_attention, draw_boxes
@@ -22,7 +24,7 @@ class Detections:
     boxes: np.ndarray  # (N, 4) float32, (x_min, y_min, x_max, y_max) in pixels of the original image
     names: tuple[str, ...]  # N class names
     image_size: tuple[int, int]  # (height, width) of the original image, pixels
-    masks: Optional[np.ndarray] = None  # (N, height, width) bool at that size; None for a model or call without masks
+    masks: Optional[np.ndarray] = None  # (N, height, width) bool, at that size; None if the model or the call gives no masks
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -38,9 +40,9 @@ class Detections:
         }
 
     def to_coco(self, image_id: Union[int, str]) -> list[dict[str, Any]]:
-        """Entries of a COCO results file: `bbox` is [x, y, width, height] in pixels, `category_id` the label.
+        """Entries of a COCO results file: `bbox` is [x, y, width, height] in pixels, and `category_id` is the label.
 
-        Where there are masks, `segmentation` is each one's compressed run-length encoding.
+        If there are masks, `segmentation` is the compressed run-length encoding of each.
         """
         entries: list[dict[str, Any]] = [
             {
@@ -60,20 +62,20 @@ class Detections:
         """A copy of `image` with a box and a caption for each object.
 
         Raises:
-            ImageError: the image cannot be read, or is not the size of the one these were found in.
+            ImageError: the image cannot be read, or has another size than the image of the detections.
         """
         return draw_boxes(image, self.image_size, self.boxes, self.scores, self.labels, self.names)
 
     def draw_attention(
         self, image: ImageSource, attention: np.ndarray, columns: int = 3, cell_width: int = 480
     ) -> Image.Image:
-        """A sheet with one copy of `image` for each object, best first: where the decoder looked, and what it found there.
+        """A sheet with one copy of `image` for each object, the best first: where the decoder looked and what it found.
 
         Args:
-            image: the image that these were found in.
+            image: the image of the detections.
             attention: float32 (N, h, w), weights over the feature map, from `Predictor.explain`.
             columns: cells in a row.
-            cell_width: of a cell, pixels.
+            cell_width: width of a cell, pixels.
 
         Raises:
             ImageError: as in `draw`.
@@ -81,3 +83,9 @@ class Detections:
         return draw_attention(
             image, self.image_size, self.boxes, self.scores, self.labels, self.names, attention, columns, cell_width
         )
+
+
+def make_detections(kept: Kept, image_size: tuple[int, int], id2label: Mapping[int, str]) -> Detections:
+    """Makes the result for one image from what post-processing kept, the image's (height, width), and the class names."""
+    names = tuple(id2label.get(int(label), str(label)) for label in kept.labels)
+    return Detections(kept.scores, kept.labels, kept.boxes, names, image_size)

@@ -1,4 +1,4 @@
-"""Pictures of predictions."""
+"""Draws predictions on images."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from detr_export.runtimes.errors import ImageError
-from detr_export.runtimes.processing.images import ImageSource, load_image
+from detr_export.runtimes.processing.images import ImageSource, borrow_image
 from detr_export.runtimes.results.segments import Segment
 
-_GOLDEN_RATIO = 0.618034  # steps of the hue: any run of neighbouring labels gets well separated colours
-_LINE_SHARE = 1 / 300  # of the image's longer side
-_TEXT_SHARE = 1 / 45
-_TINT = 0.5  # of a segment's colour over its pixels
-_CAPTION_AREA = 1 / 400  # of the image; smaller segments are drawn without their name
+_GOLDEN_RATIO = 0.618034  # step of the hue from one label to the next; it gives neighbouring labels very different colours
+_LINE_SHARE = 1 / 300  # width of a line, as a share of the image's longer side
+_TEXT_SHARE = 1 / 45  # size of text, as a share of the longer side
+_TINT = 0.5  # share of a segment's colour in its pixels
+_CAPTION_AREA = 1 / 400  # share of the image; segments that are smaller are drawn without their name
 _MIN_TEXT, _MAX_TEXT = 10, 40  # pixels
 
 
 def color_of(index: int) -> tuple[int, int, int]:
-    """A saturated RGB colour for a label or segment, the same one every time."""
+    """A saturated RGB colour for a label or segment. It is the same every time."""
     red, green, blue = colorsys.hsv_to_rgb((index * _GOLDEN_RATIO) % 1.0, 0.75, 0.95)
     return round(red * 255), round(green * 255), round(blue * 255)
 
@@ -34,20 +34,21 @@ def draw_boxes(
     labels: np.ndarray,
     names: Sequence[str],
 ) -> Image.Image:
-    """A copy of the image with boxes, the best score on top, captions kept inside the picture.
+    """A copy of the image with boxes and captions. The best score is on top, and captions stay inside the picture.
 
     Args:
         source: the image.
-        image_size: (height, width) that it must have, pixels.
+        image_size: the (height, width) that it must have, pixels.
         boxes: float32 (N, 4), (x_min, y_min, x_max, y_max), pixels.
         scores: float32 (N,).
-        labels: int64 (N,); a label has the same colour in every picture.
-        names: of the N labels.
+        labels: int64 (N,). A label has the same colour in every picture.
+        names: the names of the N labels.
 
     Raises:
         ImageError: the image cannot be read, or has another size.
     """
-    image = matching_image(source, image_size)
+    image = matching_image(source, image_size).copy()
+    image.info.clear()  # or a copy would be saved with the original's resolution and colour profile
     draw = ImageDraw.Draw(image)
     font = font_for(image)
     line = max(1, round(max(image.size) * _LINE_SHARE))
@@ -60,19 +61,19 @@ def draw_boxes(
 
 
 def matching_image(source: ImageSource, size: tuple[int, int]) -> Image.Image:
-    """Loads an image to draw on.
+    """Loads the image of a prediction. It may be `source` itself, so it is not to be drawn on.
 
     Raises:
         ImageError: it cannot be read, or is not `size` (height, width).
     """
-    image = load_image(source)
+    image = borrow_image(source)
     if (image.height, image.width) != tuple(size):
-        raise ImageError(f"the image is {image.height}x{image.width}; the prediction is of one of {size[0]}x{size[1]}")
-    return image.copy()
+        raise ImageError(f"the image is {image.height}x{image.width}; the prediction is for an image of {size[0]}x{size[1]}")
+    return image
 
 
 def font_for(image: Image.Image) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    """Pillow's own font, sized to the image where Pillow can (10.1 and later)."""
+    """Pillow's own font, in a size that fits the image if Pillow has sizes (10.1 and later)."""
     size = min(_MAX_TEXT, max(_MIN_TEXT, round(max(image.size) * _TEXT_SHARE)))
     try:
         return ImageFont.load_default(size)
@@ -87,7 +88,7 @@ def caption(
     text: str,
     color: tuple[int, int, int],
 ) -> None:
-    """Writes text on a plate above `corner` (x, y), or below it where there is no room."""
+    """Writes text on a coloured plate above `corner` (x, y), or below it if there is no room above."""
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     width, height = right - left + 4, bottom - top + 4
     x = min(max(0.0, corner[0]), max(0.0, draw.im.size[0] - width))
@@ -98,15 +99,15 @@ def caption(
 
 
 def draw_segments(source: ImageSource, ids: np.ndarray, segments: Sequence[Segment]) -> Image.Image:
-    """A copy of the image under translucent colours, one a segment, with outlines and the names of all but tiny ones.
+    """A copy of the image with a translucent colour and an outline for each segment, and the names of all but tiny ones.
 
     Args:
         source: the image.
         ids: int32 (height, width), the segment id of each pixel.
-        segments: what the ids are.
+        segments: the segments with these ids.
 
     Raises:
-        ImageError: the image cannot be read, or is not of the size of `ids`.
+        ImageError: the image cannot be read, or has another size than `ids`.
     """
     image = matching_image(source, (ids.shape[0], ids.shape[1]))
     pixels = np.asarray(image).astype(np.float32)
@@ -134,13 +135,13 @@ def draw_attention(
     columns: int = 3,
     cell_width: int = 480,
 ) -> Image.Image:
-    """A sheet with one copy of the image for each detection, best first: where the query looked, and what it said.
+    """A sheet with one copy of the image for each detection, the best first. It shows where the query looked and its result.
 
     Args:
         source, image_size, boxes, scores, labels, names: as in `draw_boxes`.
         attention: (N, h, w) float32, weights over the feature map.
         columns: cells in a row.
-        cell_width: pixels.
+        cell_width: width of a cell, pixels.
 
     Raises:
         ImageError: as in `draw_boxes`.
@@ -164,7 +165,7 @@ def draw_attention(
 
 
 def _heat(image: Image.Image, weights: np.ndarray) -> Image.Image:
-    """The image in grey under its attention: dark where there is none, through red to yellow at the largest."""
+    """The image in grey with its attention on top: dark where there is none, then red, and yellow where it is largest."""
     share = weights / max(float(weights.max()), 1e-12)
     mask = Image.fromarray((share * 255).round().astype(np.uint8)).resize(image.size, Image.Resampling.BILINEAR)
     strength = np.asarray(mask, dtype=np.float32)[..., None] / 255

@@ -1,4 +1,4 @@
-"""What a segmentation is: a map of ids and what each id means."""
+"""`Segmentation`, the result of all kinds of segmentation: a map of ids, and what each id means."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Segmentation:
     """The segments of one image, in the order of their ids."""
 
     kind: str  # "panoptic", "instances" or "semantic"
-    map: np.ndarray  # (height, width) int32, segment ids; 0 = no segment, except in semantic maps, where ids are class ids
+    map: np.ndarray  # (height, width) int32, segment ids, 0 = no segment; in semantic maps the ids are class ids
     segments: tuple[Segment, ...]
 
     @property
@@ -39,7 +39,7 @@ class Segmentation:
         return self.map == segment.id
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: `image_size`, `kind`, and the segments with their masks run-length encoded as COCO does."""
+        """For JSON: `image_size`, `kind`, and the segments, with their masks in COCO's run-length encoding."""
         return {
             "image_size": list(self.image_size),
             "kind": self.kind,
@@ -58,11 +58,11 @@ class Segmentation:
         }
 
     def to_coco(self, image_id: Union[int, str]) -> Union[dict[str, Any], list[dict[str, Any]]]:
-        """What a COCO results file holds for this image.
+        """The content of a COCO results file for this image.
 
         Returns:
-            Panoptic: one dictionary with `file_name`, the name that the picture of `panoptic_png` is to have, and
-            `segments_info`. Instances and semantic: one entry a segment, its mask run-length encoded.
+            Panoptic: one dictionary with `segments_info` and with `file_name`, the name under which the picture of
+            `panoptic_png` must be saved. Instances and semantic: one entry for each segment, with its run-length encoding.
         """
         if self.kind == "panoptic":
             return {
@@ -91,15 +91,15 @@ class Segmentation:
         ]
 
     def panoptic_png(self) -> Image.Image:
-        """The map as COCO's panoptic format stores it: id = red + 256 green + 65536 blue."""
+        """The map as a picture in COCO's panoptic format: id = red + 256 green + 65536 blue."""
         ids = self.map.astype(np.uint32)
         return Image.fromarray(np.stack([ids % 256, ids // 256 % 256, ids // 65536 % 256], axis=-1).astype(np.uint8))
 
     def draw(self, image: ImageSource) -> Image.Image:
-        """A copy of `image` with each segment in a colour of its own, outlined and named.
+        """A copy of `image` with a colour, an outline and a name for each segment.
 
         Raises:
-            ImageError: the image cannot be read, or is not the size of the one that was segmented.
+            ImageError: the image cannot be read, or has another size than the image that was segmented.
         """
         return draw_segments(image, self.map, self.segments)
 
@@ -107,13 +107,13 @@ class Segmentation:
 def make_segmentation(
     kind: str, ids: np.ndarray, segments_info: Sequence[Mapping[str, Any]], id2label: Mapping[int, str]
 ) -> Segmentation:
-    """Joins what post-processing returns into one typed result.
+    """Makes one typed result from what post-processing returns.
 
     Args:
         kind: one of `KINDS`.
-        ids: (height, width), segment ids; what is negative becomes 0 unless `kind` is semantic.
-        segments_info: `id`, `label_id`, `score` and `was_fused` of each query's segment; those with one id are joined, the
-            best score counts. Ignored when semantic: there the ids are the classes.
+        ids: (height, width), segment ids; negative ids become 0 unless `kind` is semantic.
+        segments_info: `id`, `label_id`, `score` and `was_fused` of each query's segment. Segments with the same id are
+            joined, with the best of their scores. It is ignored for semantic maps, where the ids are the classes.
         id2label: names of the classes.
 
     Raises:
@@ -121,6 +121,8 @@ def make_segmentation(
     """
     if kind not in KINDS:
         raise InputError(f"the kind of segmentation is {kind!r}; expected one of {', '.join(KINDS)}")
+
+    # The label and score of each id
     ids = ids.astype(np.int32)
     if kind == "semantic":
         found = {int(label): (int(label), None, False) for label in np.unique(ids)}
@@ -130,6 +132,8 @@ def make_segmentation(
         for info in segments_info:
             score = max(info["score"], found.get(info["id"], (0, 0.0, False))[1] or 0.0)
             found[info["id"]] = (info["label_id"], score, info["was_fused"])
+
+    # The segments that have pixels
     segments = []
     for index in sorted(found):
         label, score, fused = found[index]

@@ -21,6 +21,20 @@ PANOPTIC_THRESHOLD = 0.3
 CATEGORIES = [{"id": id_, "name": models.LABELS[id_], "isthing": isthing} for id_, isthing in ((1, 1), (3, 1), (4, 0))]
 
 
+class Watcher:
+    """A `Progress` that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+        self.steps: list[tuple[int, int, str]] = []
+
+    def stage(self, line: str) -> None:
+        self.stages.append(line)
+
+    def step(self, done: int, total: int, note: str = "") -> None:
+        self.steps.append((done, total, note))
+
+
 @dataclass(frozen=True)
 class Annotated:
     """Images and annotations on disk, not to be changed."""

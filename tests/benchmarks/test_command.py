@@ -131,6 +131,16 @@ def test_ctrl_c_keeps_what_was_measured(tiny_onnx: Path, tmp_path: Path) -> None
     assert report["measurements"][0]["rounds"] >= 2
 
 
+def test_gpu_without_one(tmp_path: Path) -> None:
+    done = bench("gpu", "--rounds", "1", folder=tmp_path)
+    if done.returncode == 0:
+        pytest.skip("there is a GPU")
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: there is no GPU to measure: ")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_processors() -> None:
     done = bench("processors", "--rounds", "2", "--json")
     assert done.returncode == 0, done.stderr
@@ -149,7 +159,7 @@ def test_help() -> None:
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ("detr-bench ", {"run", "processors"}),
+        ("detr-bench ", {"run", "gpu", "processors"}),
         ("detr-bench pro", {"processors"}),
         ("detr-bench --si", {"--size"}),  # of `run`, which needs not be named
         ("detr-bench --ver", {"--version"}),
@@ -187,6 +197,7 @@ def test_the_script_for_a_shell_names_the_program() -> None:
         ("a.onnx", "run a.onnx"),
         ("run a.onnx", "run a.onnx"),
         ("processors", "processors"),
+        ("gpu", "gpu"),
         ("--help", "--help"),
         ("--show-completion", "--show-completion"),
         ("--install-completion", "--install-completion"),

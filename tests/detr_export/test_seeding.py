@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from detr_export.checkpoints.reading import load_checkpoint
 from detr_export.modeling.detr import DetrForObjectDetection
-from detr_export.seeding import random_images, seed_weights
+from detr_export.seeding import random_images, seed_weights, write_seeded_checkpoint
 from detr_export.verification.tolerances import TOLERANCES
 from tests import models
 
@@ -77,3 +80,14 @@ def test_random_images(shape: tuple[int, int, int, int]) -> None:
     assert np.isfinite(images).all()
     assert np.array_equal(images, random_images(shape, seed=2))
     assert not np.array_equal(images, random_images(shape, seed=3))
+
+
+@pytest.mark.parametrize("panoptic", [False, True])
+def test_a_seeded_checkpoint_is_the_architecture_of_the_published_one(panoptic: bool, tmp_path: Path) -> None:
+    folder = write_seeded_checkpoint(tmp_path / "r50", panoptic)
+    checkpoint = load_checkpoint(folder)
+    assert folder == tmp_path / "r50"
+    assert checkpoint.task == ("segmentation" if panoptic else "detection")
+    assert len(checkpoint.config.id2label) == (250 if panoptic else 91)
+    assert (checkpoint.config.d_model, checkpoint.config.num_queries) == (256, 100)
+    assert checkpoint.processor.to_dict()["format"] == ("coco_panoptic" if panoptic else "coco_detection")

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from detr_export.runtimes import ArtifactError, InputError, Predictor
+from detr_export.runtimes import ArtifactError, InputError, Predictor, Segmentation
 from detr_export.runtimes.processing.segmentation import query_masks
 from tests import models
 
@@ -117,13 +117,31 @@ def test_to_coco(predictor: Predictor, pictures: list[Image.Image]) -> None:
 
 def test_refuses(predictor: Predictor, tiny_onnx: Path, pictures: list[Image.Image]) -> None:
     assert predictor.draws_masks
-    for name in ("threshold", "panoptic_threshold", "mask_threshold"):
+    for name in ("threshold", "panoptic_threshold", "mask_threshold", "overlap_mask_area_threshold"):
         with pytest.raises(InputError, match=f"^{name} is 1.5; expected a number from 0 to 1"):
             predictor.detect_and_segment(pictures[0], **{name: 1.5})  # type: ignore[arg-type]
     with Predictor.load(tiny_onnx) as boxes:
         assert not boxes.draws_masks
         with pytest.raises(ArtifactError, match="draws no masks; export a segmentation checkpoint"):
             boxes.detect_and_segment(pictures[0])
+
+
+@pytest.mark.parametrize("name", ["threshold", "mask_threshold", "overlap_mask_area_threshold"])
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
+@pytest.mark.parametrize("method", ["segment_panoptic", "segment_instances"])
+def test_refuses_thresholds(method: str, name: str, value: float, predictor: Predictor, pictures: list[Image.Image]) -> None:
+    with pytest.raises(InputError, match=f"^{name} is {value}; expected a number from 0 to 1"):
+        getattr(predictor, method)(pictures[0], **{name: value})
+
+
+def test_every_option_of_the_masks_is_typed(predictor: Predictor, pictures: list[Image.Image]) -> None:
+    """mypy reads these calls, too."""
+    one: Segmentation = predictor.segment_panoptic(pictures[0], 0.3, 0.4, 0.1, [4])
+    several: list[Segmentation] = predictor.segment_panoptic(pictures[:1], label_ids_to_fuse=[4], mask_threshold=0.4)
+    assert (one.kind, [found.kind for found in several]) == ("panoptic", ["panoptic"])
+    one = predictor.segment_instances(pictures[0], 0.3, 0.4, 0.1)
+    several = predictor.segment_instances(pictures[:1], overlap_mask_area_threshold=0.1)
+    assert (one.kind, [found.kind for found in several]) == ("instances", ["instances"])
 
 
 @pytest.mark.parametrize("queries", [0, 1, 7])

@@ -7,7 +7,7 @@ from importlib import metadata as distributions
 
 import pytest
 
-from detr_export.runtimes.backends.cuda import memory as cuda_memory
+from detr_export.runtimes.backends.cuda import opening as cuda_opening
 from detr_export.runtimes.doctor import Diagnosis, diagnose, known_issues
 from detr_export.runtimes.errors import BackendError
 from tests.tensorrt_double.fixtures import NEWEST, OLDEST, TEN, Install
@@ -23,7 +23,7 @@ def no_gpu(index: int = 0) -> None:
 
 @pytest.mark.usefixtures("no_tensorrt")
 def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_memory, "open_device", no_gpu)
+    monkeypatch.setattr(cuda_opening, "open_device", no_gpu)
     found = diagnose()
     assert works(found) == {
         "checkpoints in PyTorch": True,

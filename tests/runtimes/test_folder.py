@@ -62,6 +62,19 @@ def test_a_bad_file_is_passed_over(predictor: Predictor, images: list[Path], tmp
     assert set(document[0]) == {"image", "picture", "image_size", "detections"}
 
 
+def test_a_file_is_decoded_once_and_its_pixels_are_copied_once(
+    predictor: Predictor, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, copied = [], []
+    original_open, original_copy = Image.open, Image.Image.copy
+    monkeypatch.setattr(Image, "open", lambda *args: (opened.append(args), original_open(*args))[1])
+    monkeypatch.setattr(Image.Image, "copy", lambda image: (copied.append(image.size), original_copy(image))[1])
+    (outcome,) = predict_files(predictor, [photo], 0.0, tmp_path / "out")
+    assert outcome.error is None
+    assert len(opened) == 1
+    assert copied.count((640, 427)) <= 2  # one of the decoder's, and the one that is drawn on
+
+
 def test_without_an_output_nothing_is_written(predictor: Predictor, images: list[Path], tmp_path: Path) -> None:
     before = names(tmp_path)
     outcomes = list(predict_files(predictor, images, 1.0))
@@ -104,7 +117,7 @@ def test_overwriting_is_asked_for(there: str, predictor: Predictor, images: list
 
 def test_an_image_is_never_drawn_over(predictor: Predictor, images: list[Path]) -> None:
     before = images[2].read_bytes()
-    with pytest.raises(OutputError, match=r"c.png is one of the images, and would be drawn over; give another folder"):
+    with pytest.raises(OutputError, match=r"c.png is one of the images, and would be overwritten; give another folder"):
         list(predict_files(predictor, images, output=images[0].parent, overwrite=True))
     assert images[2].read_bytes() == before
     assert names(images[0].parent) == ["a.jpg", "b.jpg", "c.png"]

@@ -20,10 +20,10 @@ from PIL import Image
 
 from detr_export.checkpoints.reading import load_checkpoint
 from detr_export.graphs.export import ExportOptions, export_onnx
-from detr_export.runtimes import Detections, DetrImageProcessor, DetrImageProcessorFast, Predictor, open_session
+from detr_export.runtimes import Detections, DetrImageProcessor, DetrImageProcessorFast, Predictor
 from detr_export.runtimes.backends.ort.session import OrtSession
 from detr_export.runtimes.backends.torch_session import TorchSession
-from detr_export.runtimes.errors import ArtifactError, BackendError, CheckpointError, ImageError, InputError
+from detr_export.runtimes.errors import ArtifactError, BackendError, ImageError, InputError
 from detr_export.runtimes.metadata import Metadata
 from detr_export.runtimes.session import Session, TensorSpec
 
@@ -273,35 +273,6 @@ def test_an_image_outside_of_the_ranges(tiny_onnx: Path, predictor: Predictor, p
         narrow.detect(photo)
 
 
-# ---- opening ------------------------------------------------------------------------------------------------------------
-
-
-def test_open_session_chooses_the_backend(tiny_onnx: Path, tiny_checkpoint: Path) -> None:
-    with open_session(tiny_onnx) as session:
-        assert isinstance(session, OrtSession)
-    with open_session(str(tiny_checkpoint)) as session:
-        assert isinstance(session, TorchSession)
-
-
-@pytest.mark.parametrize(
-    ("name", "error", "message"),
-    [
-        ("a.txt", ArtifactError, "a.txt is neither an .onnx file nor a checkpoint"),
-        ("model.safetensors", ArtifactError, "model.safetensors is neither an .onnx file nor a checkpoint"),
-        ("a.pth", CheckpointError, "a.pth is truncated or not a PyTorch file"),
-        ("folder", CheckpointError, "config.json does not exist"),
-        ("nothing.onnx", ArtifactError, "nothing.onnx does not exist"),
-        ("nothing.pth", CheckpointError, "nothing.pth does not exist"),
-    ],
-)
-def test_open_session_refuses(name: str, error: type[Exception], message: str, tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    if not name.startswith(("nothing", "folder")):
-        (tmp_path / name).write_bytes(b"hello")
-    with pytest.raises(error, match=message):
-        open_session(tmp_path / name)
-
-
 # ---- results ------------------------------------------------------------------------------------------------------------
 
 DETECTIONS = Detections(
@@ -343,7 +314,7 @@ def test_draw_marks_a_copy(photo: Path) -> None:
 
 
 def test_draw_refuses_another_image(photo: Path) -> None:
-    with pytest.raises(ImageError, match="the image is 10x20; the prediction is of one of 427x640"):
+    with pytest.raises(ImageError, match="the image is 10x20; the prediction is for an image of 427x640"):
         DETECTIONS.draw(np.zeros((10, 20, 3), np.uint8))
     with pytest.raises(ImageError, match=r"nothing.png does not exist"):
         DETECTIONS.draw("nothing.png")

@@ -23,12 +23,12 @@ def install_tensorrt(monkeypatch: pytest.MonkeyPatch) -> Install:
         knobs = Knobs(device or HostDevice())
         module = fake_tensorrt(version, knobs)
         monkeypatch.setitem(sys.modules, "tensorrt", module)
-        from detr_export.runtimes.backends.cuda import memory as cuda_memory
+        from detr_export.runtimes.backends.cuda import opening as cuda_opening
         from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
 
         monkeypatch.setattr(tensorrt_api, "trt", module)
         tensorrt_api.log.errors.clear()
-        monkeypatch.setattr(cuda_memory, "open_device", lambda index=0: knobs.device)
+        monkeypatch.setattr(cuda_opening, "open_device", lambda index=0: knobs.device)
         return knobs
 
     return install

@@ -51,6 +51,7 @@ def to_fp16(
         ArtifactError: a weight is beyond fp16's range, or the typed graph is not valid.
         BackendError: onnxruntime, whose converter this uses, is not installed.
     """
+    # Cast all but the islands, without rounding inside of them.
     typed = copy.deepcopy(model)
     _name_nodes(typed.graph)
     fp32 = fp32_nodes(typed.graph, keep_fp32)
@@ -58,6 +59,8 @@ def to_fp16(
     typed = _converted(typed, sorted(fp32), keep_io)
     _join_islands(typed.graph)
     sort_nodes(typed.graph)  # the converter puts its casts last
+
+    # Check the result, and count what became of the constants.
     try:
         onnx.checker.check_model(typed, full_check=True)
     except Exception as error:  # the checker and shape inference have an error class each

@@ -22,8 +22,8 @@ from detr_export.graphs.fp16 import LARGEST, SMALLEST
 from detr_export.runtimes.errors import ArtifactError
 
 PRODUCTS = {"Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum"}
-# What can be asked to stay fp32: the products around each softmax; or everything from the transformer's first layer to the
-# detections.
+# What a caller can ask to stay fp32: the products around each softmax; or everything from the transformer's first layer to
+# the detections.
 KEPT = ("attention", "transformer")
 
 _FP32 = {

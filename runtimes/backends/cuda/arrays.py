@@ -1,7 +1,7 @@
-"""Arrays that lie on the GPU: other libraries' are read, ours are handed out; nothing is copied.
+"""Arrays that lie on the GPU. Arrays of other libraries are read and ours are handed out, without a copy.
 
-Read are DLPack (torch, CuPy, JAX), whose producers make our stream wait for theirs, and `__cuda_array_interface__`
-(PyCUDA, Numba). Ours have the second, which `torch.as_tensor`, `cupy.asarray` and Numba take.
+It reads DLPack (torch, CuPy, JAX), whose producers make our stream wait for theirs, and `__cuda_array_interface__` (PyCUDA,
+Numba). Our arrays have `__cuda_array_interface__`, which `torch.as_tensor`, `cupy.asarray` and Numba take.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from detr_export.runtimes.errors import InputError
 _DLPACK_CUDA, _DLPACK_PINNED, _DLPACK_MANAGED = 2, 3, 13  # DLDeviceType
 _DLPACK_KINDS = {0: "i", 1: "u", 2: "f", 6: "b"}  # DLDataTypeCode
 _DLPACK_NAME = b"dltensor"
-_LEGACY_STREAM = 1  # how both protocols name the default stream, whose handle is 0: there 0 is not allowed
+_LEGACY_STREAM = 1  # both protocols call the default stream 1; its handle is 0, which they do not allow
 
 
 class _DLTensor(ctypes.Structure):
-    """DLTensor of dlpack.h, the unversioned form, with DLDevice and DLDataType laid flat."""
+    """DLTensor of dlpack.h in its unversioned form, with the fields of DLDevice and DLDataType inside."""
 
     _fields_ = (
         ("data", ctypes.c_void_p),
@@ -42,22 +42,22 @@ class _DLTensor(ctypes.Structure):
 
 @dataclass(frozen=True)
 class DeviceView:
-    """Another library's array, C-contiguous on the device."""
+    """An array of another library, C-contiguous on the device."""
 
     address: int
     shape: tuple[int, ...]
     dtype: np.dtype
-    owner: Any  # kept alive while the device reads
+    owner: Any  # it is kept alive while the device reads
 
 
 class DeviceArray:
-    """An output on the device. The memory is the holder's until the last reference goes; then the session reuses it.
+    """An output on the device. Its memory stays until the last reference is gone; then the session reuses it.
 
     Attributes:
-        address: of the first element on the device.
-        shape, dtype: as numpy's.
-        stream: the handle of the stream that writes it, None when it is written already. A stream of the caller's has to
-            live as long as the arrays that were made on it.
+        address: address of the first element on the device.
+        shape, dtype: as in numpy.
+        stream: the handle of the stream that writes the array, or None if it is written already. The caller's stream has
+            to live as long as the arrays that were made on it.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class DeviceArray:
 
 
 def is_device_array(value: Any) -> bool:
-    """Whether a value lies on the GPU and says where."""
+    """Whether a value is an array on the GPU that tells its address."""
     if isinstance(value, np.ndarray):
         return False
     if hasattr(value, "__dlpack_device__"):
@@ -109,15 +109,15 @@ def is_device_array(value: Any) -> bool:
 
 
 def described(view: DeviceView) -> np.ndarray:
-    """An array without memory, of the same shape and dtype: for checks that want numpy's."""
+    """A numpy array of the same shape and dtype, without memory of its own, for checks."""
     return np.broadcast_to(np.empty((), view.dtype), view.shape)
 
 
 def device_view(name: str, value: Any, device: CudaDevice, stream: Stream) -> DeviceView:
-    """Where an array lies; `stream` is made to wait for what still writes it.
+    """Finds where an array lies, and makes `stream` wait for the work that still writes it.
 
     Raises:
-        InputError: it is not C-contiguous, or of a dtype that numpy does not have.
+        InputError: it is not C-contiguous, or numpy does not have its dtype.
     """
     if hasattr(value, "__dlpack__") and not isinstance(value, DeviceArray):
         return _from_dlpack(name, value, stream)
@@ -126,7 +126,7 @@ def device_view(name: str, value: Any, device: CudaDevice, stream: Stream) -> De
     if producer is not None and producer != stream.handle:
         event = device.record(Stream(producer))
         device.wait(stream, event)
-        device.release_event(event)  # CUDA frees it after it has happened
+        device.release_event(event)  # CUDA frees the event after it has happened
     dtype = np.dtype(interface["typestr"])
     shape = tuple(int(size) for size in interface["shape"])
     strides = interface.get("strides")
@@ -155,5 +155,5 @@ def _require_contiguous(name: str, shape: tuple[int, ...], strides: tuple[int, .
     expected = 1
     for size, stride in zip(reversed(shape), reversed(strides)):
         if size != 1 and stride != expected:
-            raise InputError(f"{name} is not contiguous on the device; make it so, with torch: {name}.contiguous()")
+            raise InputError(f"{name} is not contiguous on the device; with torch, pass {name}.contiguous()")
         expected *= size

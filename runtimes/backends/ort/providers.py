@@ -1,8 +1,9 @@
-"""Which of ONNX Runtime's execution providers a device is, and what it is told.
+"""Which of ONNX Runtime's execution providers serves a device, and with which options.
 
-`tensorrt` is the TensorRT provider of onnxruntime-gpu, `tensorrt-rtx` NVIDIA's plugin, a package of its own beside any
-onnxruntime. Both build engines when the file is opened, for profiles derived from the file's metadata, and keep them in a
-cache under the file's own digest. What they do not take runs on the CUDA provider, or, with the plugin, is an error.
+`tensorrt` is the TensorRT provider of onnxruntime-gpu. `tensorrt-rtx` is NVIDIA's plugin, a separate package that works with
+any onnxruntime. Both build engines when the file is opened, for profiles that come from the file's metadata. They keep them
+in a cache under the file's digest. Operators that TensorRT does not take run on the CUDA provider; with the plugin they are
+an error.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from detr_export.runtimes.backends.tensorrt.profiles import ShapeProfile
+from detr_export.runtimes.devices import CPU, CUDA, RTX, TENSORRT, Device
 from detr_export.runtimes.errors import ArtifactError, BackendError, first_line, missing_extra
 
 try:
@@ -22,47 +23,15 @@ try:
 except ImportError as error:
     raise missing_extra("onnxruntime", "cpu") from error
 
-CPU, CUDA, TENSORRT, RTX = "cpu", "cuda", "tensorrt", "tensorrt-rtx"
 PROVIDERS = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider", TENSORRT: "TensorrtExecutionProvider"}
 _REGISTERING = threading.Lock()
 
 
-@dataclass(frozen=True)
-class OrtDevice:
-    """Where ONNX Runtime runs."""
-
-    kind: str  # one of the four above
-    index: int = 0  # number of the GPU
-
-    def __str__(self) -> str:
-        return self.kind if self.kind == CPU else f"{self.kind}:{self.index}"
-
-    @property
-    def builds_engines(self) -> bool:
-        """Whether it is one of TensorRT's, which need to know shapes."""
-        return self.kind in (TENSORRT, RTX)
-
-
-def parse_ort_device(device: str) -> OrtDevice:
-    """Reads `cpu`, or `cuda`, `tensorrt` or `tensorrt-rtx` with or without `:N`.
+def require_provider(device: Device) -> None:
+    """Refuses a device if this onnxruntime does not have its provider.
 
     Raises:
-        BackendError: it is none of these.
-    """
-    kind, _, index = device.partition(":")
-    known = kind in (CUDA, TENSORRT, RTX) and (device == kind or index.isdecimal())
-    if device != CPU and not known:
-        raise BackendError(
-            f"device is {device!r}; expected 'cpu', 'cuda' or 'cuda:N', or so with 'tensorrt' or 'tensorrt-rtx'"
-        )
-    return OrtDevice(kind, int(index or 0))
-
-
-def require_provider(device: OrtDevice) -> None:
-    """Refuses a device whose provider this onnxruntime does not have.
-
-    Raises:
-        BackendError: says which package has it.
+        BackendError: names the package that has it.
     """
     if device.kind in (CPU, RTX) or PROVIDERS[device.kind] in onnxruntime.get_available_providers():
         return
@@ -73,14 +42,14 @@ def require_provider(device: OrtDevice) -> None:
 
 
 def provider_list(
-    device: OrtDevice, profiles: Sequence[ShapeProfile], precision: str, cache: Path
+    device: Device, profiles: Sequence[ShapeProfile], precision: str, cache: Path
 ) -> list[tuple[str, dict[str, str]]]:
-    """Providers with their options, in the order in which they are offered the graph.
+    """Providers with their options, in the order in which ONNX Runtime offers them the graph.
 
     Args:
-        device: not `tensorrt-rtx`, which is added by `add_rtx`.
+        device: any but `tensorrt-rtx`; `add_rtx` adds that one.
         profiles: shapes of all inputs, for TensorRT.
-        precision: the file's.
+        precision: the precision of the file.
         cache: a folder for engines.
     """
     index = {"device_id": str(device.index)}
@@ -102,7 +71,7 @@ def provider_list(
 
 
 def profile_options(profiles: Sequence[ShapeProfile], prefix: str) -> dict[str, str]:
-    """Profiles in the providers' form, `name:1x3x800x1066,...`; a name that comes again belongs to the next profile."""
+    """Profiles in the providers' form, `name:1x3x800x1066,...`. Where a name comes again, the next profile begins."""
 
     def joined(which: int) -> str:
         return ",".join(
@@ -112,7 +81,7 @@ def profile_options(profiles: Sequence[ShapeProfile], prefix: str) -> dict[str, 
     return {f"{prefix}_profile_{word}_shapes": joined(which) for which, word in enumerate(("min", "opt", "max"))}
 
 
-def add_rtx(options: Any, device: OrtDevice, profiles: Sequence[ShapeProfile], cache: Path) -> None:
+def add_rtx(options: Any, device: Device, profiles: Sequence[ShapeProfile], cache: Path) -> None:
     """Adds NVIDIA's TensorRT-RTX plugin to session options, and registers it in this process the first time.
 
     Raises:
@@ -128,30 +97,34 @@ def add_rtx(options: Any, device: OrtDevice, profiles: Sequence[ShapeProfile], c
         raise BackendError(
             f"onnxruntime {onnxruntime.__version__} takes no plugins; run: pip install -U 'onnxruntime>=1.24'"
         )
+
+    # The library is registered once in a process
     name = plugin.get_ep_name()
     with _REGISTERING:
         try:
             if not _devices(name):
                 onnxruntime.register_execution_provider_library(name, plugin.get_library_path())
-        except Exception as error:  # onnxruntime's own exceptions share no base class but Exception
+        except Exception as error:  # onnxruntime's exceptions have no common base class but Exception
             raise BackendError(
                 f"the TensorRT-RTX plugin does not load: {first_line(error)}; run detr-export doctor"
             ) from error
+
+    # The GPU, with what the plugin is told
     found = _devices(name)
     if device.index >= len(found):
         raise BackendError(
-            f"the TensorRT-RTX plugin sees {len(found)} GPUs, and {device} was asked for; check with nvidia-smi"
+            f"the TensorRT-RTX plugin sees {len(found)} GPUs, but {device} was asked for; check with nvidia-smi"
         )
     settings = {"nv_runtime_cache_path": str(cache), **profile_options(profiles, "nv")}
     options.add_provider_for_devices([found[device.index]], settings)
-    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")  # what it does not take is an error
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")  # an operator that it does not take is an error
 
 
 def engine_cache(sha256: str) -> Path:
-    """The folder for engines of a file, made when it is missing.
+    """The folder for the engines of a file. Makes it if it is missing.
 
     Raises:
-        ArtifactError: it cannot be made.
+        ArtifactError: the folder cannot be made.
     """
     home = os.environ.get("XDG_CACHE_HOME")
     folder = (Path(home) if home else Path.home() / ".cache") / "detr-export" / "ort" / sha256

@@ -1,4 +1,4 @@
-"""ONNX Runtime behind the session contract."""
+"""ONNX Runtime as a session."""
 
 from __future__ import annotations
 
@@ -9,20 +9,16 @@ from typing import Any, Optional
 
 import numpy as np
 
-from detr_export.runtimes.backends.cuda import memory as cuda_memory
+from detr_export.runtimes.backends.cuda import opening as cuda_opening
 from detr_export.runtimes.backends.cuda.arrays import DeviceArray, described, device_view, is_device_array
 from detr_export.runtimes.backends.ort.providers import (
-    CPU,
-    RTX,
-    TENSORRT,
-    OrtDevice,
     add_rtx,
     engine_cache,
-    parse_ort_device,
     provider_list,
     require_provider,
 )
 from detr_export.runtimes.backends.tensorrt.profiles import ShapeProfile, default_profiles, shape_profile
+from detr_export.runtimes.devices import CPU, RTX, TENSORRT, Device, parse_device
 from detr_export.runtimes.errors import ArtifactError, BackendError, DetrError, first_line, missing_extra
 from detr_export.runtimes.files import sha256_of_files
 from detr_export.runtimes.metadata import METADATA_KEY, read_metadata
@@ -52,25 +48,25 @@ _ERRORS_ONLY = 3  # onnxruntime's log severity
 
 
 class OrtSession(Session):
-    """An ONNX file in ONNX Runtime. `run` may be called from several threads at once.
+    """An ONNX file in ONNX Runtime. Several threads may call `run` at the same time.
 
     Args:
         path: the ONNX file.
-        device: `cpu`, `cuda`, `tensorrt` or `tensorrt-rtx`, all but the first with or without `:N`; see `ort_providers`. A
-            device that cannot be had is an error, never another one.
-        threads: of one run on the CPU; ONNX Runtime's default (the physical cores) when None.
+        device: `cpu`, `cuda[:N]`, `tensorrt[:N]` or `tensorrt-rtx[:N]`; see `providers`. A device that is not available is
+            an error, and never replaced by another.
+        threads: CPU threads of one run; None takes ONNX Runtime's default, the number of physical cores.
         graph_optimization: `disabled`, `basic`, `extended` or `all`.
-        denormals_as_zero: flush subnormal numbers, which some CPUs compute slowly.
-        spinning: idle threads wait busily for the next operator. That is faster, except beside another library's threads:
-            PyTorch, run in turns with a spinning session on two cores, was seen to take ten times as long.
-        max_batch: of the engines that the `tensorrt` devices build; 1 when None.
+        denormals_as_zero: whether subnormal numbers, with which some CPUs are slow, become zero.
+        spinning: whether idle threads wait busily for the next operator. That is faster, except beside the threads of
+            another library: PyTorch was seen to take ten times as long, in turns with a spinning session on two cores.
+        max_batch: largest batch of the engines that the `tensorrt` devices build; None means 1.
 
     Raises:
-        ArtifactError: the file is missing, damaged or no ONNX model.
-        BackendError: the device is unknown or not available, or two onnxruntime packages are installed over each other.
+        ArtifactError: the file is missing, damaged or not an ONNX model.
+        BackendError: the device is unknown or not available, or two onnxruntime packages are installed in the same place.
     """
 
-    _memory = "cuda"  # where inputs and outputs of `run_on_device` lie, in ONNX Runtime's words
+    _memory = "cuda"  # ONNX Runtime's name of the memory for inputs and outputs of `run_on_device`
 
     def __init__(
         self,
@@ -86,10 +82,14 @@ class OrtSession(Session):
         if not file.is_file():
             raise ArtifactError(f"{file} does not exist or is not a file")
         _refuse_two_installations()
-        place = parse_ort_device(device)
+
+        # The device
+        place = parse_device(device)
         require_provider(place)
         if max_batch is not None and not place.builds_engines:
             raise BackendError(f"max_batch is for the tensorrt devices, which build engines; leave it out with {device!r}")
+
+        # ONNX Runtime's options
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
         if threads is not None:
@@ -104,7 +104,9 @@ class OrtSession(Session):
         if denormals_as_zero:
             options.add_session_config_entry("session.set_denormal_as_zero", "1")
         if place.kind != CPU and hasattr(onnxruntime, "preload_dlls"):
-            onnxruntime.preload_dlls()  # finds CUDA and cuDNN in their wheels
+            onnxruntime.preload_dlls()  # finds CUDA and cuDNN in their Python packages
+
+        # The session and what it says of itself
         self._device = place
         self._session = _open(file, options, place, max_batch)
         self.inputs = tuple(_spec(item) for item in self._session.get_inputs())
@@ -124,17 +126,17 @@ class OrtSession(Session):
 
     @property
     def runtime(self) -> Any:
-        """The `onnxruntime.InferenceSession`, for what the contract does not cover; None when the session is closed."""
+        """The `onnxruntime.InferenceSession`, for what the contract does not cover. None after the session is closed."""
         return self._session
 
     def run_on_device(self, inputs: Mapping[str, Any]) -> dict[str, DeviceArray]:
-        """Runs the model once, with inputs that may lie on the session's device and outputs that stay there.
+        """Runs the model once. Inputs may lie on the session's device, and outputs stay there.
 
         Args:
-            inputs: as in `run`, or arrays with DLPack or `__cuda_array_interface__`, contiguous, of the inputs' dtypes.
+            inputs: as in `run`, or contiguous arrays with DLPack or `__cuda_array_interface__`, of the inputs' dtypes.
 
         Returns:
-            An array for each of `self.outputs`, finished and the caller's.
+            An array for each of `self.outputs`. It is finished, and belongs to the caller.
 
         Raises:
             InputError: a name, dtype, rank, size or memory layout does not fit.
@@ -146,9 +148,10 @@ class OrtSession(Session):
         if self._device.kind == CPU:
             raise BackendError("the session is on the CPU; open it with device 'cuda', or call run")
         place = (self._memory, self._device.index)
-        device = cuda_memory.open_device(self._device.index)
+        device = cuda_opening.open_device(self._device.index)
         binding = session.io_binding()
         with device.active():
+            # Checks, and waiting for what still writes the inputs: ONNX Runtime has a stream of its own
             stream = device.create_stream()
             try:
                 views = {
@@ -159,9 +162,10 @@ class OrtSession(Session):
                 check_inputs(
                     self.inputs, {**inputs, **{name: described(view) for name, view in views.items()}}, self.metadata
                 )
-                device.synchronize(stream)  # for what still writes the inputs; ONNX Runtime has a stream of its own
+                device.synchronize(stream)
             finally:
                 device.destroy_stream(stream)
+            # The run, on the inputs where they are
             try:
                 for name, value in inputs.items():
                     if name in views:
@@ -182,7 +186,9 @@ class OrtSession(Session):
         self._session = None
 
 
-def _open(file: Path, options: Any, device: OrtDevice, max_batch: Optional[int]) -> Any:
+def _open(file: Path, options: Any, device: Device, max_batch: Optional[int]) -> Any:
+    """The `onnxruntime.InferenceSession` of a file; one on another device than was asked for is refused."""
+    # TensorRT devices need profiles, which come from the file's metadata
     profiles: list[ShapeProfile] = []
     precision, cache = "fp32", Path()
     if device.builds_engines:
@@ -190,10 +196,11 @@ def _open(file: Path, options: Any, device: OrtDevice, max_batch: Optional[int])
             inputs, metadata = plain.inputs, plain.metadata
         if metadata is None:
             raise ArtifactError(
-                f"{file} has no detr-export metadata, from which shapes are derived; export it with: detr-export onnx"
+                f"{file} has no detr-export metadata, and the shapes come from there; export it with: detr-export onnx"
             )
         profiles = [shape_profile(profile, inputs) for profile in default_profiles(metadata.processor, max_batch or 1)]
         precision, cache = metadata.precision, engine_cache(sha256_of_files([file]))
+
     try:
         if device.kind == RTX:
             add_rtx(options, device, profiles, cache)
@@ -202,7 +209,7 @@ def _open(file: Path, options: Any, device: OrtDevice, max_batch: Optional[int])
         session = onnxruntime.InferenceSession(str(file), options, providers=providers)
     except DetrError:
         raise
-    except Exception as error:  # onnxruntime's own exceptions share no base class but Exception
+    except Exception as error:  # onnxruntime's exceptions have no common base class but Exception
         raise ArtifactError(f"{file} cannot be loaded by ONNX Runtime: {first_line(error)}") from error
     if providers[0][0] not in session.get_providers():
         raise BackendError(
@@ -213,7 +220,7 @@ def _open(file: Path, options: Any, device: OrtDevice, max_batch: Optional[int])
 
 
 def _refuse_two_installations() -> None:
-    """Both packages write the same files, so which one is in effect depends on the order they were installed in."""
+    """Both packages write the same files, so the order of installation decides which one is in effect."""
     found = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)]
     if len(found) > 1:
         raise BackendError(
@@ -236,7 +243,7 @@ def _spec(item: Any) -> TensorSpec:
 
 
 def _device_array(value: Any, dtype: str) -> DeviceArray:
-    """An OrtValue as an array; it lives as long as that."""
+    """An OrtValue as an array, which keeps it alive."""
     held = [value]
     return DeviceArray(
         value.data_ptr(), tuple(value.shape()), np.dtype(dtype), None, held.clear, lambda array: np.array(held[0].numpy())

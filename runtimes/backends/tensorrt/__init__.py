@@ -1,1 +1,1 @@
-"""TensorRT: its interface in all versions, the session, and what lies beside an engine."""
+"""TensorRT: its interface in all versions, the session, the sidecar of an engine, and which engines may be opened."""

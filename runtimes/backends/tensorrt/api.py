@@ -1,8 +1,8 @@
-"""TensorRT's interface, and all in which 8.5, 10 and 11 differ. Nothing else asks for TensorRT's version.
+"""TensorRT's interface, and all the differences between 8.5, 10 and 11. No other file asks for TensorRT's version.
 
-In the files that call TensorRT its objects always have these names, by which the contract test finds every attribute that
-is used and looks it up in the real bindings: builder, cache, config, context, engine, inspector, layer, network, parser,
-parser_error, profile, runtime, tensor.
+In the files that call TensorRT, its objects always have these names: builder, cache, config, context, engine, inspector,
+layer, network, parser, parser_error, profile, runtime, tensor. By them the contract test finds every attribute that is used,
+and looks it up in the real bindings.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ except ImportError as error:
     raise missing_extra("tensorrt", "trt") from error
 
 _LOGGER = logging.getLogger("detr_export.tensorrt")
-OLDEST, OLDEST_10 = (8, 5), (10, 1)  # 10.0 cannot share the memory of its execution contexts
+OLDEST, OLDEST_10 = (8, 5), (10, 1)  # 10.0 cannot share memory between execution contexts
 _KEPT_ERRORS = 3
-# TensorRT's own `nptype` does not work with today's numpy in 8.5.
+# TensorRT has `nptype` for this, but in 8.5 it does not work with today's numpy.
 _NUMPY_NAMES = {
     "FLOAT": "float32",
     "HALF": "float16",
@@ -37,7 +37,7 @@ _NUMPY_NAMES = {
 
 
 class Log(trt.ILogger):
-    """Hands TensorRT's messages to `logging` and keeps the last errors, which are the cause when a call gives None."""
+    """Passes TensorRT's messages to `logging`, and keeps the last errors: they say why a call returns None."""
 
     def __init__(self) -> None:
         trt.ILogger.__init__(self)
@@ -45,68 +45,71 @@ class Log(trt.ILogger):
         self._levels = {"VERBOSE": logging.DEBUG, "INFO": logging.DEBUG, "WARNING": logging.WARNING}
 
     def log(self, severity: Any, msg: str) -> None:
-        """Called by TensorRT, from any of its threads."""
+        """TensorRT calls this from any of its threads."""
         level = self._levels.get(severity.name, logging.ERROR)
         if level == logging.ERROR:
             self.errors.append(" ".join(msg.split()))
         _LOGGER.log(level, "%s", msg)
 
     def cause(self) -> str:
-        """The errors since the last call, for the end of a message."""
+        """The errors since the last call of `cause`, for the end of a message."""
         seen = "; ".join(self.errors)
         self.errors.clear()
         return seen or "TensorRT gave no reason"
 
 
-log = Log()  # one for the process: TensorRT keeps the first that it is given
+log = Log()  # one for the process, because TensorRT keeps the first that it gets
 
 
 def version() -> tuple[int, int]:
-    """Major and minor.
+    """Major and minor number."""
+    major, minor = re.findall(r"\d+", trt.__version__)[:2]
+    return int(major), int(minor)
+
+
+def require_supported() -> None:
+    """Refuses a TensorRT that is too old for this project.
 
     Raises:
-        BackendError: this TensorRT is too old for this project.
+        BackendError: names its version and those that are supported.
     """
-    numbers = [int(part) for part in re.findall(r"\d+", trt.__version__)[:2]]
-    found = (numbers[0], numbers[1])
-    if found < OLDEST or (9, 0) <= found < OLDEST_10:
+    if version() < OLDEST or (9, 0) <= version() < OLDEST_10:
         raise BackendError(f"TensorRT is {trt.__version__}; expected 8.5, 8.6, or 10.1 and later: pip install -U tensorrt")
-    return found
 
 
 def full_version() -> str:
-    """As the library gives it, "11.4.0.106"."""
+    """The version as the library gives it, such as "11.4.0.106"."""
     return str(trt.__version__)
 
 
 class Generation:
     """TensorRT from 10.1 on."""
 
-    export_opset = 18  # of ONNX files for it: detr-export's usual one
+    export_opset = 18  # opset of ONNX files for it; the usual one of detr-export
     shares_profiles = True  # several execution contexts may use one profile at a time
     cancels_builds = True
 
     def create_network(self, builder: Any) -> Any:
-        """A network whose precision is the ONNX graph's: 11 knows no other, 10 has to be asked."""
+        """A network with the precision of the ONNX graph. 11 has no other kind; 10 needs the flag."""
         return builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
 
     def set_precision(self, config: Any, network: Any, precision: str) -> None:
-        """Nothing but what the graph says; TF32, which is on by default, would make fp32 something less."""
+        """Turns TF32 off, which is on by default and less precise than fp32. The graph says the rest."""
         config.clear_flag(trt.BuilderFlag.TF32)
 
     def context_bytes(self, engine: Any) -> int:
-        """Device memory that one execution needs beside inputs, outputs and weights."""
+        """Bytes of device memory that one execution needs, beside inputs, outputs and weights."""
         return int(engine.device_memory_size_v2)
 
     def create_context(self, engine: Any, address: int, nbytes: int) -> Any:
-        """An execution context that computes in the given memory; None when there is no memory for it."""
+        """An execution context that computes in the given memory; None if TensorRT cannot make one."""
         context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is not None and nbytes:
             context.set_device_memory(address, nbytes)
         return context
 
     def allow_host_code(self, runtime: Any) -> None:
-        """A version-compatible engine brings its own lean runtime."""
+        """Allows an engine to bring its own lean runtime, as version-compatible engines do."""
         runtime.engine_host_code_allowed = True
 
     def make_version_compatible(self, config: Any) -> None:
@@ -122,7 +125,7 @@ class Generation:
         config.max_aux_streams = count
 
     def watch(self, config: Any, report: Callable[[str, int, int], None], go_on: Callable[[], bool]) -> Any:
-        """Reports phase, steps done and steps of the build; it ends early when `go_on` says no. Keep what is returned."""
+        """Reports each phase, its steps so far and in all, and stops the build when `go_on` says False. Keep the result."""
 
         class Monitor(trt.IProgressMonitor):
             def __init__(self) -> None:
@@ -147,7 +150,7 @@ class Generation:
 class Generation8(Generation):
     """TensorRT 8.5 and 8.6."""
 
-    export_opset = 17  # the last that 8.5 reads
+    export_opset = 17  # the newest that 8.5 reads
     shares_profiles = False
     cancels_builds = False
 
@@ -155,7 +158,7 @@ class Generation8(Generation):
         return builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
 
     def set_precision(self, config: Any, network: Any, precision: str) -> None:
-        """Here a flag allows fp16 anywhere, so what the graph keeps in fp32 is pinned layer by layer."""
+        """In 8 a flag allows fp16 everywhere, so each layer that the graph keeps in fp32 is pinned to it."""
         config.clear_flag(trt.BuilderFlag.TF32)
         if precision == "int8":
             config.set_flag(trt.BuilderFlag.INT8)
@@ -209,22 +212,22 @@ def _require_8_6(what: str) -> None:
 
 
 def generation() -> Generation:
-    """The one that is installed."""
+    """The generation of the installed TensorRT."""
     return Generation8() if version()[0] == 8 else Generation()
 
 
 def load_engine(plan: bytes, host_code: bool) -> tuple[Any, Any]:
-    """Deserialises a plan, which is executable code: its origin has to be known before.
+    """Deserialises a plan. A plan is executable code, so check its origin first.
 
     Args:
-        plan: the engine file's content.
-        host_code: whether it is version-compatible, which means that it also brings code for the CPU.
+        plan: the content of the engine file.
+        host_code: whether the engine is version-compatible, which means that it also brings code for the CPU.
 
     Returns:
-        The runtime, which has to live as long as the engine, and the engine.
+        The runtime and the engine. The runtime has to live as long as the engine.
 
     Raises:
-        BackendError: TensorRT refuses it; the reason is TensorRT's.
+        BackendError: TensorRT refuses the plan; the message has TensorRT's reason.
     """
     runtime = trt.Runtime(log)
     if host_code:
@@ -236,17 +239,17 @@ def load_engine(plan: bytes, host_code: bool) -> tuple[Any, Any]:
 
 
 def tensor_names(engine: Any, inputs: bool) -> list[str]:
-    """Names of the inputs or outputs, in the engine's order."""
+    """The names of the inputs or of the outputs, in the engine's order."""
     wanted = trt.TensorIOMode.INPUT if inputs else trt.TensorIOMode.OUTPUT
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     return [name for name in names if engine.get_tensor_mode(name) == wanted]
 
 
 def numpy_dtype(engine: Any, name: str) -> str:
-    """numpy's name of a tensor's dtype.
+    """The name that numpy has for the dtype of a tensor.
 
     Raises:
-        BackendError: numpy does not have it.
+        BackendError: numpy does not have this dtype.
     """
     dtype = engine.get_tensor_dtype(name).name
     if dtype not in _NUMPY_NAMES:
@@ -257,7 +260,7 @@ def numpy_dtype(engine: Any, name: str) -> str:
 
 
 def engine_layers(engine: Any) -> list[Any]:
-    """What the engine inspector says of each layer: a dict, or its mere name in an engine without details."""
+    """What the engine inspector says of each layer: a dict, or only its name if the engine has no details."""
     inspector = engine.create_engine_inspector()
     document = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
     layers = document["Layers"] if isinstance(document, dict) else document

@@ -1,8 +1,8 @@
 """One execution of an engine at a time: a stream, memory that is reused, and CUDA graphs.
 
-A captured graph holds for one context in one state only ("Graphs captured with TensorRT are specific to the input size
+A captured graph is valid for one state of one context only ("Graphs captured with TensorRT are specific to the input size
 for which they were captured, and also to the state of the execution context", TensorRT developer guide). So each graph has
-a context of its own, which is never touched again, and all contexts of a slot compute in the same memory, one after another.
+its own context, which never changes again. All contexts of a slot compute in the same memory, one after another.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from detr_export.runtimes.backends.tensorrt.api import Generation, log
 from detr_export.runtimes.errors import BackendError
 
 _LOGGER = logging.getLogger("detr_export.tensorrt")
-_SEEN_KEPT = 64  # shapes and addresses that ran once; the second time makes a graph
+_SEEN_KEPT = 64  # how many works that ran once are remembered; a work that comes again becomes a graph
 
-Shapes = tuple[tuple[str, tuple[int, ...]], ...]  # of the inputs, in the engine's order
-Addresses = tuple[tuple[str, int], ...]  # of all tensors
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]  # shapes of the inputs, in the engine's order
+Addresses = tuple[tuple[str, int], ...]  # addresses of all tensors
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be computed; equal works can share a CUDA graph."""
+    """A computation. Equal works can share a CUDA graph."""
 
     profile: int
     shapes: Shapes
@@ -38,7 +38,7 @@ class Work:
 
 
 class _Context:
-    """An execution context that remembers its state, so that only what changed is set."""
+    """An execution context that remembers its state, so that it sets only what has changed."""
 
     def __init__(self, context: Any) -> None:
         self._context = context
@@ -77,7 +77,7 @@ class _Context:
 
 
 class _Staging:
-    """A tensor's memory on the device and, pinned, on the host; grown when needed, never per call."""
+    """Memory of a tensor on the device, and pinned memory on the host. It grows when needed, and is reused by all calls."""
 
     def __init__(self, device: CudaDevice) -> None:
         self._device = device
@@ -86,7 +86,7 @@ class _Staging:
         self._nbytes = 0
 
     def reserve(self, nbytes: int) -> tuple[int, np.ndarray]:
-        """The address, and uint8 (nbytes,) in pinned memory."""
+        """The address on the device, and uint8 (nbytes,) in pinned memory."""
         if nbytes > self._nbytes or self._address is None or self._pinned is None:
             self.free()
             self._address = self._device.allocate(nbytes)
@@ -104,14 +104,14 @@ class _Staging:
 
 
 class ExecutionSlot:
-    """What one thread at a time uses. All calls need the device to be active.
+    """What a run needs. One thread uses it at a time. All calls need the device to be active.
 
     Args:
         device: the GPU.
         generation: how this TensorRT makes contexts.
-        engine: the deserialised engine; kept.
-        runtime: what deserialised it; kept, because the engine needs it.
-        graphs: CUDA graphs that are kept, the least recently used goes first; 0 captures none.
+        engine: the deserialised engine.
+        runtime: the runtime that deserialised it. It is kept because the engine needs it.
+        graphs: how many CUDA graphs are kept. The one that was not used for longest goes first; 0 captures none.
     """
 
     def __init__(self, device: CudaDevice, generation: Generation, engine: Any, runtime: Any, graphs: int) -> None:
@@ -125,8 +125,8 @@ class ExecutionSlot:
         self._staging: dict[str, _Staging] = {}
         self._graphs: OrderedDict[Work, tuple[_Context, Any]] = OrderedDict()
         self._seen: OrderedDict[Work, None] = OrderedDict()
-        self._pending: Optional[Any] = None  # the event after which a foreign stream is done with this slot
-        self._held: Any = None  # what that stream still reads
+        self._pending: Optional[Any] = None  # the event after which the caller's stream is done with this slot
+        self._held: Any = None  # the arrays that this stream still reads
         try:
             self._memory_bytes = generation.context_bytes(engine)
             if self._memory_bytes:
@@ -137,8 +137,8 @@ class ExecutionSlot:
             raise
 
     def upload(self, name: str, array: np.ndarray, dtype: str, stream: Stream) -> int:
-        """Queues an input's copy to the device, converted to the engine's dtype on the way; returns its address there."""
-        self.settle()  # the pinned memory may still be read
+        """Converts an input to the engine's dtype, queues its copy to the device, and returns its address there."""
+        self.settle()  # an earlier copy may still read the pinned memory
         nbytes = array.size * np.dtype(dtype).itemsize
         address, pinned = self._reserve(name, nbytes)
         np.copyto(pinned.view(dtype).reshape(array.shape), array, casting="same_kind")
@@ -146,11 +146,11 @@ class ExecutionSlot:
         return address
 
     def output_address(self, name: str, shape: tuple[int, ...], dtype: str) -> int:
-        """Where the slot keeps an output."""
+        """The address at which the slot keeps an output."""
         return self._reserve(name, math.prod(shape) * np.dtype(dtype).itemsize)[0]
 
     def download(self, outputs: Mapping[str, tuple[tuple[int, ...], str]]) -> dict[str, np.ndarray]:
-        """Waits for the slot's stream and copies outputs, given as shape and dtype, to new arrays, the caller's."""
+        """Waits for the slot's stream and copies the outputs to new arrays. `outputs` has their shapes and dtypes."""
         views = {}
         for name, (shape, dtype) in outputs.items():
             address, pinned = self._reserve(name, math.prod(shape) * np.dtype(dtype).itemsize)
@@ -160,13 +160,13 @@ class ExecutionSlot:
         return {name: view.copy() for name, view in views.items()}
 
     def output_shapes(self, profile: int, shapes: Shapes, names: list[str], stream: Stream) -> dict[str, tuple[int, ...]]:
-        """Shapes of the outputs for those of the inputs."""
+        """The shapes of the outputs for these shapes of the inputs."""
         plain = self._require_open()
         plain.set_shapes(profile, shapes, stream)
         return plain.output_shapes(names)
 
     def execute(self, work: Work, stream: Stream) -> None:
-        """Queues the computation. A work that comes a second time is captured, from the third time on it is a graph."""
+        """Queues the computation. A work is captured when it comes again, and runs as a graph from the third time on."""
         captured = self._graphs.get(work)
         if captured is not None:
             self._graphs.move_to_end(work)
@@ -180,17 +180,17 @@ class ExecutionSlot:
             self._require_open().enqueue(work, stream)
 
     def start(self, stream: Stream) -> None:
-        """Makes `stream` wait for what another stream still does in this slot."""
+        """Makes `stream` wait for the work of another stream in this slot."""
         if self._pending is not None:
             self._device.wait(stream, self._pending)
 
     def leave_running(self, stream: Stream, held: Any) -> None:
-        """Lets the work go on in the caller's stream; `held` lives until it is done."""
+        """Lets the work continue in the caller's stream. `held` stays alive until it is done."""
         self.settle()
         self._pending, self._held = self._device.record(stream), held
 
     def settle(self) -> None:
-        """Waits for what was left running."""
+        """Waits for the work that was left running."""
         if self._pending is not None:
             event, self._pending = self._pending, None
             self._device.wait_on_host(event)
@@ -198,11 +198,11 @@ class ExecutionSlot:
             self._held = None
 
     def close(self) -> None:
-        """Frees everything; the slot has to be at rest."""
+        """Frees everything. No run may use the slot."""
         self.settle()
         while self._graphs:
             self._drop_oldest()
-        self._plain = self._engine = self._runtime = None  # contexts before the engine, the engine before its runtime
+        self._plain = self._engine = self._runtime = None  # contexts go before the engine, and the engine before its runtime
         for staging in self._staging.values():
             staging.free()
         self._staging.clear()
@@ -213,14 +213,14 @@ class ExecutionSlot:
 
     def _capture(self, work: Work, stream: Stream) -> None:
         captured = self._new_context()
-        captured.enqueue(work, stream)  # this time's result; also what TensorRT does at a new shape and must not be captured
+        captured.enqueue(work, stream)  # this gives the result, and does the work for a new shape that must not be captured
         try:
             with self._device.capture(self.stream) as graphs:
                 captured.enqueue_again(self.stream)
         except BackendError as error:
             self._limit = 0
             _LOGGER.warning("no CUDA graph could be captured, so kernels are launched one by one: %s", error)
-            self._device.synchronize(stream)  # before its context goes
+            self._device.synchronize(stream)  # its context is freed on return
             return
         if len(self._graphs) == self._limit:
             self._device.synchronize(stream)
@@ -247,9 +247,9 @@ class ExecutionSlot:
 
 
 class OutputPool:
-    """Device memory for outputs that callers keep; it comes back when they drop them.
+    """Device memory for outputs that callers keep. It comes back when they drop the outputs.
 
-    Sizes are powers of two, so that images of many sizes share few blocks.
+    The sizes of blocks are powers of two, so that images of many sizes share a few blocks.
     """
 
     def __init__(self, device: CudaDevice) -> None:
@@ -259,7 +259,7 @@ class OutputPool:
         self._closed = False
 
     def take(self, nbytes: int, stream: Stream) -> int:
-        """The address of at least that many bytes, for work in `stream`."""
+        """The address of at least `nbytes` bytes, for work in `stream`."""
         with self._lock:
             blocks = self._free.get(_block(nbytes))
             address, event = blocks.pop() if blocks else (None, None)
@@ -271,7 +271,7 @@ class OutputPool:
         return address
 
     def give_back(self, address: int, nbytes: int, stream: Optional[Stream]) -> None:
-        """Takes memory back that work in `stream` may still read; None for memory at rest."""
+        """Takes memory back. Work in `stream` may still read it; None means that nothing does."""
         with self._device.active():
             event = None if stream is None else self._device.record(stream)
             with self._lock:
@@ -281,7 +281,7 @@ class OutputPool:
             self._device.free(address)
 
     def close(self) -> None:
-        """Frees what is here; what callers still hold is freed when they drop it."""
+        """Frees the memory that is here. Memory that callers still hold is freed when they drop it."""
         with self._lock:
             self._closed = True
             blocks = [block for size in self._free.values() for block in size]

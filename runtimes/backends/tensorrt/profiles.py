@@ -1,6 +1,7 @@
 """Optimisation profiles: the ranges of shapes that an engine is built for and takes.
 
-They are given as MIN:OPT:MAX, or derived from how the processor resizes images; an input runs in the tightest that fits.
+The user gives them as MIN:OPT:MAX, or they are derived from the way the processor resizes images. An input runs in the
+tightest profile that it fits.
 """
 
 from __future__ import annotations
@@ -15,23 +16,25 @@ from detr_export.runtimes.errors import ArtifactError, InputError
 from detr_export.runtimes.processing.sizes import output_size
 from detr_export.runtimes.session import TensorSpec
 
-_THINNEST = 32  # pixels: an image of less is smaller than one cell of the feature map
-_PHOTO = (480, 640)  # height and width of what a landscape is tuned for, 4:3
+_THINNEST = 32  # pixels; a thinner image is smaller than one cell of the feature map
+_PHOTO = (480, 640)  # height and width of a 4:3 photograph, which profiles for landscapes are tuned for
 _SIZE = re.compile(r"(\d+)x(\d+)x(\d+)")
 _DIMENSIONS = ("batch", "height", "width")
 
 BatchSize = tuple[int, int, int]  # batch, height and width in pixels
-Sizes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # smallest, the one tuned for, largest
+Sizes = tuple[
+    tuple[int, ...], tuple[int, ...], tuple[int, ...]
+]  # the smallest size, the size that is tuned for, the largest
 
 
 @dataclass(frozen=True)
 class ShapeProfile:
-    """One profile."""
+    """One profile, by inputs."""
 
-    inputs: Mapping[str, Sizes]  # by name, with all dimensions
+    inputs: Mapping[str, Sizes]  # sizes of all dimensions, by the name of the input
 
     def fits(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        """Whether inputs of these shapes are in it."""
+        """Whether inputs of these shapes fit the profile."""
         return all(
             len(shape) == len(self.inputs[name][0])
             and all(low <= size <= high for low, size, high in zip(self.inputs[name][0], shape, self.inputs[name][2]))
@@ -45,10 +48,10 @@ class ShapeProfile:
 
 @dataclass(frozen=True)
 class EngineProfile:
-    """One optimisation profile."""
+    """One profile, by batch, height and width."""
 
     minimum: BatchSize
-    optimum: BatchSize  # what the kernels are chosen for
+    optimum: BatchSize  # the size for which TensorRT chooses the kernels
     maximum: BatchSize
 
     def __str__(self) -> str:
@@ -56,10 +59,10 @@ class EngineProfile:
 
 
 def parse_profile(text: str) -> EngineProfile:
-    """Reads MIN:OPT:MAX, each BATCHxHEIGHTxWIDTH, as in 1x800x800:1x800x1066:4x800x1333; one size stands for all three.
+    """Reads MIN:OPT:MAX, each BATCHxHEIGHTxWIDTH, as in 1x800x800:1x800x1066:4x800x1333. One size stands for all three.
 
     Raises:
-        InputError: it is malformed, or the sizes do not grow.
+        InputError: the text is malformed, or the sizes do not grow from MIN to MAX.
     """
     matches = [_SIZE.fullmatch(part) for part in text.split(":")]
     sizes = [tuple(int(number) for number in match.groups()) for match in matches if match]
@@ -76,18 +79,18 @@ def parse_profile(text: str) -> EngineProfile:
 
 
 def default_profiles(processor: Mapping[str, Any], max_batch: int) -> list[EngineProfile]:
-    """Profiles for what the processor makes of images.
+    """Profiles for the sizes that the processor gives images.
 
-    DETR's rule, shorter side 800 and longer at most 1333, gives landscapes, portraits, and squares; the last also hold the
-    padded batches of mixed images. With `max_batch` above 1 each of them is there twice: tuned for one image, and for full
+    DETR's rule (shorter side 800, longer side at most 1333) needs three: landscapes, portraits, and squares, which also
+    take padded batches of mixed images. With `max_batch` above 1 there are two of each, one for single images and one for
     batches.
 
     Args:
         processor: the settings, as in `preprocessor_config.json`.
-        max_batch: largest batch.
+        max_batch: the largest batch.
 
     Raises:
-        InputError: the settings have no upper limit, so that no profile can be derived.
+        InputError: the settings have no upper limit for the size, so no profile can be derived.
     """
     if processor.get("pad_size") is not None:
         pad = processor["pad_size"]
@@ -118,7 +121,6 @@ def shape_profile(profile: EngineProfile, inputs: tuple[TensorSpec, ...]) -> Sha
 
     Raises:
         ArtifactError: an input has a dimension that is neither fixed nor batch, height or width.
-        InputError: the file fixes a dimension to another size.
     """
     sizes: dict[str, Sizes] = {}
     for spec in inputs:
@@ -149,9 +151,10 @@ def _batched(sides: list[tuple[tuple[int, int], tuple[int, int], tuple[int, int]
 
 
 def tightest(profiles: Sequence[ShapeProfile], shapes: Mapping[str, tuple[int, ...]]) -> Optional[int]:
-    """The profile to run inputs of these shapes in, None when they fit none.
+    """The number of the profile in which inputs of these shapes run best, or None if they fit no profile.
 
-    It is the one with the smallest largest input, which is tuned closest; of several, the one tuned for the nearest size.
+    That is the profile whose maximum is smallest, because it is tuned best. If several are equal, it is the one whose
+    optimum is nearest.
     """
 
     def cost(number: int) -> tuple[int, int]:
@@ -163,7 +166,7 @@ def tightest(profiles: Sequence[ShapeProfile], shapes: Mapping[str, tuple[int, .
 
 
 def describe_profiles(profiles: Sequence[ShapeProfile]) -> str:
-    """All of them on one line."""
+    """All profiles on one line."""
     return "; ".join(f"profile {number}: {profile}" for number, profile in enumerate(profiles))
 
 

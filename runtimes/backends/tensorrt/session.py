@@ -1,4 +1,4 @@
-"""TensorRT behind the session contract: nothing is copied or allocated that need not be."""
+"""TensorRT as a session. It copies and allocates only what it must."""
 
 from __future__ import annotations
 
@@ -11,37 +11,39 @@ from typing import Any, Optional
 
 import numpy as np
 
-from detr_export.runtimes.backends.cuda import memory as cuda_memory
+from detr_export.runtimes.backends.cuda import opening as cuda_opening
 from detr_export.runtimes.backends.cuda.arrays import DeviceArray, DeviceView, device_view, is_device_array
 from detr_export.runtimes.backends.cuda.memory import Stream
 from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
+from detr_export.runtimes.backends.tensorrt.admission import require_gpu, require_known, require_tensorrt
 from detr_export.runtimes.backends.tensorrt.execution import Addresses, ExecutionSlot, OutputPool, Shapes, Work
 from detr_export.runtimes.backends.tensorrt.profiles import ShapeProfile, describe_profiles, tightest
-from detr_export.runtimes.backends.tensorrt.sidecar import read_sidecar, require_gpu, require_known, require_tensorrt
+from detr_export.runtimes.backends.tensorrt.sidecar import read_sidecar
+from detr_export.runtimes.devices import CUDA, parse_device
 from detr_export.runtimes.errors import ArtifactError, BackendError, InputError
-from detr_export.runtimes.session import UNKNOWN, Session, TensorSpec, check_inputs, parse_device
+from detr_export.runtimes.session import UNKNOWN, Session, TensorSpec, check_inputs
 
-_DEFAULT_GRAPHS = 8  # of each context; where CUDA graphs can be had and nothing else was asked for
-_SHAPES_KEPT = 256
+_DEFAULT_GRAPHS = 8  # for each context, if CUDA graphs are available and the caller gave no number
+_SHAPES_KEPT = 256  # inputs whose output shapes are remembered
 
 
 class TensorRTSession(Session):
-    """An engine on a GPU. `run` may be called from several threads at once; they run side by side, a context each.
+    """An engine on a GPU. Several threads may call `run` at the same time; each run has its own context.
 
     Args:
         path: the engine, a plain TensorRT plan with its sidecar `<path>.json`.
         device: `cuda` or `cuda:N`.
-        trust_engine: open a plan whose sidecar is missing or describes another file. A plan is executable code.
-        contexts: how many runs may go on at the same time; each needs memory for its activations, made when first needed.
-        cuda_graphs: how many shapes each context keeps as CUDA graphs, which start faster; 0 for none, None for 8 where
-            the installed libraries can.
+        trust_engine: whether to open a plan whose sidecar is missing or describes another file. A plan is executable code.
+        contexts: how many runs may happen at the same time. Each needs memory for its activations, allocated on first use.
+        cuda_graphs: how many shapes each context keeps as CUDA graphs, which start faster. 0 keeps none; None keeps 8, if
+            the installed libraries have graphs.
 
     Attributes:
-        profiles: shapes that the engine takes.
+        profiles: the shapes that the engine takes.
 
     Raises:
-        ArtifactError: the file or its sidecar is missing, damaged, or they do not belong together.
-        BackendError: no GPU, driver or TensorRT, another one than the engine was built for, or not enough memory.
+        ArtifactError: the file or its sidecar is missing or damaged, or they do not belong together.
+        BackendError: a GPU, its driver or TensorRT is missing or is not what the engine was built for, or memory runs out.
     """
 
     def __init__(
@@ -55,29 +57,36 @@ class TensorRTSession(Session):
         file = Path(path)
         if not file.is_file():
             raise ArtifactError(f"{file} does not exist or is not a file")
-        kind, index = parse_device(device)
-        if kind != "cuda":
-            raise BackendError(f"{file} is a TensorRT engine and runs on a GPU; add --device cuda (device='cuda')")
+        place = parse_device(device)
+        if place.kind != CUDA:
+            raise BackendError(
+                f"device is '{place}', but {file} is a TensorRT engine and runs on a GPU; add --device cuda (device='cuda')"
+            )
         if contexts < 1:
             raise BackendError(f"contexts is {contexts}; expected at least 1")
-        tensorrt_api.version()
+
+        # Whether the engine may be opened here
+        tensorrt_api.require_supported()
         self._generation = tensorrt_api.generation()
         plan = file.read_bytes()
         sidecar = read_sidecar(file)
         if not trust_engine:
             sidecar = require_known(file, plan, sidecar)
             require_tensorrt(sidecar, tensorrt_api.full_version())
-        self._device = cuda_memory.open_device(index)
+        self._device = cuda_opening.open_device(place.index)
         if not trust_engine and sidecar is not None:
             require_gpu(sidecar, self._device)
+
+        # The engine
         self._graphs = self._allowed_graphs(cuda_graphs)
         self._host_code = sidecar is not None and sidecar.version_compatible
-        # Before version 10 each context has to have an engine of its own, which is loaded from here.
+        # Before version 10 each context needs its own engine, which is loaded from this plan.
         self._plan = plan if not self._generation.shares_profiles and contexts > 1 else b""
         with self._device.active():
             runtime, engine = tensorrt_api.load_engine(plan, self._host_code)
         self._loaded: Optional[tuple[Any, Any]] = (runtime, engine)
 
+        # Its inputs, outputs and profiles
         self._input_names = tensorrt_api.tensor_names(engine, inputs=True)
         self._output_names = tensorrt_api.tensor_names(engine, inputs=False)
         names = (*self._input_names, *self._output_names)
@@ -92,6 +101,7 @@ class TensorRTSession(Session):
         self.outputs = tuple(specs[name] for name in self._output_names)
         self.metadata = None if sidecar is None else sidecar.metadata
 
+        # The slots that it runs in
         self._contexts = contexts
         self._idle: list[ExecutionSlot] = []
         self._made = 0
@@ -99,7 +109,7 @@ class TensorRTSession(Session):
         self._changed = threading.Condition()
         self._pool = OutputPool(self._device)
         self._shapes: dict[tuple[int, Shapes], dict[str, tuple[int, ...]]] = {}
-        with self._slot():  # what memory cannot be had is better said now
+        with self._slot():  # if memory is missing, it is better to fail now
             pass
 
     def _run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -116,22 +126,23 @@ class TensorRTSession(Session):
             return slot.download(outputs)
 
     def run_on_device(self, inputs: Mapping[str, Any], stream: Any = None) -> dict[str, DeviceArray]:
-        """Runs the model once, with inputs that may lie on the GPU and outputs that stay there; neither is copied.
+        """Runs the model once. Inputs may lie on the GPU and outputs stay there; neither is copied.
 
         Args:
-            inputs: as in `run`, or arrays on the session's GPU with DLPack or `__cuda_array_interface__`, contiguous and
-                of the dtype that the engine declares.
-            stream: of the caller's: the run is queued there and the call returns at once; inputs must not change before it
-                is done. None: the call returns when the outputs are there.
+            inputs: as in `run`, or contiguous arrays on the session's GPU with DLPack or `__cuda_array_interface__`, of the
+                dtype that the engine declares.
+            stream: a stream of the caller. The run is queued there and the call returns at once; inputs must not change
+                before the run is done. With None the call returns when the outputs are there.
 
         Returns:
-            An array for each of `self.outputs`, the caller's as long as it is held.
+            An array for each of `self.outputs`. Its memory is the caller's as long as the array is held.
 
         Raises:
             InputError: a name, dtype, rank, size or memory layout does not fit.
             BackendError: the backend failed, or the session is closed.
         """
         with self._slot() as slot:
+            # Inputs: checked, and copied only if they are in host memory
             queue = slot.stream if stream is None else self._device.adopt_stream(stream)
             slot.start(queue)
             views = {
@@ -148,6 +159,7 @@ class TensorRTSession(Session):
                 else (name, slot.upload(name, inputs[name], self._dtypes[name], queue))
                 for name in self._input_names
             )
+            # Outputs, and the run
             outputs = {
                 name: self._device_array(shape, dtype, queue, None if stream is None else queue)
                 for name, (shape, dtype) in self._outputs(slot, profile, shapes, queue).items()
@@ -162,7 +174,7 @@ class TensorRTSession(Session):
 
     @property
     def device_dtypes(self) -> dict[str, str]:
-        """The dtype of each input and output on the device: before TensorRT 10 int32 where the contract says int64."""
+        """The dtype of each input and output on the device. Before TensorRT 10 it is int32 where the contract says int64."""
         return dict(self._dtypes)
 
     def close(self) -> None:
@@ -171,7 +183,7 @@ class TensorRTSession(Session):
                 return
             self._closed = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: len(self._idle) == self._made)  # runs that are under way end first
+            self._changed.wait_for(lambda: len(self._idle) == self._made)  # runs that have begun end first
             slots, self._idle, self._made = self._idle, [], 0
         with self._device.active():
             for slot in slots:
@@ -182,22 +194,22 @@ class TensorRTSession(Session):
 
     @contextlib.contextmanager
     def _slot(self) -> Iterator[ExecutionSlot]:
-        """Lends a slot, with the device active: an idle one, a new one, or the next that is given back."""
+        """Lends a slot, with the device active: an idle slot, a new one, or the next that is given back."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._idle or self._made < self._contexts)
             if self._closed:
                 raise BackendError("the session is closed")
-            slot = self._idle.pop() if self._idle else None  # the last used, whose graphs are warm
+            slot = self._idle.pop() if self._idle else None  # the slot that was used last, whose graphs are warm
             self._made += slot is None
         try:
             with self._device.active():
                 slot = slot or self._new_slot()
                 yield slot
-        except InputError:  # found before anything was queued
+        except InputError:  # it is raised before anything is queued
             self._give_back(slot)
             raise
         except BaseException:
-            self._discard(slot)  # what is queued in it is unknown
+            self._discard(slot)  # nobody knows what is queued in it
             raise
         self._give_back(slot)
 
@@ -217,14 +229,14 @@ class TensorRTSession(Session):
         self._give_back(None)
 
     def _new_slot(self) -> ExecutionSlot:
-        assert self._loaded is not None  # a closed session lends no slots
+        assert self._loaded is not None  # because a closed session lends no slots
         runtime, engine = self._loaded
         if self._made > 1 and not self._generation.shares_profiles:
             runtime, engine = tensorrt_api.load_engine(self._plan, self._host_code)
         return ExecutionSlot(self._device, self._generation, engine, runtime, self._graphs)
 
     def _allowed_graphs(self, wanted: Optional[int]) -> int:
-        # Each graph has a context of its own beside the plain one, so both have to be allowed to use one profile.
+        # Each graph has its own context beside the plain one, so TensorRT must let both use one profile.
         possible = self._device.captures_graphs and self._generation.shares_profiles
         if wanted is None:
             return _DEFAULT_GRAPHS if possible else 0
@@ -247,7 +259,7 @@ class TensorRTSession(Session):
     def _outputs(
         self, slot: ExecutionSlot, profile: int, shapes: Shapes, stream: Stream
     ) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Shape and dtype of each output."""
+        """The shape and dtype of each output."""
         found = self._shapes.get((profile, shapes))
         if found is None:
             found = slot.output_shapes(profile, shapes, self._output_names, stream)
@@ -256,7 +268,7 @@ class TensorRTSession(Session):
         return {name: (shape, self._dtypes[name]) for name, shape in found.items()}
 
     def _check(self, inputs: Mapping[str, Any], views: Mapping[str, DeviceView]) -> None:
-        """The contract's checks, for arrays on the device by way of arrays without memory of the same shape and dtype."""
+        """The checks of the contract. They see an array on the device as a numpy array without memory of its own."""
         described = {
             name: np.broadcast_to(np.empty((), self._contract_dtype(name, views[name])), views[name].shape)
             if name in views
@@ -266,7 +278,7 @@ class TensorRTSession(Session):
         check_inputs(self.inputs, described, self.metadata)
 
     def _contract_dtype(self, name: str, view: DeviceView) -> np.dtype:
-        """The dtype that the contract names for an array whose dtype is the engine's, and which nobody converts."""
+        """The dtype in the contract of an array on the device, which must have the engine's dtype: it is not converted."""
         if name in self._dtypes and view.dtype != self._dtypes[name]:
             raise InputError(f"{name} is {view.dtype} on the device; the engine takes {self._dtypes[name]} there")
         return next((np.dtype(spec.dtype) for spec in self.inputs if spec.name == name), view.dtype)

@@ -1,7 +1,7 @@
-"""Checks of single fields of COCO annotations: every function returns the checked value or raises AnnotationError.
+"""Checks of single fields of COCO annotations. Every function returns the checked value or raises AnnotationError.
 
 `where` names the record in messages, for example "image 42, annotations[3]". Keys that nobody asks for are ignored: COCO
-files carry many (caption, license, score), and a misspelled key shows up as a required one that is missing.
+files have many of them (caption, license, score). A misspelled key is found because the required key is then missing.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from detr_export.runtimes.errors import AnnotationError
 
 # The sum of two such numbers is finite in float32, so x + width never overflows.
 MAX_NUMBER = 1e38
-# Rasterising a polygon takes memory in proportion to the length of its edges, inside the image or not.
+# A polygon needs memory in proportion to the length of its edges, even outside of the image.
 MAX_POLYGON_COORDINATE = 1e5
 POINTS_OF_A_POLYGON = 3
 
 
 def field(record: Mapping[str, Any], name: str, where: str) -> Any:
-    """`record[name]`, or an error with the keys that are there."""
+    """`record[name]`. If it is missing, the error lists the keys that are there."""
     if name in record:
         return record[name]
     found = ", ".join(sorted(map(str, record))) or "none"
@@ -37,7 +37,7 @@ def record(value: Any, where: str) -> Mapping[str, Any]:
 
 
 def records(parent: Mapping[str, Any], name: str, where: str) -> list[Mapping[str, Any]]:
-    """The list of dicts under `name`, none of which shares its id with another; an id is optional."""
+    """The list of dicts under `name`. Their ids, which are optional, must differ."""
     values = field(parent, name, where)
     if not isinstance(values, (list, tuple)):
         raise AnnotationError(f"{where}: {name} is a {type(values).__name__}: expected a list of dicts, empty for none")
@@ -57,12 +57,12 @@ def records(parent: Mapping[str, Any], name: str, where: str) -> list[Mapping[st
 
 
 def image_name(record: Mapping[str, Any], fallback: str) -> str:
-    """How messages call the image: by its checked `image_id`."""
+    """The name of the image in messages, from its checked `image_id`."""
     return f"image {integer(record, 'image_id', fallback)}"
 
 
 def refuse_other_format(record: Mapping[str, Any], image: str, format_: str, wanted: str, other: str) -> None:
-    """An error when the record lacks the list of its own format and has that of the other one."""
+    """Refuses a record that has the list of the other format and not that of its own."""
     if wanted not in record and other in record:
         right = "coco_panoptic" if format_ == "coco_detection" else "coco_detection"
         raise AnnotationError(
@@ -88,7 +88,7 @@ def crowd_flag(parent: Mapping[str, Any], where: str) -> int:
 
 
 def area(parent: Mapping[str, Any], where: str) -> float:
-    """`area`: pixels, 0 or more."""
+    """`area`: a number of pixels, 0 or more."""
     value = field(parent, "area", where)
     if not _is_number(value) or not 0 <= value <= MAX_NUMBER:
         raise AnnotationError(f"{where}: area is {value!r:.80}: expected a finite number of pixels, 0 or more")
@@ -96,7 +96,7 @@ def area(parent: Mapping[str, Any], where: str) -> float:
 
 
 def box(parent: Mapping[str, Any], where: str) -> list[float]:
-    """`bbox`: [x_min, y_min, width, height] in pixels, with a width and a height above 0; may leave the image."""
+    """`bbox`: [x_min, y_min, width, height] in pixels, width and height above 0. It may extend beyond the image."""
     value = field(parent, "bbox", where)
     numbers = _numbers(value, MAX_NUMBER)
     if numbers is None or len(numbers) != 4:
@@ -147,7 +147,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _numbers(value: Any, limit: float) -> Optional[list[float]]:
-    """A flat list of finite numbers of at most `limit`, or None."""
+    """A flat list of finite numbers whose size is at most `limit`; None if the value is anything else."""
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if not isinstance(value, (list, tuple)):

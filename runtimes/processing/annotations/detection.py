@@ -1,14 +1,14 @@
-"""One COCO detection record to one training target.
+"""Turns one COCO detection record into one training target.
 
 Source: `prepare_coco_detection_annotation` of transformers 4.57.6; keys, dtypes, order and values are the same.
 What differs, on purpose:
 
-- a malformed record is an AnnotationError that names the image and the field; upstream raises KeyError, drops boxes
-  without area, or computes on with NaN;
-- compressed run-length encodings are read as well, and run-length encodings need no pycocotools;
-- either all annotations of an image have keypoints or none has. Upstream looks at the first one only.
+- a malformed record raises an AnnotationError that names the image and the field; upstream raises KeyError, drops boxes
+  without area, or continues with NaN;
+- compressed run-length encodings are read too, and run-length encodings do not need pycocotools;
+- either all annotations of an image have keypoints or none. Upstream checks only the first one.
 
-One property of upstream that may surprise: keypoints stay in pixels of the original image through every later step.
+One behaviour of upstream may surprise you: keypoints stay in pixels of the original image in every later step.
 """
 
 from __future__ import annotations
@@ -32,32 +32,35 @@ def prepare_detection(record: Mapping[str, Any], size: Size, with_masks: bool, n
     Args:
         record: each annotation has ``bbox`` [x_min, y_min, width, height], ``category_id``, ``area``, and optionally
             ``iscrowd``, ``keypoints`` and an ``id``; with masks also ``segmentation``, polygons or a run-length encoding.
-        size: of the image.
-        with_masks: make ``masks``.
-        name: what messages call the record while its image id is unknown.
+        size: size of the image.
+        with_masks: whether to make ``masks``.
+        name: the record's name in messages until its image id is known.
 
     Returns:
-        A dict, for the N annotations that are no crowd and whose box is not empty after clipping to the image:
+        A dict, for the N annotations that are not a crowd and whose box is not empty after clipping to the image:
 
         - ``image_id`` int64 (1,), ``orig_size`` int64 (2,), (height, width);
-        - ``class_labels`` int64 (N,), ``area`` float32 (N,), ``iscrowd`` int64 (N,), all 0;
+        - ``class_labels`` int64 (N,), ``area`` float32 (N,), ``iscrowd`` int64 (N,), always 0;
         - ``boxes`` float32 (N, 4), (x_min, y_min, x_max, y_max), pixels;
         - ``keypoints`` float32 (N * K, 3), (x, y, visibility), if there are any; (0, 3 * K) when no box is left;
         - ``masks`` bool (N, height, width), with `with_masks`; uint8 when there is no annotation.
 
     Raises:
         AnnotationError: a field is missing or malformed.
-        BackendError: a polygon is to become a mask and pycocotools is not installed.
+        BackendError: a polygon must become a mask and pycocotools is not installed.
     """
     record = checks.record(record, name)
     image = checks.image_name(record, name)
     checks.refuse_other_format(record, image, "coco_detection", "annotations", "segments_info")
+
+    # The annotations that are not a crowd, with the names that messages use
     objects = []
     for index, item in enumerate(checks.records(record, "annotations", image)):
         where = f"{image}, annotations[{index}]"
         if "iscrowd" not in item or checks.crowd_flag(item, where) == 0:
             objects.append((where, item))
 
+    # Boxes as corners, clipped to the image
     height, width = size
     boxes = np.asarray([checks.box(item, where) for where, item in objects], dtype=np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
@@ -65,6 +68,7 @@ def prepare_detection(record: Mapping[str, Any], size: Size, with_masks: bool, n
     boxes[:, 1::2] = boxes[:, 1::2].clip(0, height)
     keep = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
 
+    # The fields of the target
     target: Target = {
         "image_id": np.asarray([record["image_id"]], dtype=np.int64),
         "class_labels": np.asarray([checks.integer(item, "category_id", where) for where, item in objects], np.int64)[keep],
@@ -87,13 +91,11 @@ def _keypoints(objects: list[tuple[str, Mapping[str, Any]]]) -> np.ndarray:
     rows: list[list[float]] = []
     for where, item in objects:
         if "keypoints" not in item:
-            raise AnnotationError(
-                f"{where}: no keypoints, which others of the image have: expected them for all or for none"
-            )
+            raise AnnotationError(f"{where}: no keypoints, which other annotations have: expected all or none")
         row = checks.keypoints(item, where)
         if rows and len(row) != len(rows[0]):
             raise AnnotationError(
-                f"{where}: keypoints has {len(row)} numbers: expected {len(rows[0])}, as the first annotation of the image"
+                f"{where}: keypoints has {len(row)} numbers: expected {len(rows[0])}, as in the first annotation"
             )
         rows.append(row)
     return np.asarray(rows, dtype=np.float32)
@@ -126,5 +128,5 @@ def _rasterize(polygons: list[list[float]], size: Size) -> np.ndarray:
         from pycocotools import mask as coco_mask
     except ImportError as error:
         raise missing_extra("pycocotools", "coco") from error
-    # Decoded here because pycocotools' own decode makes numpy 2 warn.
+    # It is decoded here, because pycocotools' own decode makes numpy 2 warn.
     return np.any([decode_rle(rle) for rle in coco_mask.frPyObjects(polygons, *size)], axis=0)

@@ -1,8 +1,8 @@
-"""One COCO panoptic record and its PNG to one training target, and the ids that such PNGs hold.
+"""Turns one COCO panoptic record and its PNG into one training target, and reads the segment ids of such PNGs.
 
 Source: `prepare_coco_panoptic_annotation`, `masks_to_boxes`, `rgb_to_id` and `id_to_rgb` of transformers 4.57.6; keys,
 dtypes, order and values are the same. What differs, on purpose: a malformed record, a missing PNG and a segment without
-pixels are an AnnotationError that names the image and the field; upstream raises KeyError, or makes a box of 1e8.
+pixels raise an AnnotationError that names the image and the field; upstream raises KeyError, or makes a box of 1e8.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image
 from detr_export.runtimes.errors import AnnotationError
 from detr_export.runtimes.processing.annotations.detection import Size, Target, checks
 
-_NOTHING = 1e8  # what `masks_to_boxes` has for the minima of an empty mask
+_NOTHING = 1e8  # the minima that `masks_to_boxes` gives an empty mask
 
 
 def prepare_panoptic(
@@ -32,10 +32,10 @@ def prepare_panoptic(
 
     Args:
         record: each segment has ``id``, ``category_id``, ``iscrowd`` and ``area``; crowds are kept.
-        size: of the image.
-        with_masks: put ``masks`` into the target.
+        size: size of the image.
+        with_masks: whether to put ``masks`` into the target.
         masks_path: the folder of ``file_name``, an RGB PNG whose pixels are segment ids as `id_to_rgb` writes them.
-        name: what messages call the record while its image id is unknown.
+        name: the record's name in messages until its image id is known.
 
     Returns:
         A dict, for N segments:
@@ -52,6 +52,8 @@ def prepare_panoptic(
     image = checks.image_name(record, name)
     checks.refuse_other_format(record, image, "coco_panoptic", "segments_info", "annotations")
     segments = [(f"{image}, segments_info[{i}]", s) for i, s in enumerate(checks.records(record, "segments_info", image))]
+
+    # One mask for each segment, from the PNG
     ids = [checks.integer(segment, "id", where) for where, segment in segments]
     path = panoptic_path(record, image, masks_path)
     pixels = read_segment_ids(path, size, image)
@@ -63,6 +65,7 @@ def prepare_panoptic(
                 "segment, or check that file_name is of this image"
             )
 
+    # The fields of the target
     target: Target = {
         "image_id": np.asarray([record["image_id"]], dtype=np.int64),
         "size": np.asarray(size, dtype=np.int64),
@@ -84,9 +87,9 @@ def masks_to_boxes(masks: np.ndarray) -> np.ndarray:
         masks: (N, height, width), bool or zeros and ones.
 
     Returns:
-        float32 (N, 4), (x_min, y_min, x_max, y_max): columns and rows of the first and the last set pixel, so a single
-        pixel has a box without extent. An empty mask has 1e8 for the minima and 0 for the maxima. Without any pixels, as
-        with N = 0, float64 (0, 4). All that is upstream's.
+        float32 (N, 4), (x_min, y_min, x_max, y_max): the columns and rows of the first and the last set pixel, so the box of
+        a single pixel has no extent. The minima of an empty mask are 1e8 and its maxima 0. If there are no pixels at all,
+        as with N = 0, the result is float64 (0, 4). All this is as upstream has it.
     """
     if masks.size == 0:
         return np.zeros((0, 4))
@@ -100,13 +103,13 @@ def masks_to_boxes(masks: np.ndarray) -> np.ndarray:
 
 
 def rgb_to_id(color: Union[np.ndarray, Sequence[int]]) -> Any:
-    """The segment id behind a colour: red + 256 * green + 65536 * blue.
+    """The segment id of a colour: red + 256 * green + 65536 * blue.
 
     Args:
         color: an image (height, width, 3), or the three numbers of one colour.
 
     Returns:
-        For an image (height, width) int32 if it is uint8, else its own dtype; for one colour an int.
+        For an image (height, width), int32 if the image is uint8 and otherwise of its own dtype; for one colour an int.
     """
     if isinstance(color, np.ndarray) and color.ndim == 3:
         image = color.astype(np.int32) if color.dtype == np.uint8 else color
@@ -123,10 +126,10 @@ def id_to_rgb(id_map: Union[np.ndarray, int]) -> Any:
 
 
 def panoptic_path(record: Mapping[str, Any], image: str, masks_path: Union[str, os.PathLike, None]) -> Path:
-    """Where the PNG of a record is; `image` is what messages call it.
+    """The path of the PNG of a record; `image` is the name of the image in messages.
 
     Raises:
-        AnnotationError: the record has no file_name, or `masks_path` is no folder's name.
+        AnnotationError: the record has no file_name, or `masks_path` is not the name of a folder.
     """
     file_name = checks.field(record, "file_name", image)
     if not isinstance(file_name, (str, os.PathLike)) or not os.fspath(file_name):
@@ -140,10 +143,10 @@ def panoptic_path(record: Mapping[str, Any], image: str, masks_path: Union[str, 
 
 
 def read_segment_ids(path: Path, size: Size, image: str) -> np.ndarray:
-    """int32 (height, width), the segment id at every pixel of a panoptic PNG; 0 is no segment.
+    """int32 (height, width), the segment id at every pixel of a panoptic PNG; 0 means no segment.
 
     Raises:
-        AnnotationError: the PNG is missing, damaged, of another kind or of another size; messages call the image `image`.
+        AnnotationError: the PNG is missing, damaged, of another kind or of another size; the message starts with `image`.
     """
     try:
         with Image.open(path) as picture:
@@ -164,7 +167,7 @@ def read_segment_ids(path: Path, size: Size, image: str) -> np.ndarray:
         ) from error
     except AnnotationError:
         raise
-    except Exception as error:  # decoders raise whatever the damage leads them to
+    except Exception as error:  # decoders raise all kinds of errors for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise AnnotationError(f"{image}: cannot read {path} ({reason}): expected an RGB PNG; copy it again") from error
     return rgb_to_id(pixels)

@@ -1,9 +1,9 @@
-"""What happens to a prepared target when its image is resized, normalised and padded.
+"""Changes a prepared target when its image is resized, normalised and padded.
 
-Source: the annotation methods of `DetrImageProcessor` in transformers 4.57.6, in their order and precision. A function
-returns a new dict and changes no array of the one it was given; keys it does not know are passed on.
+Source: the annotation methods of `DetrImageProcessor` in transformers 4.57.6, with their order and precision. Each function
+returns a new dict and changes no array of the dict that it is given. Keys that it does not know stay as they are.
 
-Targets are dicts as made by `annotations.prepare_detection`; sizes are (height, width) in pixels.
+Targets are dicts like those of `prepare_detection`; sizes are (height, width) in pixels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ResizeMask = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
 
 
 def resize_target(target: Target, orig_size: Sequence[int], size: Sequence[int], resize_mask: ResizeMask) -> Target:
-    """Scale `boxes` and `area`, and resize `masks` to bool (N, height, width) with `resize_mask`; set `size`."""
+    """Scales `boxes` and `area`, resizes `masks` to bool (N, height, width) with `resize_mask`, and sets `size`."""
     ratio_height, ratio_width = (float(new) / float(old) for new, old in zip(size, orig_size))
     resized: Target = {"size": size}
     for key, value in target.items():
@@ -45,7 +45,7 @@ def resize_mask_with_pillow(mask: np.ndarray, size: tuple[int, int], resample: i
 
 
 def normalize_target(target: Target, image_size: Sequence[int]) -> Target:
-    """Turn `boxes` from corners in pixels into (center_x, center_y, width, height), relative to the image."""
+    """Turns `boxes` from corners in pixels into (center_x, center_y, width, height), relative to the image."""
     if "boxes" not in target:
         return dict(target)
     height, width = image_size
@@ -57,13 +57,13 @@ def normalize_target(target: Target, image_size: Sequence[int]) -> Target:
 def pad_target(
     target: Target, image_size: Sequence[int], padded: tuple[int, int], update_bboxes: bool, ratio_type: Any = np.float64
 ) -> Target:
-    """Pad `masks` with zeros at the bottom and right, and make relative `boxes` relative to the padded image.
+    """Pads `masks` with zeros at the bottom and right, and makes relative `boxes` relative to the padded image.
 
     Args:
-        image_size: of the image before padding.
-        padded: of the image after it; becomes `size`.
+        image_size: size of the image before padding.
+        padded: size of the image after padding; it becomes `size`.
         update_bboxes: False leaves the boxes alone, which is right for boxes in pixels.
-        ratio_type: the dtype in which a box is multiplied; the result has the dtype of the boxes.
+        ratio_type: the dtype in which boxes are multiplied; the result has the dtype of the boxes.
     """
     height, width = image_size
     result: Target = {"size": padded}

@@ -1,13 +1,13 @@
-"""Bilinear resizing of masks with numpy, to the numbers of PyTorch's ``interpolate(mode="bilinear")``.
+"""Bilinear resizing of masks with numpy, which gives the numbers of PyTorch's ``interpolate(mode="bilinear")``.
 
 Both functions sample as PyTorch does with ``align_corners=False`` and no anti-aliasing
 (`area_pixel_compute_source_index` in ATen's `UpSample.h`): output pixel ``i`` lies at
 ``max(0, (i + 0.5) * in / out - 0.5)`` on the input axis and is a blend of the two input pixels around it. Everything
-is float32, but the position is rounded once, at the end: ATen's AVX2 and AVX-512 kernels multiply and subtract in one
-fused step, and a position that is rounded twice can be off by 1e-5 of a pixel.
+is float32, but the position is rounded only once, at the end: ATen's AVX2 and AVX-512 kernels multiply and subtract in one
+fused step, and a position that is rounded twice can be wrong by 1e-5 of a pixel.
 
-One thing differs: the blend is written ``a + t * (b - a)`` where ATen has ``(1 - t) * a + t * b``. It costs one pass
-less and leaves constant regions exactly constant.
+One thing differs: the blend is ``a + t * (b - a)`` here and ``(1 - t) * a + t * b`` in ATen. This needs one pass less, and
+constant regions stay exactly constant.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ import numpy as np
 
 from detr_export.runtimes.errors import InputError
 
-# Output values made at a time by `resize_bilinear` (4 MiB of float32): large enough to hide numpy's cost a call,
-# small enough that the working set of a hundred masks never leaves the cache.
+# Number of values that `resize_bilinear` computes at a time (4 MiB of float32). It is large enough to hide the cost of
+# numpy's calls, and so small that they stay in the cache, even for a hundred masks.
 CHUNK_VALUES = 1 << 20
 
 
 def linear_taps(in_size: int, out_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where each output pixel of one axis reads from.
+    """The input pixels that each output pixel of one axis is made from.
 
     Args:
         in_size: input pixels along the axis, at least 1.
         out_size: output pixels along the axis, at least 1.
 
     Returns:
-        ``lower`` and ``upper``, intp (out_size,), the input pixels on either side, and ``weight``, float32 (out_size,)
+        ``lower`` and ``upper``, intp (out_size,), the input pixels on both sides, and ``weight``, float32 (out_size,)
         in [0, 1], the share of ``upper``.
     """
     scale = np.float32(in_size) / np.float32(out_size)
-    # The product of two float32 is exact in float64, so this rounds once, as a fused multiply-add does.
+    # The product of two float32 numbers is exact in float64, so this rounds once, like a fused multiply-add.
     exact = (np.arange(out_size, dtype=np.float64) + 0.5) * np.float64(scale) - 0.5
     position = np.maximum(exact.astype(np.float32), np.float32(0))
     lower = np.minimum(position.astype(np.intp), in_size - 1)
@@ -45,7 +45,7 @@ def linear_taps(in_size: int, out_size: int) -> tuple[np.ndarray, np.ndarray, np
 
 
 def resize_bilinear(masks: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """Resize the last two axes, up or down.
+    """Resizes the last two axes, up or down.
 
     Args:
         masks: float32 (..., h, w); other dtypes are converted. Any leading axes, h and w at least 1.
@@ -55,7 +55,7 @@ def resize_bilinear(masks: np.ndarray, size: Sequence[int]) -> np.ndarray:
         float32 (..., height, width), a new array.
 
     Raises:
-        InputError: `masks` has fewer than two axes or an empty image, or a side of `size` is below 1.
+        InputError: `masks` has fewer than two axes or an empty image, or `size` has a side below 1.
 
     Numbers: ``torch.nn.functional.interpolate(..., mode="bilinear", align_corners=False)``, to float32 rounding.
     """
@@ -80,15 +80,15 @@ def resize_bilinear(masks: np.ndarray, size: Sequence[int]) -> np.ndarray:
 def resized_rows(maps: np.ndarray, size: Sequence[int]) -> Iterator[np.ndarray]:
     """The rows of the resized image, top to bottom, one at a time, with the channels last.
 
-    For a reader that reduces over the channels (the largest of 100 masks at every pixel) this order keeps a row of all
-    channels in the cache and never holds the resized stack, which is 340 MB for 100 masks of 800x1066.
+    This order is for callers that reduce over the channels, for example to find the largest of 100 masks at every pixel.
+    A row of all channels stays in the cache, and the resized stack, 340 MB for 100 masks of 800x1066, is never held.
 
     Args:
         maps: float32 (h, w, C), C-contiguous.
         size: (height, width) of the resized image, each at least 1.
 
     Yields:
-        float32 (width, C). The same buffer every time: use it before asking for the next row.
+        float32 (width, C). It is the same buffer every time, so use it before you ask for the next row.
 
     Numbers: those of `resize_bilinear`.
     """
@@ -96,7 +96,7 @@ def resized_rows(maps: np.ndarray, size: Sequence[int]) -> Iterator[np.ndarray]:
     channels = maps.shape[2]
     left, right, x_weight = linear_taps(maps.shape[1], width)
     top, bottom, y_weight = linear_taps(maps.shape[0], height)
-    # Repeated, so that the blends run over one long axis instead of `width` short ones.
+    # The weights are repeated, so that the blends run over one long axis and not over `width` short ones.
     x_column = np.repeat(x_weight, channels).reshape(width, channels)
     upper, lower, step, row = (np.empty((width, channels), dtype=np.float32) for _ in range(4))
 
@@ -105,6 +105,7 @@ def resized_rows(maps: np.ndarray, size: Sequence[int]) -> Iterator[np.ndarray]:
         np.take(maps[y], right, axis=0, out=row, mode="clip")
         _blend(out, row, x_column)
 
+    # `upper` and `lower` hold the two input rows around the output row, and move down with it
     held = (-1, -1)
     for y, wanted in enumerate(zip(top.tolist(), bottom.tolist())):
         if wanted != held:
@@ -135,7 +136,7 @@ def checked_size(in_shape: tuple[int, ...], size: Sequence[int]) -> tuple[int, i
 
 
 def _blend(first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Write ``first + weight * (second - first)`` into `first` and return it; `second` is used up."""
+    """Writes ``first + weight * (second - first)`` into `first` and returns it. It overwrites `second`."""
     np.subtract(second, first, out=second)
     np.multiply(second, weight, out=second)
     return np.add(first, second, out=first)

@@ -1,6 +1,6 @@
-"""Resizing images with Pillow, in 8 bit.
+"""Resizes images with Pillow, in 8 bit.
 
-Source: `resize` in transformers 4.57.6, as the PIL-based `DetrImageProcessor` calls it; same numbers, bit for bit.
+Source: `resize` in transformers 4.57.6, as the PIL-based `DetrImageProcessor` calls it. The numbers are equal bit for bit.
 """
 
 from __future__ import annotations
@@ -10,27 +10,27 @@ from typing import Any, Union
 import numpy as np
 from PIL import Image
 
-from detr_export.runtimes.errors import ImageError
+from detr_export.runtimes.errors import ImageError, OptionError
 from detr_export.runtimes.processing.transforms import LAST, rescale, to_layout
 
 
 def as_resample(resample: Any) -> int:
-    """`resample` as Pillow's number for a filter; ValueError for anything else."""
+    """`resample` as the number of one of Pillow's filters. Raises OptionError for anything else."""
     try:
         return int(Image.Resampling(resample))
     except ValueError as error:
         known = ", ".join(f"{int(f)} {f.name}" for f in sorted(Image.Resampling))
-        raise ValueError(f"resample={resample!r}: expected a PIL.Image.Resampling filter ({known})") from error
+        raise OptionError(f"resample={resample!r}: expected a PIL.Image.Resampling filter ({known})") from error
 
 
 def resize(image: Union[np.ndarray, Image.Image], size: tuple[int, int], resample: int, layout: str) -> np.ndarray:
-    """Resize with Pillow in 8 bit. Returns the layout it was given; a PIL image is channels_last.
+    """Resizes with Pillow in 8 bit. The layout stays the same; a PIL image is channels_last.
 
-    The result is uint8, or float32 in [0, 1] when the input was fractional in [0, 1]. Raises ImageError for values
-    that are neither that nor whole numbers in 0..255, and for channel counts that Pillow does not know.
+    The result is uint8, or float32 in [0, 1] if the input holds fractions in [0, 1]. Raises ImageError for values that are
+    neither fractions in [0, 1] nor whole numbers in 0..255, and for a number of channels that Pillow does not know.
     """
     height, width = size
-    if isinstance(image, Image.Image) and image.mode == "RGB":  # skips two copies; same pixels
+    if isinstance(image, Image.Image) and image.mode == "RGB":  # saves two copies, with the same pixels
         return np.array(image.resize((width, height), resample=resample))
 
     channels_last = to_layout(np.asarray(image), layout, LAST)
@@ -47,7 +47,7 @@ def resize(image: Union[np.ndarray, Image.Image], size: tuple[int, int], resampl
 
 
 def _to_uint8(array: np.ndarray) -> tuple[np.ndarray, bool]:
-    """What Pillow can resize, and whether values in [0, 1] were stretched to 0..255 for it."""
+    """The image as uint8, and whether values in [0, 1] were stretched to 0..255 for that."""
     if array.dtype == np.uint8:
         return array, False
     low, high = array.min(), array.max()

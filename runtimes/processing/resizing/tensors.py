@@ -1,15 +1,15 @@
-"""Anti-aliased resizing with numpy, to the numbers of PyTorch's ``interpolate`` on the CPU.
+"""Anti-aliased resizing with numpy, which gives the numbers of PyTorch's ``interpolate`` on the CPU.
 
-Source: the separable kernels in ATen's `UpSampleKernel.cpp` (PyTorch 2.13), as torchvision's `resize` calls them. One axis
-is resampled after the other, the width first; an axis that keeps its size is left alone.
+Source: the separable kernels in ATen's `UpSampleKernel.cpp` (PyTorch 2.13), as torchvision's `resize` calls them. The axes
+are resampled one after the other, the width first. An axis that keeps its size is left alone.
 
-- uint8: weights are 16-bit fixed-point numbers and every pass rounds to uint8, as in Pillow-SIMD. Exact. Pillow itself
-  has 22-bit weights, and differs by one or two grey levels on up to a quarter of the pixels of a noisy image.
-  (This is PyTorch on x86 with AVX2; without it torchvision goes through float32 instead.)
-- float32, float64: weights and sums in that type; equal but for the order of rounding within a sum.
-- other integers, bool and float16 go through float32, integers rounded to nearest.
+- uint8: weights are 16-bit fixed-point numbers and every pass rounds to uint8, as in Pillow-SIMD. The result is exact.
+  Pillow itself has 22-bit weights, and differs by one or two grey levels on up to a quarter of the pixels of a noisy image.
+  (This is PyTorch on x86 with AVX2; without AVX2 torchvision goes through float32 instead.)
+- float32, float64: weights and sums have that type. The result is equal except for the order of rounding within a sum.
+- other integers, bool and float16 go through float32, and integers are rounded to the nearest.
 
-The filters of Pillow that PyTorch does not have are refused.
+Filters that Pillow has and PyTorch does not are refused.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from detr_export.runtimes.errors import ImageError
+from detr_export.runtimes.errors import ImageError, OptionError
 
 NEAREST, BILINEAR, BICUBIC = (int(Image.Resampling[name]) for name in ("NEAREST", "BILINEAR", "BICUBIC"))
 
-WEIGHT_BITS = 15  # of a signed 16-bit weight, without the sign
-MAX_PRECISION = 22  # bits after the point at most: 32 bits for a sum, less 8 of the pixel and 2 to spare
-BICUBIC_A = -0.5  # the slope parameter that Pillow and, when anti-aliasing, PyTorch use
+WEIGHT_BITS = 15  # bits of a signed 16-bit weight, without the sign
+MAX_PRECISION = 22  # largest number of bits after the point: 32 bits of a sum, minus 8 for the pixel and 2 to spare
+BICUBIC_A = -0.5  # the slope parameter of Pillow, and of PyTorch with anti-aliasing
 
 
 def resize_tensor(image: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:
-    """Resize one image.
+    """Resizes one image.
 
     Args:
         image: (C, H, W), any numeric dtype and any strides.
         size: (height, width).
-        resample: Pillow's number of NEAREST (PyTorch's "nearest-exact"), BILINEAR or BICUBIC.
+        resample: Pillow's number for NEAREST (PyTorch's "nearest-exact"), BILINEAR or BICUBIC.
 
     Returns:
-        (C, height, width), dtype of `image`, any strides; `image` itself if that is its size.
+        (C, height, width), with the dtype of `image` and any strides; `image` itself if it has that size already.
 
     Raises:
-        ValueError: another filter.
-        ImageError: a value is outside of its own integer type after resizing, as bicubic overshoot can be.
+        OptionError: it is another filter.
+        ImageError: a resized value does not fit into the integer type of the image, as bicubic filters can overshoot.
     """
     if resample not in (NEAREST, BILINEAR, BICUBIC):
         name = Image.Resampling(resample).name
-        raise ValueError(
+        raise OptionError(
             f"resample={resample} ({name}): DetrImageProcessorFast resizes with {NEAREST} NEAREST, {BILINEAR} BILINEAR or "
             f"{BICUBIC} BICUBIC; choose one of them, or DetrImageProcessor"
         )
@@ -71,23 +71,23 @@ def resize_tensor(image: np.ndarray, size: tuple[int, int], resample: int) -> np
 
 
 def nearest_exact(in_size: int, out_size: int) -> np.ndarray:
-    """intp (out_size,): the input pixel that holds the centre of each output pixel, the right one on a border."""
+    """intp (out_size,): the input pixel that holds the centre of each output pixel; on a border it is the right one."""
     scale = np.float64(np.float32(in_size) / np.float32(out_size))
     centers = ((np.arange(out_size) + 0.5) * scale).astype(np.float32)
     return np.minimum(centers.astype(np.intp), in_size - 1)
 
 
 def filter_taps(in_size: int, out_size: int, resample: int, dtype: Any = np.float64) -> tuple[np.ndarray, np.ndarray]:
-    """What each output pixel of one axis is made of.
+    """The input pixels that each output pixel of one axis is made from, and their weights.
 
     Args:
         in_size, out_size: pixels along the axis, at least 1.
         resample: BILINEAR or BICUBIC.
-        dtype: float32 or float64, in which positions are computed.
+        dtype: float32 or float64; positions are computed in it.
 
     Returns:
-        ``first``, intp (out_size,), the first input pixel, and ``weights``, `dtype` (out_size, taps), of that pixel and
-        those after it; a row adds up to 1.
+        ``first``, intp (out_size,), the first input pixel, and ``weights``, `dtype` (out_size, taps), the weights of that
+        pixel and of those after it. The sum of a row is 1.
     """
     kernel, radius = _KERNELS[resample]
     scale = dtype(in_size) / dtype(out_size)
@@ -104,7 +104,7 @@ def filter_taps(in_size: int, out_size: int, resample: int, dtype: Any = np.floa
 
 
 def fixed_point(weights: np.ndarray) -> tuple[np.ndarray, int]:
-    """int32 weights, each within 16 bits, and how many of those bits are after the point."""
+    """The weights as int32 that fit into 16 bits, and the number of bits after the point."""
     largest, precision = float(weights.max()), 0
     while precision < MAX_PRECISION and int(0.5 + largest * 2 ** (precision + 1)) < 2**WEIGHT_BITS:
         precision += 1
@@ -116,7 +116,7 @@ def _resample_axis(image: np.ndarray, axis: int, out_size: int, resample: int) -
     in_size = image.shape[axis]
     if in_size == out_size:
         return image
-    rows = np.ascontiguousarray(np.moveaxis(image, axis, 0))  # so that a tap is a copy of whole rows
+    rows = np.ascontiguousarray(np.moveaxis(image, axis, 0))  # so that whole rows are copied
     if image.dtype == np.uint8:
         first, weights = filter_taps(in_size, out_size, resample)
         weights, precision = fixed_point(weights)

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def test_perfect() -> None:
             assert getattr(metrics, name) == pytest.approx(1), name
         assert metrics.APs is metrics.APl is metrics.ARs is metrics.ARl is None
         assert part.per_class == {"cat": pytest.approx(1), "dog": pytest.approx(1)}
-    json.dumps(scores.to_dict(), allow_nan=False)
+    json.dumps(asdict(scores), allow_nan=False)
 
 
 def test_images_without_detections_count_and_images_that_never_came_do_not() -> None:

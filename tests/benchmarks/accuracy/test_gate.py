@@ -12,6 +12,7 @@ from onnx import numpy_helper
 
 from detr_export.benchmarks.accuracy.gate import require_accuracy, summary
 from detr_export.benchmarks.accuracy.scores import find_annotated
+from detr_export.checkpoints.reading import load_checkpoint
 from detr_export.runtimes import AnnotationError, VerificationError
 from tests.benchmarks.conftest import Annotated
 from tests.test_cli import fails, names, run
@@ -45,7 +46,7 @@ def test_finds_the_validation_split(folder: Path, tmp_path: Path) -> None:
     annotations = folder / "annotations"
     assert (data.images, data.instances) == (folder / "val2017", annotations / "instances_val2017.json")
     assert data.panoptic == (annotations / "panoptic_val2017.json", annotations / "panoptic_val2017")
-    with pytest.raises(AnnotationError, match=r"should hold one instances_val\*\.json; found none"):
+    with pytest.raises(AnnotationError, match=r"should hold one annotation file named instances_val\*\.json; found none"):
         find_annotated(tmp_path)
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "instances_val.json").touch()
@@ -59,7 +60,7 @@ def test_finds_the_validation_split(folder: Path, tmp_path: Path) -> None:
 
 
 def test_an_export_passes(segmenter: Path, segmenter_onnx: Path, folder: Path) -> None:
-    found = require_accuracy(segmenter_onnx, str(segmenter), find_annotated(folder), "segmentation", limit=4)
+    found = require_accuracy(segmenter_onnx, load_checkpoint(segmenter), find_annotated(folder), "segmentation", limit=4)
     assert found.images == 4
     text = summary(found)
     assert text.startswith("on 4 images box AP 0.")
@@ -73,8 +74,9 @@ def test_a_worse_file_does_not(segmenter: Path, worse: Path, folder: Path) -> No
     with pytest.raises(
         VerificationError, match=r"less accurate than its checkpoint: box AP is 0\.\d+ lower.* on 4 images; at"
     ):
-        require_accuracy(worse, str(segmenter), data, "segmentation", limit=4)
-    assert require_accuracy(worse, str(segmenter), data, "detection", max_drop=1.0, limit=2).accuracy.panoptic is None
+        require_accuracy(worse, load_checkpoint(segmenter), data, "segmentation", limit=4)
+    found = require_accuracy(worse, load_checkpoint(segmenter), data, "detection", max_drop=1.0, limit=2)
+    assert found.accuracy.panoptic is None
 
 
 def test_without_objects_there_is_nothing_to_compare(
@@ -85,13 +87,13 @@ def test_without_objects_there_is_nothing_to_compare(
     document = {**annotated.document(), "annotations": []}
     (tmp_path / "annotations" / "instances_val.json").write_text(json.dumps(document))
     with pytest.raises(VerificationError, match="the 2 images have no annotations that AP could be computed from"):
-        require_accuracy(segmenter_onnx, str(segmenter), find_annotated(tmp_path), "segmentation", limit=2)
+        require_accuracy(segmenter_onnx, load_checkpoint(segmenter), find_annotated(tmp_path), "segmentation", limit=2)
 
 
 # ---- detr-export onnx --accuracy ----------------------------------------------------------------------------------------
 
 # Tracing takes longest, and has been done.
-TRACED = "import onnx; from detr_export import onnx_export; onnx_export._trace = lambda *args: onnx.load({!r})"
+TRACED = "import onnx; from detr_export.graphs import export; export.trace = lambda *args: onnx.load({!r})"
 OPTIONS = ("--precision", "fp16", "--no-verify", "--accuracy-images", "3")
 
 
@@ -123,7 +125,6 @@ def test_command_writes_nothing_less_accurate(segmenter: Path, worse: Path, fold
     [
         (("--max-ap-drop", "0.1"), "go with --accuracy DATA"),
         (("--accuracy-images", "3"), "go with --accuracy DATA"),
-        (("--accuracy", "data", "--revision", "main"), "leave --dilation and --revision out"),
         (("--accuracy", "data", "--max-ap-drop", "2"), "Invalid value for '--max-ap-drop'"),
         (("--precision", "int8"), "Invalid value for '--precision'"),
         (("--input", "float16"), "Invalid value for '--input'"),

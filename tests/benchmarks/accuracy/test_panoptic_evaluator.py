@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def test_perfect() -> None:
         0,
     )
     assert scores.images == 1
-    json.dumps(scores.to_dict(), allow_nan=False)
+    json.dumps(asdict(scores), allow_nan=False)
 
 
 def test_ids_need_not_agree() -> None:

@@ -55,15 +55,29 @@ def test_peaks_are_the_best_of_all_sizes_and_libraries(monkeypatch: pytest.Monke
     assert machine_peak.gemm_peak_gflop_per_s(1) == len(libraries) * len(machine_peak.SIZES)
 
 
-def test_the_bytes_of_a_copy_are_those_read_and_those_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine_peak, "_COPY_BYTES", 8 << 10)
+def test_peaks_are_kept_by_device_and_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = iter([100.0, 120.0, 110.0]), {"fp32": 1e3, "tf32": 8e3, "fp16": 16e3}
+    monkeypatch.setattr(machine_peak, "gemm_peak_gflop_per_s", lambda threads: next(cpu))
+    monkeypatch.setattr(machine_peak, "cuda_gemm_peak_gflop_per_s", lambda precision, device: gpu[precision])
+    peaks = machine_peak.Peaks(1)
+    assert peaks.of("cpu", "fp32") is None
+    for _ in range(3):
+        peaks.measure("cpu", "fp32")
+    for precision in ("fp32", "tf32", "fp16", "int8"):
+        peaks.measure("cuda", precision)
+    peaks.measure("cpu", "fp16")
+    assert peaks.of("cpu", "fp32") == 120.0
+    assert {name: peaks.of("cuda", name) for name in gpu} == gpu
+    # There is no product in these to compare with.
+    assert peaks.of("cuda", "int8") is None
+    assert peaks.of("cpu", "fp16") is None
 
-    def once(run: Callable[[], object], work: float, seconds: float) -> float:
-        run()
-        return work
 
-    monkeypatch.setattr(machine_peak, "best_rate", once)
-    assert machine_peak.copy_gbyte_per_s(threads=3) == 2 * (8 << 10) / 1e9
+def test_without_a_gpu_there_is_no_peak_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    peaks = machine_peak.Peaks(1)
+    peaks.measure("cuda", "fp32")
+    assert peaks.of("cuda", "fp32") is None
 
 
 @pytest.mark.parametrize(
@@ -71,7 +85,7 @@ def test_the_bytes_of_a_copy_are_those_read_and_those_written(monkeypatch: pytes
     [
         (lambda: machine_peak.gemm_peak_gflop_per_s(0), "threads is 0; expected more than 0"),
         (lambda: machine_peak.gemm_peak_gflop_per_s(1, seconds=float("nan")), "seconds is nan"),
-        (lambda: machine_peak.copy_gbyte_per_s(1, seconds=-1), "seconds is -1; expected more than 0"),
+        (lambda: machine_peak.gemm_peak_gflop_per_s(1, seconds=-1), "seconds is -1; expected more than 0"),
         (lambda: machine_peak.cuda_gemm_peak_gflop_per_s("bf16"), "precision is 'bf16'; expected one of fp32, tf32, fp16"),
     ],
 )

@@ -5,14 +5,14 @@ from types import ModuleType
 
 import pytest
 
-from detr_export.benchmarks.speed.gpu_state import GpuState, read_gpu_state
+from detr_export.benchmarks.speed.gpu_state import GpuState, has_tf32, read_gpu_state
 
 
 class NvmlError(Exception):
     pass
 
 
-def driver(reasons: int, fails: str = "") -> ModuleType:
+def driver(reasons: int, fails: str = "", capability: tuple[int, int] = (9, 0)) -> ModuleType:
     """Stands in for nvidia-ml-py on a machine with one GPU; its real module supplies the constants."""
     real = pytest.importorskip("pynvml")
     module = ModuleType("pynvml")
@@ -24,6 +24,7 @@ def driver(reasons: int, fails: str = "") -> ModuleType:
         "nvmlDeviceGetCurrentClocksThrottleReasons": reasons,
         "nvmlDeviceGetTemperature": 64,
         "nvmlDeviceGetPowerUsage": 412_500,
+        "nvmlDeviceGetCudaComputeCapability": capability,
     }
     for name, answer in answers.items():
         assert hasattr(real, name)  # a stand-in for what does not exist proves nothing
@@ -61,3 +62,14 @@ def test_none_where_the_driver_does_not_say(fails: str, monkeypatch: pytest.Monk
 def test_none_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert read_gpu_state() is None
+
+
+def test_tf32_came_with_ampere(monkeypatch: pytest.MonkeyPatch) -> None:
+    for capability, expected in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
+        monkeypatch.setitem(sys.modules, "pynvml", driver(0, capability=capability))
+        assert has_tf32() is expected
+    # Where nobody says, more rounding is allowed for.
+    monkeypatch.setitem(sys.modules, "pynvml", driver(0, fails="nvmlDeviceGetHandleByIndex"))
+    assert has_tf32()
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert has_tf32()

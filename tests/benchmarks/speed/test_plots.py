@@ -1,4 +1,4 @@
-"""Pictures of reports: which are drawn, what is written in them, and that no report is too odd to draw."""
+"""Plots of reports: which are drawn, what is written in them, and that no report is too odd to draw."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from detr_export.benchmarks.speed import plots
-from detr_export.benchmarks.speed.plots import caption, draw_all, short_labels
+from detr_export.benchmarks.speed.plots.accuracy import draw_accuracy
+from detr_export.benchmarks.speed.plots.breakdown import draw_breakdown
+from detr_export.benchmarks.speed.plots.drawing import caption, draw_all
+from detr_export.benchmarks.speed.plots.growth import draw_growth
+from detr_export.benchmarks.speed.plots.latency import draw_latency
+from detr_export.benchmarks.speed.plots.style import short_labels, style_of
 from detr_export.runtimes.errors import OutputError
 
 NAMES = ("torch:demo", "ort:model.onnx", "openvino:model.onnx")
@@ -90,10 +95,10 @@ def test_what_there_is_data_for_is_drawn(tmp_path: Path) -> None:
     files = draw_all(document, tmp_path)
     assert names(files) == ["latency.png", "breakdown.png", "cost_over_size.png", "accuracy.png"]
     for file in files:
-        with Image.open(file) as picture:
-            assert picture.format == "PNG"
-            assert min(picture.size) > 300
-            assert np.asarray(picture.convert("L")).std() > 5
+        with Image.open(file) as plot:
+            assert plot.format == "PNG"
+            assert min(plot.size) > 300
+            assert np.asarray(plot.convert("L")).std() > 5
     assert {path.name for path in tmp_path.iterdir()} == {"new", *names(files)}  # no temporary file is left
 
 
@@ -107,10 +112,10 @@ def test_a_report_that_was_read_back_draws_the_same(tmp_path: Path) -> None:
 
 
 def test_medians_and_percentiles_are_written() -> None:
-    found = texts(plots._latency(report(ONE)))
+    found = texts(draw_latency(report(ONE)))
     assert "100 ms (p95 125 ms)" in found
     assert "300 ms (p95 375 ms)" in found
-    found = texts(plots._breakdown(report(ONE)))
+    found = texts(draw_breakdown(report(ONE)))
     assert "122 ms end to end" in found
 
 
@@ -121,29 +126,29 @@ def test_wrong_and_failed_variants_are_marked(tmp_path: Path) -> None:
         item.update(dict.fromkeys(("preprocess_ms", "session_ms", "postprocess_ms", "end_to_end_ms")))
     wrong["correct"] = False
     failed.update(correct=None, error="the\nsize is refused " + 20 * "at length ")
-    for figure in (plots._latency(document), plots._breakdown(document)):
+    for figure in (draw_latency(document), draw_breakdown(document)):
         found = texts(figure)
         assert "WRONG: its outputs differ, so it was not timed" in found
         assert "failed: the size is refused" in found
         assert max(map(len, found.splitlines())) <= 90
     document["variants"][2]["error"] = "openvino is not installed"
     del document["measurements"][2]
-    assert "failed: openvino is not installed" in texts(plots._latency(document))
+    assert "failed: openvino is not installed" in texts(draw_latency(document))
     document["variants"].append({"name": "later", "error": None})
-    assert "not measured" in texts(plots._latency(document))
+    assert "not measured" in texts(draw_latency(document))
     assert len(draw_all(document, tmp_path)) == 2
 
 
 def test_a_variant_that_was_timed_and_is_wrong_says_so() -> None:
     document = report(ONE)
     document["measurements"][0]["correct"] = False
-    assert "100 ms (p95 125 ms), WRONG outputs" in texts(plots._latency(document))
+    assert "100 ms (p95 125 ms), WRONG outputs" in texts(draw_latency(document))
 
 
 def test_samples_far_out_are_counted_and_do_not_squeeze_the_rest() -> None:
     document = report(ONE)
     document["measurements"][0]["session_ms"]["samples"] += [5000.0, 6000.0]
-    figure = plots._latency(document)
+    figure = draw_latency(document)
     assert figure is not None
     assert "2 above 450 ms" in texts(figure)
     assert figure.axes[0].get_xlim()[1] < 1000
@@ -168,24 +173,24 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("case", BROKEN)
-def test_a_report_without_times_draws_nothing(case: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lacking", BROKEN)
+def test_a_report_without_times_draws_nothing(lacking: str, tmp_path: Path) -> None:
     document = report(ONE)
-    BROKEN[case](document)
+    BROKEN[lacking](document)
     assert draw_all(document, tmp_path) == []
 
 
-@pytest.mark.parametrize("case", ODD)
-def test_an_odd_report_is_drawn(case: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("oddity", ODD)
+def test_an_odd_report_is_drawn(oddity: str, tmp_path: Path) -> None:
     document = report(ONE, (480, 640, 2), (800, 1066, 1))
-    ODD[case](document)
+    ODD[oddity](document)
     before = copy.deepcopy(document)
     assert "latency.png" in names(draw_all(document, tmp_path))
     assert document == before
 
 
 def test_growth_is_over_pixels_and_over_batches() -> None:
-    figure = plots._growth(report((480, 640, 1), (240, 320, 1), (480, 640, 2), (480, 640, 4)))
+    figure = draw_growth(report((480, 640, 1), (240, 320, 1), (480, 640, 2), (480, 640, 4)))
     assert figure is not None
     sizes, batches = figure.axes
     (first, *_) = sizes.get_lines()
@@ -205,7 +210,7 @@ def test_accuracy_has_a_panel_a_score_and_a_point_a_variant() -> None:
         accuracy(NAMES[1], box_AP=0.5),
         accuracy("other", PQ=1.0),
     ]
-    figure = plots._accuracy(document)
+    figure = draw_accuracy(document)
     assert figure is not None
     box, panoptic = figure.axes
     assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in box.get_lines()] == [(100, 0.4), (200, 0.5)]
@@ -213,7 +218,7 @@ def test_accuracy_has_a_panel_a_score_and_a_point_a_variant() -> None:
     assert "box AP" in box.get_ylabel()
 
 
-def test_no_text_of_a_full_picture_lies_outside_it_or_on_its_neighbour() -> None:
+def test_no_text_of_a_full_plot_lies_outside_it_or_on_its_neighbour() -> None:
     long = [f"ort:/a/long/path/to/some/models/of/2026/detr-resnet-50-simplified-number-{index}.onnx" for index in range(6)]
     document = report(ONE, (800, 1066, 1))
     document["variants"] = [{"name": name, "error": None} for name in long]
@@ -221,10 +226,10 @@ def test_no_text_of_a_full_picture_lies_outside_it_or_on_its_neighbour() -> None
         measurement(name, size, 1, 700.0 + index) for size in ((480, 640), (800, 1066)) for index, name in enumerate(long)
     ]
     document["measurements"][0]["session_ms"]["samples"].append(9999.0)
-    for draw in (plots._latency, plots._breakdown):
+    for draw in (draw_latency, draw_breakdown):
         figure = draw(document)
         assert figure is not None
-        plots.FigureCanvasAgg(figure).draw()
+        FigureCanvasAgg(figure).draw()
         for panel in figure.axes:
             boxes = [text.get_window_extent() for text in (*panel.texts, *panel.get_yticklabels())]
             assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 + 1 for box in boxes)
@@ -261,7 +266,7 @@ def test_the_caption_names_machine_and_software() -> None:
 
 def test_more_variants_than_colours_are_told_apart_by_markers() -> None:
     document = {"variants": [{"name": str(index)} for index in range(16)]}
-    assert len({plots._style(document, str(index)) for index in range(16)}) == 16
+    assert len({style_of(document, str(index)) for index in range(16)}) == 16
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:

@@ -11,32 +11,33 @@ import pytest
 import torch
 from PIL import Image
 
-from detr_export.benchmarks.speed import processors
-from detr_export.benchmarks.speed.processors import (
-    interleaved,
-    make_row,
-    picture,
+from detr_export.benchmarks.speed.pictures import synthetic_picture
+from detr_export.benchmarks.speed.processors import outputs as imaginary
+from detr_export.benchmarks.speed.processors import run as processors
+from detr_export.benchmarks.speed.processors.equality import (
     require_equal_detections,
     require_equal_maps,
     require_equal_pixels,
-    run_processors,
-    spread_out_outputs,
 )
+from detr_export.benchmarks.speed.processors.outputs import spread_out_outputs
+from detr_export.benchmarks.speed.processors.run import interleaved, make_row, run_processors
 from detr_export.runtimes.errors import BackendError, InputError, VerificationError
+from tests.benchmarks.conftest import Watcher
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Masks and maps of a size that takes no time."""
-    monkeypatch.setattr(processors, "MASK_SIZE", (25, 34))
+    monkeypatch.setattr(imaginary, "MASK_SIZE", (25, 34))
     monkeypatch.setattr(processors, "TARGET_SIZE", (50, 67))
 
 
 @pytest.mark.usefixtures("small")
 def test_all_steps_are_compared_and_timed() -> None:
-    steps: list[str] = []
+    watcher = Watcher()
     threads = torch.get_num_threads()
-    report = run_processors([picture((60, 80), 0), picture((50, 40), 1)], rounds=2, torch_threads=1, progress=steps.append)
+    pictures = [Image.fromarray(synthetic_picture(0, (60, 80))), Image.fromarray(synthetic_picture(1, (50, 40)))]
+    report = run_processors(pictures, rounds=2, torch_threads=1, progress=watcher)
     assert [(row.step, row.ours, row.reference) for row in report.rows[:3]] == [
         ("preprocess", "DetrImageProcessor", "DetrImageProcessor"),
         ("preprocess", "DetrImageProcessorFast", "DetrImageProcessorFast"),
@@ -44,8 +45,8 @@ def test_all_steps_are_compared_and_timed() -> None:
     ]
     assert report.rows[0].agreement == "bit-equal"
     assert [row.step for row in report.rows[3:]] == 2 * ["detections", "instances", "panoptic"]
-    assert {row.case for row in report.rows[3:]} == {"100 of 100 queries kept", "20 of 100 queries kept"}
-    assert len(steps) == 7
+    assert {row.input for row in report.rows[3:]} == {"100 of 100 queries kept", "20 of 100 queries kept"}
+    assert len(watcher.stages) == 7
     assert all(len(row.ours_ms.samples) == len(row.reference_ms.samples) == 2 for row in report.rows)
     assert report.torch_threads == 1
     assert torch.get_num_threads() == threads
@@ -54,7 +55,7 @@ def test_all_steps_are_compared_and_timed() -> None:
     assert document["rows"][0]["ours_ms"]["p50"] == report.rows[0].ours_ms.p50
     lines = report.summary().splitlines()
     assert len(lines) == 1 + len(report.rows) + 2
-    assert lines[0].split()[:2] == ["step", "case"]
+    assert lines[0].split()[:2] == ["step", "input"]
     assert "transformers 4." in lines[-1]
     assert max(map(len, lines[:-1])) < 180
 
@@ -70,7 +71,7 @@ def test_a_side_that_differs_is_an_error_before_anything_is_timed(monkeypatch: p
 
     monkeypatch.setattr(processors.DetrImageProcessor, "__call__", brighter)
     with pytest.raises(VerificationError, match="pixels of the two sides differ by"):
-        run_processors([picture((60, 80), 0)], rounds=1)
+        run_processors([Image.fromarray(synthetic_picture(0, (60, 80)))], rounds=1)
 
 
 def test_rounds_are_interleaved() -> None:
@@ -83,7 +84,7 @@ def test_rounds_are_interleaved() -> None:
 
 def test_ratios_are_taken_within_rounds() -> None:
     """The machine is ten times slower in the last round: the ratio does not notice."""
-    row = make_row("step", "case", ("A", "B"), "bit-equal", ([0.2, 0.4, 3.0], [0.4, 1.0, 10.0]), images=2)
+    row = make_row("step", "input", ("A", "B"), "bit-equal", ([0.2, 0.4, 3.0], [0.4, 1.0, 10.0]), images=2)
     assert row.ours_ms.samples == (100.0, 200.0, 1500.0)
     assert (row.ours_ms.p50, row.reference_ms.p50) == (200.0, 500.0)
     assert row.ratio_to_reference == pytest.approx(0.4)
@@ -140,14 +141,6 @@ def test_the_imaginary_outputs_are_a_models() -> None:
     assert (outputs["logits"][0].argmax(axis=1) != 250).sum() == 20
     assert 0 <= outputs["pred_boxes"].min() <= outputs["pred_boxes"].max() <= 1
     assert all(np.array_equal(outputs[name], spread_out_outputs(20)[name]) for name in outputs)
-
-
-def test_a_picture_is_seeded_and_varies() -> None:
-    one = picture((48, 64), 3)
-    assert (one.mode, one.size) == ("RGB", (64, 48))
-    assert np.array_equal(one, picture((48, 64), 3))
-    assert np.asarray(one).std() > 20
-    assert isinstance(one, Image.Image)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The report's documents: their schema, that they can be read back, and what they say of failures."""
+"""The report's documents: their schema, and what they say of failures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from detr_export.benchmarks.speed.gpu_state import GpuState
-from detr_export.benchmarks.speed.report import Accuracy, Cost, Environment, Measurement, Method, Report, Variant
+from detr_export.benchmarks.speed.report import Accuracy, Environment, Measurement, Method, Report, Variant, Work
 from detr_export.benchmarks.speed.statistics import Ratio, Turn, pooled_stages, timing
 from detr_export.benchmarks.speed.tables import (
     REPORT_FILES,
@@ -22,7 +22,7 @@ from detr_export.benchmarks.speed.tables import (
     terminal_tables,
     write_report,
 )
-from detr_export.runtimes.errors import ArtifactError, OutputError
+from detr_export.runtimes.errors import OutputError
 
 TOLERANCE = {"logits": 1e-3, "pred_boxes": 1e-4}
 
@@ -45,7 +45,7 @@ def measurement(variant: str, **changes: Any) -> Measurement:
         "end_to_end_ms": timing([13, 14]),
         "images_per_second": {"1": 90.0, "2": 150.0},
         "ratio_to_baseline": Ratio(0.5, 0.4, 0.6, 0.55),
-        "cost": Cost(81.0, 1 << 30, 800.0, 0.5),
+        "work": Work(81.0, 1 << 30, 800.0, 0.5),
         "turns": turns,
     }
     return Measurement(**{**values, **changes})
@@ -91,18 +91,6 @@ def report() -> Report:
     )
 
 
-def test_read_back(report: Report) -> None:
-    document = json.loads(report.to_json())
-    again = Report.from_dict(document)
-    assert again.to_dict() == document
-    assert again.measurements[0].session_ms == report.measurements[0].session_ms
-    assert again.measurements[0].turns == report.measurements[0].turns
-    assert again.measurements[0].ratio_to_baseline == report.measurements[0].ratio_to_baseline
-    assert again.measurements[0].cost == report.measurements[0].cost
-    assert again.problems() == report.problems()
-    assert list(again.variants) == list(report.variants)
-
-
 def test_clocks_of_a_gpu_are_kept_and_shown(report: Report) -> None:
     first = report.measurements[0]
     slowed = replace(first.turns[0], gpu=GpuState(1500, 3201, 88, 700.0, ("temperature",)))
@@ -112,35 +100,14 @@ def test_clocks_of_a_gpu_are_kept_and_shown(report: Report) -> None:
     changed_first = replace(first, turns=turns, stages_ms=pooled_stages(turns))
     changed = replace(report, measurements=[changed_first, *report.measurements[1:]])
     assert changed.measurements[0].slowed_rounds == 1
-    assert Report.from_dict(json.loads(changed.to_json())).measurements[0].turns == turns
-    assert Report.from_dict(changed.to_dict()).measurements[0].stages_ms == changed_first.stages_ms
+    document = json.loads(changed.to_json())["measurements"][0]
+    assert document["turns"][0]["gpu"]["slowed_by"] == ["temperature"]
+    assert document["turns"][0]["stages_ms"] == [[0.5, 0.2, 3.0, 0.1], [0.7, 0.4, 5.0, 0.3]]
+    assert document["stages_ms"]["compute_ms"]["p50"] == 4.0
     assert "| torch:demo | 800x1066 | 1 | 0.60 | 0.30 | 4.00 | 0.20 |" in markdown(changed)
     assert "compute_p50_ms" in csv_text(changed)
     assert "On the GPU" not in markdown(report)
     assert "3 (1 disturbed, 1 clocks down)" in markdown(changed)
-
-
-def test_a_later_version_may_add_fields(report: Report) -> None:
-    document = report.to_dict()
-    for part in (document, document["environment"], document["variants"][0], document["measurements"][0]["session_ms"]):
-        part["later"] = 1
-    assert Report.from_dict(document).to_dict() == report.to_dict()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"schema": 2}, "schema 2; this version reads 1"),
-        ({"variants": None}, "no report of detr-bench"),
-        ({"method": {}}, "no report of detr-bench"),
-        ({"measurements": [3]}, "no report of detr-bench"),
-    ],
-)
-def test_what_is_no_report(report: Report, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ArtifactError, match=message):
-        Report.from_dict({**report.to_dict(), **changes})
-    with pytest.raises(ArtifactError):
-        Report.from_dict({})
 
 
 def test_schema(report: Report) -> None:
@@ -148,7 +115,7 @@ def test_schema(report: Report) -> None:
     document = report.to_dict()
     assert set(document) == {
         *("schema", "started", "command", "environment", "method", "variants", "measurements"),
-        *("accuracy", "profiles", "errors"),
+        *("accuracy", "profiles", "errors", "notes"),
     }
     assert set(document["environment"]) == {
         *("cpu", "cores", "memory_bytes", "governor", "os", "python", "gpu", "driver", "versions", "threads"),
@@ -162,11 +129,11 @@ def test_schema(report: Report) -> None:
     assert set(item) == {
         *("variant", "height", "width", "batch", "correct", "largest_difference", "tolerance", "rounds"),
         *("disturbed_rounds", "preprocess_ms", "session_ms", "postprocess_ms", "end_to_end_ms", "images_per_second"),
-        *("ratio_to_baseline", "cost", "error", "turns", "stages_ms"),
+        *("ratio_to_baseline", "work", "error", "turns", "stages_ms"),
     }
     assert set(item["session_ms"]) == {"min", "p50", "p90", "p95", "p99", "samples"}
     assert set(item["ratio_to_baseline"]) == {"session", "session_low", "session_high", "end_to_end"}
-    assert set(item["cost"]) == {"gmac", "moved_bytes", "gflop_per_s", "share_of_gemm_peak"}
+    assert set(item["work"]) == {"gmac", "moved_bytes", "gflop_per_s", "share_of_gemm_peak"}
     assert set(document["accuracy"][0]) == {"variant", "images", "box_AP", "box_AP50", "mask_AP", "PQ"}
 
 
@@ -224,6 +191,14 @@ def test_terminal(report: Report) -> None:
     assert "interrupted" not in text
 
 
+def test_without_a_peak_there_is_a_rate_and_no_share(report: Report) -> None:
+    first = replace(report.measurements[0], work=Work(81.0, 1 << 30, 800.0, None))
+    changed = replace(report, measurements=[first, *report.measurements[1:]], notes=["a note"])
+    assert "| 800 (-) |" in markdown(changed)
+    assert "- a note" in markdown(changed)
+    assert next(csv.DictReader(io.StringIO(csv_text(changed))))["share_of_gemm_peak"] == ""
+
+
 def test_an_interrupted_run_says_so(report: Report) -> None:
     from dataclasses import replace
 
@@ -236,7 +211,7 @@ def test_a_report_of_nothing_can_be_written(report: Report, tmp_path: Path) -> N
     empty = replace(report, variants=[], measurements=[], accuracy=[], profiles=[], errors=[])
     assert {path.name for path in write_report(empty, tmp_path)} == set(REPORT_FILES)
     assert empty.problems() == []
-    assert Report.from_dict(json.loads((tmp_path / "report.json").read_text())).to_dict() == empty.to_dict()
+    assert json.loads((tmp_path / "report.json").read_text()) == empty.to_dict()
 
 
 def test_files(report: Report, tmp_path: Path) -> None:

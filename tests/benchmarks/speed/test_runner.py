@@ -8,23 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from detr_export.benchmarks.speed.agreement import largest_differences, tolerance, within
 from detr_export.benchmarks.speed.gpu_state import GpuState
-from detr_export.benchmarks.speed.runner import (
-    Case,
-    Pace,
-    Runner,
-    WorkerDiedError,
-    largest_differences,
-    steps_of_a_case,
-    within,
-)
+from detr_export.benchmarks.speed.process import WorkerDiedError
+from detr_export.benchmarks.speed.runner import Runner, steps_of_a_workload
+from detr_export.benchmarks.speed.settings import Pace, Workload
 from detr_export.benchmarks.speed.targets import Target
 from detr_export.benchmarks.speed.worker import Measure, Measured, Memory, Open, Opened, Prepare, Prepared, Throughput
 from detr_export.runtimes.errors import BackendError
+from tests.benchmarks.conftest import Watcher
 
 TOLERANCE = {"logits": 1e-3, "pred_boxes": 1e-4}
 TOLERANCES = {"fp32": TOLERANCE, "fp16": {"logits": 0.2, "pred_boxes": 0.1}}
-CASE = Case(64, 96, 1, ((np.zeros((8, 8, 3), np.uint8),),))
+WORKLOAD = Workload(64, 96, 1, ((np.zeros((8, 8, 3), np.uint8),),))
 PACE = Pace(rounds=3, warmup_runs=1, runs=2, seconds=None, callers=2, throughput_seconds=0.0)
 NAMES = ("torch:a", "torch:b", "torch:c")
 
@@ -67,23 +63,26 @@ def race(
     pace: Pace = PACE,
     calibrate: Callable[[], float] = lambda: 1.0,
     backend: str = "torch",
+    untimed: Sequence[str] = (),
 ) -> tuple[Runner, list[Fake], list[tuple[str, str]], list[str]]:
     """Opens and measures variants with these answers."""
     journal: list[tuple[str, str]] = []
     fakes = [Fake(name, journal, **given) for name, given in zip(NAMES, answers, strict=False)]
     waiting = iter(fakes)
-    notes: list[str] = []
+    watcher = Watcher()
     runner = Runner(
-        [Target(backend, fake.name, fake.name) for fake in fakes],
+        [Target(backend, fake.name, fake.name, timed=fake.name not in untimed) for fake in fakes],
         1,
         TOLERANCES.__getitem__,
         calibrate,
         lambda threads: next(waiting),
+        progress=watcher,
     )
     with runner:
-        runner.open(notes.append)
-        runner.measure(CASE, pace, notes.append)
-    return runner, fakes, journal, notes
+        runner.open()
+        runner.measure([WORKLOAD], pace)
+    assert all(done <= total for done, total, _ in watcher.steps)
+    return runner, fakes, journal, [note for _, _, note in watcher.steps]
 
 
 def test_rounds_are_interleaved_and_one_is_at_work_at_a_time() -> None:
@@ -100,7 +99,7 @@ def test_rounds_are_interleaved_and_one_is_at_work_at_a_time() -> None:
     assert [turn.round for turn in turns[NAMES[1]]] == [0, 1, 2]
     assert runner.results[0].images_per_second == {"1": 10.0, "2": 20.0}
     assert runner.contestants[0].first_inference_ms == 5.0
-    assert len(notes) == 3 + 3 * steps_of_a_case(PACE)
+    assert len(notes) == 3 + 3 * steps_of_a_workload(runner.contestants[0].target, PACE)
     assert [fake.closed for fake in fakes] == [1, 1, 1]
 
 
@@ -181,6 +180,15 @@ def test_the_first_that_answers_is_the_reference() -> None:
     assert [raw.correct for raw in runner.results] == [None, True, True]
 
 
+def test_one_that_is_not_timed_is_what_the_others_are_compared_with() -> None:
+    moved = {"logits": np.full((1, 2, 3), 7, np.float32)}
+    runner, _, journal, notes = race([{"outputs": moved}, {"outputs": moved}, {}], untimed=NAMES[:1])
+    assert [raw.correct for raw in runner.results] == [True, True, False]
+    assert [len(raw.turns) for raw in runner.results] == [0, 3, 0]
+    assert [kind for name, kind in journal if name == NAMES[0] and kind != "rest"] == ["Open", "Prepare"]
+    assert len(notes) == 3 + 3 + PACE.rounds + PACE.callers
+
+
 def test_an_interruption_leaves_what_was_measured() -> None:
     counts = iter(range(100))
 
@@ -202,8 +210,8 @@ def test_an_interruption_leaves_what_was_measured() -> None:
 
     def go() -> None:
         with runner:
-            runner.open(lambda note: None)
-            runner.measure(CASE, PACE, lambda note: None)
+            runner.open()
+            runner.measure([WORKLOAD], PACE)
 
     with pytest.raises(KeyboardInterrupt):
         go()
@@ -229,3 +237,8 @@ def test_differences() -> None:
     assert within({"logits": 1e-3}, TOLERANCE)
     assert not within({"logits": 1.1e-3}, TOLERANCE)
     assert not within({"logits": None}, TOLERANCE)
+
+
+def test_tf32_is_as_coarse_as_fp16() -> None:
+    assert tolerance("tf32") == tolerance("fp16")
+    assert tolerance("tf32")["logits"] > tolerance("fp32")["logits"]

@@ -11,6 +11,7 @@ from detr_export.benchmarks.speed.statistics import (
     is_disturbed,
     kept,
     mark_disturbed,
+    percentiles,
     pooled,
     ratio_to,
     schedule,
@@ -132,3 +133,7 @@ def test_rounds_that_one_of_them_missed_do_not_count() -> None:
 def test_parts_are_the_turns_fields() -> None:
     item = turn(0, 7.0)
     assert [item.part(name) for name in PARTS] == [(1.0,), (7.0,), (1.0,), (1.0,)]
+
+
+def test_percentiles_lie_between_samples() -> None:
+    assert percentiles([1.0, 2.0, 3.0, 4.0], (0, 25, 50, 100)) == [1.0, 1.75, 2.5, 4.0]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detr_export.benchmarks.speed.runner import WorkerDiedError, WorkerProcess, how_a_process_ended
+from detr_export.benchmarks.speed.process import WorkerDiedError, WorkerProcess, how_a_process_ended
 from detr_export.benchmarks.speed.worker import (
     Failure,
     Measure,

@@ -292,8 +292,8 @@ def changed(**changes: Tensor | None) -> dict[str, Tensor]:
         (changed(), {"nheads": 7}, "d_model 32 is not divisible by encoder_attention_heads 7"),
         (changed(), {"nheads": "many"}, "nheads='many'; expected a whole number"),
         (changed(query_embed__weight=None), None, "the file has no parameter 'query_embed.weight'"),
-        (changed(query_embed__weight=torch.zeros(5)), None, "is no matrix"),
-        (changed(class_embed__weight=torch.zeros(())), None, "is no matrix"),
+        (changed(query_embed__weight=torch.zeros(5)), None, "is not a matrix"),
+        (changed(class_embed__weight=torch.zeros(())), None, "is not a matrix"),
         (
             changed(transformer__encoder__layers__0__self_attn__in_proj_bias=torch.zeros(2)),
             None,

@@ -162,7 +162,7 @@ def test_hub_weights_missing_offline(hub: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "revision", "message"),
     [
-        ("someone/else", None, "someone/else is not an existing path, nor in the hub's cache"),
+        ("someone/else", None, "someone/else is neither an existing path nor in the hub's cache"),
         (REPOSITORY, "v3", "nor in the hub's cache"),
         ("./nothing", None, "neither an existing path nor a hub id"),
         ("/no/such/directory", None, "neither an existing path nor a hub id"),
@@ -399,7 +399,7 @@ def test_revision_goes_with_hub_ids(tiny_checkpoint: Path, tmp_path: Path) -> No
 
 
 def test_refuses_other_files(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    for name in ("model.onnx", "model.engine"):
+    for name in ("model.onnx", "model.engine", "model.plan", "model.trt"):
         (tmp_path / name).write_bytes(b"x")
         with pytest.raises(CheckpointError, match=f"{name} is an exported file; expected a checkpoint"):
             load_checkpoint(tmp_path / name)

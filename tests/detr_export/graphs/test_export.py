@@ -6,7 +6,7 @@ import copy
 import functools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from detr_export import cli
 from detr_export.checkpoints.reading import Checkpoint, load_checkpoint
 from detr_export.graphs import export as onnx_export
 from detr_export.graphs.checks import check_graph, operator_counts
-from detr_export.graphs.export import ExportOptions, export_onnx, verify_file
+from detr_export.graphs.export import Draft, export_onnx, exported, verify_file
+from detr_export.graphs.options import ExportOptions
 from detr_export.loading import load_model
 from detr_export.runtimes.backends.ort.session import OrtSession
 from detr_export.runtimes.errors import ArtifactError, OutputError, VerificationError
@@ -285,6 +286,28 @@ def test_a_failing_export_leaves_the_old_file(
     assert file.read_bytes() == b"old"
 
 
+@pytest.mark.usefixtures("instant")
+def test_a_draft_is_looked_at_before_it_moves(loaded: Checkpoint, tmp_path: Path) -> None:
+    file, options = tmp_path / "a.onnx", replace(QUICK, overwrite=True)
+    file.write_bytes(b"old")
+
+    def refuse(draft: Draft) -> None:
+        assert metadata_of(draft.path)["task"] == "detection"
+        assert draft.path.suffix == ".onnx"
+        assert file.read_bytes() == b"old"
+        raise VerificationError("not good enough")
+
+    with pytest.raises(VerificationError, match="not good enough"), exported(loaded, file, options) as draft:
+        refuse(draft)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
+    assert file.read_bytes() == b"old"
+    with exported(loaded, file, options) as draft:
+        assert file.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
+    assert draft.result.path == file
+    assert draft.result.size_bytes == file.stat().st_size
+
+
 class _Opened:
     def __enter__(self) -> _Opened:
         return self
@@ -421,7 +444,7 @@ def test_a_plain_graph_passes() -> None:
             graph(NODE("NonZero", ["x"], ["i"]), NODE("Cast", ["i"], ["y"], to=TensorProto.FLOAT)),
             0,
             {"x": ("n", 2)},
-            "holds NonZero, which deployment runtimes do not take",
+            "holds NonZero, which deployment runtimes do not support",
         ),
         (graph(), 3, {"x": ("n", 2)}, "holds 0 LayerNormalization nodes instead of 3"),
         (graph(shape=(1, 2)), 0, {"x": ("n", 2)}, r"input x has dimensions \(1, 2\) instead of \('n', 2\)"),

@@ -148,12 +148,12 @@ def _lack(name: str) -> Any:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda labels: labels[:1], "labels for 1 images and 2 images"),
+        (lambda labels: labels[:1], "labels for 1 images, and 2 images"),
         (_lack("boxes"), "labels\\[0\\] lacks boxes"),
         (lambda labels: [{**labels[0], "boxes": labels[0]["boxes"][:1]}, labels[1]], "labels\\[0\\] has 3 class_labels"),
         (lambda labels: [{**labels[0], "class_labels": labels[0]["class_labels"] + 5}, labels[1]], "outside 0 to 4"),
         (lambda labels: [{**labels[0], "boxes": labels[0]["boxes"] * float("nan")}, labels[1]], "second boxes are NaN"),
-        (lambda labels: [{**labels[0], "boxes": -labels[0]["boxes"]}, labels[1]], "turned inside out"),
+        (lambda labels: [{**labels[0], "boxes": -labels[0]["boxes"]}, labels[1]], "a minimum lies above its maximum"),
     ],
 )
 def test_refuses_labels(change: Any, message: str) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from detr_export.coco_folder import read_split
 from detr_export.modeling.segmentation import DetrForSegmentation
 from detr_export.runtimes import DetrImageProcessor
 from detr_export.seeding import seed_weights
-from detr_export.training.coco_folder import read_split
 from detr_export.training.dataset import Augmentation, Batch, CocoDataset, collate
 from detr_export.training.objective import DetectorObjective, MaskObjective
 from tests import models

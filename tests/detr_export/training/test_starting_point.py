@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from detr_export.checkpoints.reading import Checkpoint, load_checkpoint
+from detr_export.coco_folder import CocoSplit, read_split
 from detr_export.modeling.batch_norm import DetrFrozenBatchNorm2d
 from detr_export.modeling.detr import DetrForObjectDetection
 from detr_export.modeling.segmentation import DetrForSegmentation
 from detr_export.runtimes.errors import CheckpointError, InputError
-from detr_export.training.coco_folder import CocoSplit, read_split
 from detr_export.training.options import TrainingOptions
 from detr_export.training.starting_point import starting_point
 

@@ -18,9 +18,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from detr_export.checkpoints.reading import load_checkpoint
+from detr_export.coco_folder import read_split
 from detr_export.runtimes import Predictor
 from detr_export.runtimes.errors import AnnotationError, BackendError, DetrError, ImageError, InputError, OutputError
-from detr_export.training.coco_folder import read_split
 from detr_export.training.options import TrainingOptions
 from detr_export.training.starting_point import starting_point
 from detr_export.training.state import STATE_NAME

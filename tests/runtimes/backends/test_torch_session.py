@@ -83,7 +83,13 @@ def test_threads_are_set(tiny_checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("device", ["tpu", "cpu:", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "CUDA", "", "mps"])
 def test_refuses_devices(device: str, tiny_checkpoint: Path) -> None:
-    with pytest.raises(BackendError, match=f"device is '{device}'; expected 'cpu', 'cuda' or 'cuda:N'"):
+    with pytest.raises(BackendError, match=rf"device is '{device}'; expected cpu, cuda\[:N\], tensorrt"):
+        TorchSession.open(tiny_checkpoint, device)
+
+
+@pytest.mark.parametrize("device", ["tensorrt", "tensorrt:1", "tensorrt-rtx"])
+def test_refuses_devices_of_other_backends(device: str, tiny_checkpoint: Path) -> None:
+    with pytest.raises(BackendError, match=rf"device is '{device}.*', but PyTorch takes cpu or cuda\[:N\]"):
         TorchSession.open(tiny_checkpoint, device)
 
 

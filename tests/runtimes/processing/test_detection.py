@@ -10,7 +10,13 @@ import pytest
 import torch
 from transformers import DetrImageProcessor as Oracle
 
-from detr_export.runtimes.processing.detection import center_to_corners, post_process_object_detection, softmax
+from detr_export.runtimes.errors import InputError
+from detr_export.runtimes.processing.detection import (
+    center_to_corners,
+    keep_detections,
+    post_process_object_detection,
+    softmax,
+)
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 
 
@@ -49,6 +55,18 @@ def test_detections_equal_the_oracle(seed: int, threshold: float, sizes: str) ->
         np.testing.assert_allclose(mine["scores"], theirs["scores"], rtol=1e-6, atol=1e-37)
         np.testing.assert_array_equal(mine["labels"], theirs["labels"])
         np.testing.assert_array_equal(mine["boxes"], theirs["boxes"])
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.3, 0.9, 1.0])
+def test_the_kept_queries_are_those_of_the_detections(seed: int, threshold: float) -> None:
+    outputs = raw_outputs(seed, 3, (0, 1, 17, 100)[seed % 4], 5, scale=3)
+    for image, kept in enumerate(keep_detections(outputs, threshold, [(30, 40)] * 3)):
+        (expected,) = oracle({name: array[image][None] for name, array in outputs.items()}, -1.0, [(30, 40)])
+        assert kept.queries.dtype == np.int64
+        assert kept.queries.tolist() == np.flatnonzero(expected["scores"] > np.float32(threshold)).tolist()
+        np.testing.assert_array_equal(kept.labels, expected["labels"][kept.queries])
+        np.testing.assert_array_equal(kept.boxes, expected["boxes"][kept.queries])
 
 
 def test_a_detection_by_hand() -> None:
@@ -113,11 +131,11 @@ def test_corners_keep_the_dtype() -> None:
 )
 def test_wrong_shapes_are_refused(change: dict[str, np.ndarray], target_sizes: Any, message: str) -> None:
     outputs = {**raw_outputs(0, 2, 9, 3, 1.0), **change}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         post_process_object_detection(outputs, 0.5, target_sizes)
 
 
 @pytest.mark.parametrize("outputs", [{"logits": np.zeros((1, 1, 2))}, SimpleNamespace(pred_boxes=np.zeros((1, 1, 4)))])
 def test_missing_outputs_are_named(outputs: Any) -> None:
-    with pytest.raises(ValueError, match=r"no (logits|pred_boxes)"):
+    with pytest.raises(InputError, match=r"no (logits|pred_boxes)"):
         post_process_object_detection(outputs)

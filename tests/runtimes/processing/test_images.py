@@ -16,7 +16,7 @@ from PIL import Image, ImageFile
 from transformers.image_utils import load_image as oracle_load_image
 
 from detr_export.runtimes.errors import ImageError
-from detr_export.runtimes.processing.images import IMAGE_SUFFIXES, iter_image_paths, load_image
+from detr_export.runtimes.processing.images import IMAGE_SUFFIXES, borrow_image, iter_image_paths, load_image
 
 ORIENTATION = 0x0112
 
@@ -150,6 +150,25 @@ def test_arrays_of_any_layout_are_copied(array: np.ndarray) -> None:
     image = load_image(array)
     array[...] = 0
     assert np.array_equal(np.asarray(image), kept)
+
+
+def test_an_upright_rgb_image_is_borrowed_and_any_other_is_loaded(tmp_path: Path) -> None:
+    image = Image.new("RGB", (3, 2), (1, 2, 3))
+    assert borrow_image(image) is image
+    image.save(tmp_path / "a.png")
+    lazy = Image.open(tmp_path / "a.png")
+    assert borrow_image(lazy) is lazy
+    assert lazy.tobytes() == image.tobytes()
+
+    grey = image.convert("L")
+    turned = image.copy()
+    turned.getexif()[0x0112] = 6
+    for source in (grey, turned, np.asarray(image), tmp_path / "a.png", (tmp_path / "a.png").read_bytes()):
+        assert borrow_image(source) is not source
+        assert borrow_image(source).tobytes() == load_image(source).tobytes()
+    assert borrow_image(turned).size == (2, 3)
+    with pytest.raises(ImageError, match="has no pixels"):
+        borrow_image(Image.new("RGB", (0, 2)))
 
 
 def test_a_loaded_image_does_not_share_memory_with_a_pil_source() -> None:

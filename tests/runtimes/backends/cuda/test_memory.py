@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detr_export.runtimes.backends.cuda import memory as cuda_memory
-from detr_export.runtimes.backends.cuda.memory import Stream, open_device, stream_handle
+from detr_export.runtimes.backends.cuda import cuda_python
+from detr_export.runtimes.backends.cuda.memory import Stream, stream_handle
+from detr_export.runtimes.backends.cuda.opening import open_device
 from detr_export.runtimes.errors import BackendError
 
 Functions = dict[str, Callable[..., tuple[Any, ...]]]
@@ -235,7 +236,7 @@ def test_a_current_pycuda_context_is_shared(install: Callable[..., Runtime], mon
     with pytest.raises(BackendError, match="PyCUDA captures no CUDA graphs; set cuda_graphs=0"):
         device.capture(Stream(1))
     assert device.adopt_stream(PyCuda.Stream()).handle == 99
-    with pytest.raises(BackendError, match=r"stream is a int; with a PyCUDA context give a pycuda.driver.Stream"):
+    with pytest.raises(BackendError, match=r"stream is a int; with a PyCUDA context, pass a pycuda.driver.Stream"):
         device.adopt_stream(99)
     with pytest.raises(BackendError, match="context is not of GPU 1"):
         open_device(1)
@@ -287,8 +288,8 @@ def test_the_real_cuda_python_names_what_is_used_here() -> None:
     import re
     from pathlib import Path
 
-    used = set(re.findall(r"\bcuda(?:[A-Z]\w+)", Path(cuda_memory.__file__).read_text(encoding="utf-8")))
-    comments = {"cudaError", "cudaStream_t", "cudaErrorMemoryAllocation", "cudaErrorInsufficientDriver", "cudaErrorNoDevice"}
+    used = set(re.findall(r"\bcuda(?:[A-Z]\w+)", Path(cuda_python.__file__).read_text(encoding="utf-8")))
+    comments = {"cudaErrorMemoryAllocation", "cudaErrorInsufficientDriver", "cudaErrorNoDevice"}
     modes = {"cudaMemcpyHostToDevice", "cudaMemcpyDeviceToHost", "cudaStreamCaptureModeThreadLocal"}
     assert len(used) > 20
     assert [name for name in used - comments - modes if not hasattr(runtime, name)] == []

@@ -11,10 +11,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from detr_export.runtimes.backends.cuda import memory as cuda_memory
-from detr_export.runtimes.backends.ort.providers import OrtDevice, parse_ort_device, profile_options, provider_list
+from detr_export.runtimes.backends.cuda import opening as cuda_opening
+from detr_export.runtimes.backends.ort.providers import profile_options, provider_list
 from detr_export.runtimes.backends.ort.session import OrtSession
 from detr_export.runtimes.backends.tensorrt.profiles import ShapeProfile
+from detr_export.runtimes.devices import Device
 from detr_export.runtimes.errors import BackendError, InputError
 from detr_export.verification.cases import Case, make_inputs
 from tests.runtimes.backends.tensorrt.test_session import OnDevice
@@ -27,28 +28,6 @@ PROFILES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("cpu", OrtDevice("cpu")),
-        ("cuda", OrtDevice("cuda")),
-        ("cuda:2", OrtDevice("cuda", 2)),
-        ("tensorrt", OrtDevice("tensorrt")),
-        ("tensorrt:1", OrtDevice("tensorrt", 1)),
-        ("tensorrt-rtx:3", OrtDevice("tensorrt-rtx", 3)),
-    ],
-)
-def test_devices(text: str, expected: OrtDevice) -> None:
-    assert parse_ort_device(text) == expected
-    assert expected.builds_engines == text.startswith("tensorrt")
-
-
-@pytest.mark.parametrize("text", ["", "cpu:0", "cuda:", "tensorrt:", "tensorrt:x", "rtx", "TensorRT"])
-def test_refuses_devices(text: str) -> None:
-    with pytest.raises(BackendError, match=f"device is '{text}'; expected"):
-        parse_ort_device(text)
-
-
 def test_profiles_in_the_providers_form() -> None:
     assert profile_options(PROFILES, "trt") == {
         "trt_profile_min_shapes": "a:1x2,b:1,a:2x2,b:1",
@@ -59,7 +38,7 @@ def test_profiles_in_the_providers_form() -> None:
 
 @pytest.mark.parametrize(("precision", "half", "quantised"), [("fp32", "0", "0"), ("fp16", "1", "0"), ("int8", "0", "1")])
 def test_tensorrt_comes_first_and_cuda_takes_the_rest(precision: str, half: str, quantised: str) -> None:
-    first, second = provider_list(OrtDevice("tensorrt", 2), PROFILES, precision, Path("/cache"))
+    first, second = provider_list(Device("tensorrt", 2), PROFILES, precision, Path("/cache"))
     assert first[0] == "TensorrtExecutionProvider"
     assert (
         first[1].items()
@@ -74,7 +53,7 @@ def test_tensorrt_comes_first_and_cuda_takes_the_rest(precision: str, half: str,
         }.items()
     )
     assert second == ("CUDAExecutionProvider", {"device_id": "2"})
-    assert provider_list(OrtDevice("cuda", 1), [], "fp16", Path()) == [("CUDAExecutionProvider", {"device_id": "1"})]
+    assert provider_list(Device("cuda", 1), [], "fp16", Path()) == [("CUDAExecutionProvider", {"device_id": "1"})]
 
 
 def test_a_tensorrt_session_gets_profiles_and_a_cache_of_the_file(
@@ -157,7 +136,7 @@ def test_the_plugin_is_registered_once(tiny_onnx: Path, plugin: list[Any], monke
 
 
 def test_a_gpu_that_the_plugin_does_not_see(tiny_onnx: Path, plugin: list[Any]) -> None:
-    with pytest.raises(BackendError, match="plugin sees 1 GPUs, and tensorrt-rtx:1 was asked for; check with nvidia-smi"):
+    with pytest.raises(BackendError, match="plugin sees 1 GPUs, but tensorrt-rtx:1 was asked for; check with nvidia-smi"):
         OrtSession(tiny_onnx, "tensorrt-rtx:1")
 
 
@@ -174,9 +153,9 @@ def test_without_the_plugin(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch, tm
 @pytest.fixture
 def on_gpu(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     device = HostDevice()
-    monkeypatch.setattr(cuda_memory, "open_device", lambda index: device)
+    monkeypatch.setattr(cuda_opening, "open_device", lambda index: device)
     with OrtSession(tiny_onnx) as session:
-        session._device, session._memory = OrtDevice("cuda"), "cpu"
+        session._device, session._memory = Device("cuda"), "cpu"
         yield session, device
 
 

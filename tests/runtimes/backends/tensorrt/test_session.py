@@ -16,7 +16,8 @@ from detr_export.runtimes.backends.cuda.memory import Stream
 from detr_export.runtimes.backends.ort.session import OrtSession
 from detr_export.runtimes.backends.tensorrt.sidecar import sidecar_path
 from detr_export.runtimes.errors import ArtifactError, BackendError, InputError
-from detr_export.runtimes.predictor import Predictor, open_session
+from detr_export.runtimes.opening import ENGINE_SUFFIXES, open_session
+from detr_export.runtimes.predictor import Predictor
 from detr_export.verification.cases import Case, make_inputs
 from tests.tensorrt_double import HostDevice, Knobs
 from tests.tensorrt_double.engines import LANDSCAPE, PORTRAIT, SQUARE, write_engine
@@ -105,7 +106,7 @@ def test_predictor_opens_engines(engine: Path, tensorrt: Knobs, tiny_onnx: Path,
         assert found.names == wanted.names
 
 
-@pytest.mark.parametrize("suffix", [".engine", ".plan", ".trt"])
+@pytest.mark.parametrize("suffix", ENGINE_SUFFIXES)
 def test_open_session_knows_engines_by_their_suffix(suffix: str, tensorrt: Knobs, tiny_onnx: Path, tmp_path: Path) -> None:
     with open_session(write_engine(tiny_onnx, tmp_path / f"a{suffix}", NEWEST), "cuda") as session:
         assert session.run(INPUTS)["logits"].shape == (2, 9, 6)
@@ -466,6 +467,7 @@ def test_on_8_5_a_mask_on_the_device_is_int32(install_tensorrt: Install, tiny_on
     ("options", "message"),
     [
         ({"device": "cpu"}, "is a TensorRT engine and runs on a GPU; add --device cuda"),
+        ({"device": "tensorrt"}, "device is 'tensorrt:0', but .* is a TensorRT engine and runs on a GPU; add --device cuda"),
         ({"device": "gpu"}, "device is 'gpu'; expected"),
         ({"contexts": 0}, "contexts is 0; expected at least 1"),
         ({"cuda_graphs": -1}, "cuda_graphs is -1; expected 0 or more"),
@@ -477,7 +479,7 @@ def test_refuses_options(options: dict[str, Any], message: str, engine: Path) ->
 
 
 def test_threads_of_a_cpu_are_refused(engine: Path) -> None:
-    with pytest.raises(BackendError, match="threads are the CPU's"):
+    with pytest.raises(BackendError, match="does not take threads: an engine runs on the GPU"):
         open_session(engine, "cuda", threads=2)
 
 
@@ -643,9 +645,7 @@ def test_dlpack_that_is_not_contiguous(engine: Path, tensorrt: Knobs) -> None:
     with open_engine(engine) as session:
         pixels = Capsule(tensorrt.device, INPUTS["pixel_values"])
         pixels.data = pixels.data.transpose(0, 1, 3, 2)
-        with pytest.raises(
-            InputError, match=r"pixel_values is not contiguous on the device; make it so, with torch: .*contiguous"
-        ):
+        with pytest.raises(InputError, match=r"pixel_values is not contiguous on the device; with torch, pass .*contiguous"):
             session.run_on_device({**INPUTS, "pixel_values": pixels})
 
 

@@ -9,9 +9,15 @@ from typing import Any
 
 import pytest
 
+from detr_export.coco_folder import read_split
 from detr_export.runtimes.errors import AnnotationError
-from detr_export.training.coco_folder import read_split
-from detr_export.training.demo_data import STUFF, THINGS
+from detr_export.training.demo_data import STUFF, THINGS, write_demo_data
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A COCO folder with 24 training images; not to be changed."""
+    return write_demo_data(tmp_path_factory.mktemp("shapes"), 24, "train")
 
 
 def test_detection(shapes: Path) -> None:

@@ -1,8 +1,8 @@
-"""A data set as COCO lays it out on disk: what lies where, and one annotation record for each image.
+"""A data set as COCO lays it out on disk: where its files are, and one annotation record for each image.
 
-    ROOT/train2017/*.jpg                        any name that begins with the split's
+    ROOT/train2017/*.jpg                        the images of the split "train": the name may go on after it
     ROOT/annotations/instances_train2017.json   for detection
-    ROOT/annotations/panoptic_train2017.json    for panoptic segmentation, with its pictures in
+    ROOT/annotations/panoptic_train2017.json    for panoptic segmentation, with its PNGs in
     ROOT/annotations/panoptic_train2017/*.png
 
 Classes keep COCO's convention, and DETR's: the class that the model predicts is the category's id, gaps included.
@@ -19,8 +19,17 @@ from typing import Any
 from detr_export.coco import UNUSED
 from detr_export.runtimes.errors import AnnotationError
 
-FORMATS = {"detection": "instances", "panoptic": "panoptic"}  # task to the name that its annotations begin with
-_MOST_CLASSES = 1 << 16  # a category id beyond it is a mistake, not a class: the classifier has a row for each
+FORMATS = {"detection": "instances", "panoptic": "panoptic"}  # by task, what the names of its annotation files begin with
+_MOST_CLASSES = 1 << 16  # a category id beyond this is a mistake, not a class: the classifier has a row for each
+
+
+@dataclass(frozen=True)
+class SplitFiles:
+    """Where one split of a data set is, for one task."""
+
+    images: Path  # folder
+    annotations: Path  # file
+    masks: Path | None  # folder of the panoptic PNGs; None for detection
 
 
 @dataclass(frozen=True)
@@ -39,33 +48,53 @@ class CocoSplit:
 
     @property
     def categories(self) -> dict[int, str]:
-        """The classes that there are: `id2label` without its gaps."""
+        """The classes that exist: `id2label` without its gaps."""
         return {label: name for label, name in self.id2label.items() if name != UNUSED}
+
+
+def find_split(root: str | Path, split: str, task: str) -> SplitFiles:
+    """Finds the files of a split; none of them is read.
+
+    Args:
+        root: the folder of the data set.
+        split: the beginning of the split's name: "val" finds val and val2017.
+        task: "detection" or "panoptic".
+
+    Raises:
+        AnnotationError: a folder or file is missing, or several annotation files fit.
+    """
+    folder = Path(root) / "annotations"
+    pattern = f"{FORMATS[task]}_{split}*.json"
+    found = sorted(folder.glob(pattern))
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found) or "none"
+        raise AnnotationError(f"{folder} should hold one annotation file named {pattern}; found {names}")
+    file = found[0]
+    images = Path(root) / file.stem.removeprefix(f"{FORMATS[task]}_")
+    masks = folder / file.stem if task == "panoptic" else None
+    for needed, what in ((images, "images"), (masks, "PNGs")):
+        if needed is not None and not needed.is_dir():
+            raise AnnotationError(f"{needed} does not exist; expected a folder with the {what} of {file}")
+    return SplitFiles(images, file, masks)
 
 
 def read_split(root: str | Path, split: str, task: str) -> CocoSplit:
     """Reads the annotations of a split; images are not opened.
 
-    Images without annotations stay for detection, where they teach the model to find nothing, and are left out for
-    panoptic segmentation, where every pixel should have been annotated. Crowds, and boxes without extent, of which COCO has
-    a few, are left out.
+    For detection, images without annotations stay: they teach the model to find nothing. For panoptic segmentation they are
+    left out, since every pixel should have been annotated. Crowds are left out, and so are boxes without width or height,
+    of which COCO has a few.
 
     Raises:
-        AnnotationError: a folder or file is missing, is there twice, or is not COCO's.
+        AnnotationError: as `find_split`, or the file is not COCO's.
     """
-    root = Path(root)
-    file = _only(root / "annotations", f"{FORMATS[task]}_{split}*.json", "annotation file")
-    name = file.stem.removeprefix(f"{FORMATS[task]}_")
-    images = root / name
-    masks = root / "annotations" / file.stem if task == "panoptic" else None
-    for folder in (images, masks):
-        if folder is not None and not folder.is_dir():
-            raise AnnotationError(f"{folder} does not exist; {file} is about the files in it")
+    files = find_split(root, split, task)
+    file = files.annotations
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
         categories = {int(item["id"]): str(item["name"]) for item in document["categories"]}
         stuff = tuple(int(item["id"]) for item in document["categories"] if task == "panoptic" and not item["isthing"])
-        paths = {item["id"]: images / item["file_name"] for item in document["images"]}
+        paths = {item["id"]: files.images / item["file_name"] for item in document["images"]}
         records = _panoptic(document, paths) if task == "panoptic" else _detection(document, paths)
     except OSError as error:
         raise AnnotationError(f"{file} cannot be read: {error.strerror or error}") from error
@@ -76,7 +105,7 @@ def read_split(root: str | Path, split: str, task: str) -> CocoSplit:
     if not (min(categories) >= 0 and max(categories) < _MOST_CLASSES):
         raise AnnotationError(f"{file}: category ids go from {min(categories)} to {max(categories)}; expected 0 to 65535")
     labels = {index: categories.get(index, UNUSED) for index in range(max(categories) + 1)}
-    return CocoSplit(task, images, masks, tuple(records), labels, stuff)
+    return CocoSplit(task, files.images, files.masks, tuple(records), labels, stuff)
 
 
 def _detection(document: Mapping[str, Any], paths: Mapping[int, Path]) -> list[dict[str, Any]]:
@@ -97,11 +126,3 @@ def _panoptic(document: Mapping[str, Any], paths: Mapping[int, Path]) -> list[di
                 {"image_id": image_id, "image": paths[image_id], "file_name": item["file_name"], "segments_info": segments}
             )
     return records
-
-
-def _only(folder: Path, pattern: str, what: str) -> Path:
-    found = sorted(folder.glob(pattern))
-    if len(found) != 1:
-        names = ", ".join(file.name for file in found) or "none"
-        raise AnnotationError(f"{folder} should hold one {what} named {pattern}; found {names}")
-    return found[0]

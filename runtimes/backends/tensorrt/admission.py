@@ -1,0 +1,78 @@
+"""Which engines may be opened here: those of known origin, built for this TensorRT and this kind of GPU.
+
+A plan is executable code. So before it is deserialised, its sidecar has to name its digest and fit the machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from pathlib import Path
+from typing import Optional
+
+from detr_export.runtimes.backends.cuda.memory import CudaDevice
+from detr_export.runtimes.backends.tensorrt.sidecar import EngineSidecar, sidecar_path
+from detr_export.runtimes.errors import ArtifactError, BackendError
+
+_LOGGER = logging.getLogger("detr_export.tensorrt")
+_OLDEST_COMPATIBLE = (8, 0)  # compute capability of Ampere, the oldest that hardware-compatible engines run on
+
+
+def require_known(engine: Path, plan: bytes, sidecar: Optional[EngineSidecar]) -> EngineSidecar:
+    """Refuses a plan of unknown origin.
+
+    Raises:
+        ArtifactError: there is no sidecar, or it describes another file.
+    """
+    if sidecar is None:
+        raise ArtifactError(
+            f"{sidecar_path(engine)} is missing, and a plan is executable code; copy it together with the engine, "
+            "or if you trust where it comes from, add --trust-engine (trust_engine=True)"
+        )
+    if hashlib.sha256(plan).hexdigest() != sidecar.sha256:
+        raise ArtifactError(
+            f"{engine} is not the file that {sidecar_path(engine).name} describes (its SHA-256 differs); copy both again, "
+            "build it again, or if you trust where it comes from, add --trust-engine (trust_engine=True)"
+        )
+    return sidecar
+
+
+def require_tensorrt(sidecar: EngineSidecar, installed: str) -> None:
+    """Refuses an engine of another TensorRT. Only version-compatible engines run on a later TensorRT than built them.
+
+    Raises:
+        BackendError: names both versions.
+    """
+    built, here = _numbers(sidecar.tensorrt), _numbers(installed)
+    fits = built[0] == here[0] and here >= built if sidecar.version_compatible else built == here
+    if not fits:
+        kind = "version-compatible with later ones of its major version, " if sidecar.version_compatible else ""
+        raise BackendError(
+            f"the engine was built with TensorRT {sidecar.tensorrt}, {kind}and this is {installed}; "
+            f"build it again here, or install tensorrt=={sidecar.tensorrt}"
+        )
+
+
+def require_gpu(sidecar: EngineSidecar, device: CudaDevice) -> None:
+    """Refuses an engine for another kind of GPU. It warns if the GPU is of the same kind but another model.
+
+    Raises:
+        BackendError: names both GPUs.
+    """
+    here = device.compute_capability
+    if sidecar.hardware_compatible and here >= _OLDEST_COMPATIBLE:
+        return
+    if here != sidecar.compute_capability:
+        built = sidecar.compute_capability
+        raise BackendError(
+            f"the engine was built for {sidecar.gpu} (compute capability {built[0]}.{built[1]}), and this GPU is "
+            f"{device.name} ({here[0]}.{here[1]}); build it again here, or there with --hardware-compatible"
+        )
+    if device.name != sidecar.gpu:
+        _LOGGER.warning("the engine was tuned on %s and may be slower on %s; build it again here", sidecar.gpu, device.name)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Major, minor and patch number."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])

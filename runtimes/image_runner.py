@@ -1,0 +1,115 @@
+"""`ImageRunner`: images through a model in batches. It prepares them, runs the model, and hands out the raw outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from detr_export.runtimes.errors import ArtifactError
+from detr_export.runtimes.metadata import UINT8, Metadata
+from detr_export.runtimes.processing.image_processor_fast import processor_from_dict
+from detr_export.runtimes.processing.uint8_batch import uint8_batch
+from detr_export.runtimes.session import Session, require_detr
+
+Outputs = dict[str, np.ndarray]
+Sizes = list[tuple[int, int]]  # (height, width) of original images, pixels
+
+
+@dataclass(frozen=True)
+class RawBatch:
+    """What the model returned for some of the images."""
+
+    indices: list[int]  # which of the images
+    sizes: Sizes  # their sizes
+    outputs: Outputs  # by name, with one row for each of the images; float16 is widened to float32
+
+
+class ImageRunner:
+    """Runs a DETR on images of any sizes.
+
+    Args:
+        session: an open session of a DETR with metadata.
+
+    Attributes:
+        metadata: what the file says about itself.
+        processor: prepares the images, as the file says.
+
+    Raises:
+        ArtifactError: the model is not a DETR, takes no RGB images, or has no metadata or invalid ones.
+    """
+
+    def __init__(self, session: Session) -> None:
+        require_detr(session)
+        if session.metadata is None:
+            raise ArtifactError(
+                "the file has no detr-export metadata (classes, image size); export it with: detr-export onnx"
+            )
+        axis = 3 if session.metadata.input == UINT8 else 1
+        channels = next(spec.shape[axis] for spec in session.inputs if spec.name == "pixel_values")
+        if channels != 3:
+            raise ArtifactError(
+                f"the model takes images of {channels} channels; a Predictor feeds RGB, use the session itself"
+            )
+        self.metadata: Metadata = session.metadata
+        try:
+            self.processor = processor_from_dict(self.metadata.processor)
+        except (ValueError, TypeError) as error:
+            raise ArtifactError(f"the file's image settings are not usable: {error}; export it again") from error
+        self._session = session
+        self._takes_mask = any(spec.name in ("pixel_mask", "valid_sizes") for spec in session.inputs)
+
+    def run(self, pictures: list[Image.Image], padded: bool) -> Iterator[RawBatch]:
+        """Runs the model batch by batch.
+
+        Args:
+            pictures: RGB images.
+            padded: whether images of different sizes may share a batch. They never do where the model takes no mask.
+
+        Raises:
+            ArtifactError: an option of the processor is invalid, or it pads every image although `padded` is False.
+            ImageError, InputError, BackendError: as in `Predictor.detect`.
+        """
+        if not padded and self.processor.pad_size is not None:
+            raise ArtifactError("the model's processor pads every image to pad_size, and its maps would cover the padding")
+        for indices in _divided(pictures, padded and self._takes_mask):
+            chosen = [pictures[index] for index in indices]
+            outputs = self._session.run(self._inputs(chosen))
+            sizes = [(picture.height, picture.width) for picture in chosen]
+            yield RawBatch(indices, sizes, {name: _widened(value) for name, value in outputs.items()})
+
+    def _inputs(self, pictures: list[Any]) -> Outputs:
+        """The session's inputs for one batch."""
+        try:
+            if self.metadata.input == UINT8:
+                return self._as_declared(uint8_batch(self.processor, pictures))
+            batch = self.processor.preprocess(pictures, return_tensors="np")
+        except ValueError as error:  # from an option; an image raises ImageError
+            raise ArtifactError(
+                f"the model's image settings are not usable: {error}; correct the checkpoint's preprocessor_config.json"
+            ) from error
+        names = [spec.name for spec in self._session.inputs]
+        if "pixel_mask" in names and "pixel_mask" not in batch:  # the settings say do_pad=False
+            pixels = batch["pixel_values"]
+            batch["pixel_mask"] = np.ones((pixels.shape[0], *pixels.shape[2:]), dtype=np.int64)
+        return self._as_declared(batch)
+
+    def _as_declared(self, batch: Mapping[str, np.ndarray]) -> Outputs:
+        """Only the arrays that the session takes, in the dtypes that it declares: a file may have float16 inputs."""
+        return {spec.name: batch[spec.name].astype(spec.dtype, copy=False) for spec in self._session.inputs}
+
+
+def _divided(pictures: list[Image.Image], together: bool) -> list[list[int]]:
+    """Indices of the images of each batch: one batch for all, or one for each size."""
+    by_size: dict[Any, list[int]] = {}
+    for index, picture in enumerate(pictures):
+        by_size.setdefault(None if together else picture.size, []).append(index)
+    return list(by_size.values())
+
+
+def _widened(output: np.ndarray) -> np.ndarray:
+    """float16 as float32, so that post-processing does not round more than the model did."""
+    return output.astype(np.float32) if output.dtype == np.float16 else output

@@ -1,0 +1,111 @@
+"""Which backend a file is for, and which options that backend takes.
+
+A backend needs its framework, so it is imported here, inside the function, when a file for it is opened.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+from detr_export.runtimes.errors import ArtifactError, BackendError
+from detr_export.runtimes.files import user_path
+from detr_export.runtimes.session import Session
+
+ONNX, ENGINE, CHECKPOINT = "onnx", "engine", "checkpoint"
+ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
+_CHECKPOINT_SUFFIXES = (".pth", ".pt")
+_NAMES = {ONNX: "an ONNX file", ENGINE: "a TensorRT engine", CHECKPOINT: "a checkpoint"}
+
+
+@dataclass(frozen=True)
+class _Option:
+    """An option of `open_session` that not every kind of file has."""
+
+    name: str
+    kinds: tuple[str, ...]  # the kinds of file that have it
+    reason: str  # why others do not have it, and what to do
+
+
+_OPTIONS = (
+    _Option("threads", (ONNX, CHECKPOINT), "an engine runs on the GPU; leave threads out"),
+    _Option(
+        "attentions",
+        (CHECKPOINT,),
+        "a file returns its attention only when it was exported so (detr-export onnx --with-attentions); "
+        "leave attentions out",
+    ),
+    _Option("spinning", (ONNX,), "only ONNX Runtime's threads can spin; leave spinning out"),
+    _Option("trust_engine", (ENGINE,), "only an engine needs trust; leave trust_engine (--trust-engine) out"),
+)
+
+
+def open_session(
+    path: str | Path,
+    device: str = "cpu",
+    threads: Optional[int] = None,
+    attentions: bool = False,
+    spinning: Optional[bool] = None,
+    trust_engine: bool = False,
+) -> Session:
+    """Opens a file or checkpoint with the backend that it is for.
+
+    Args:
+        path: an `.onnx` file, a TensorRT engine (`.engine`, `.plan` or `.trt`), or a checkpoint: a directory, a `.pth` file
+            or a hub id.
+        device: `cpu` or `cuda[:N]`; ONNX files also take `tensorrt[:N]` and `tensorrt-rtx[:N]`; engines need `cuda[:N]`.
+        threads: CPU threads of one run, for ONNX files and checkpoints; None takes the backend's default.
+        attentions: for a checkpoint: also return the cross-attention that `Predictor.explain` needs.
+        spinning: for an ONNX file: whether idle threads wait busily. False suits a file that runs in turns with another
+            model in one process, see `OrtSession`; None takes ONNX Runtime's default, which is True.
+        trust_engine: for an engine: open it although its sidecar is missing or describes another file. An engine is
+            executable code.
+
+    Raises:
+        ArtifactError: the file is missing, damaged or of an unknown kind.
+        CheckpointError: the checkpoint is missing, damaged or not a DETR.
+        BackendError: the device or an extra is missing, or the file's kind does not have an option that was given.
+    """
+    kind = kind_of(path)
+    given = {
+        "threads": threads is not None,
+        "attentions": attentions,
+        "spinning": spinning is not None,
+        "trust_engine": trust_engine,
+    }
+    for option in _OPTIONS:
+        if given[option.name] and kind not in option.kinds:
+            raise BackendError(f"{path} is {_NAMES[kind]}, which does not take {option.name}: {option.reason}")
+
+    if kind == ONNX:
+        from detr_export.runtimes.backends.ort.session import OrtSession
+
+        return OrtSession(user_path(path), device, threads, spinning=spinning is not False)
+    if kind == ENGINE:
+        from detr_export.runtimes.backends.tensorrt.session import TensorRTSession
+
+        return TensorRTSession(user_path(path), device, trust_engine)
+    from detr_export.runtimes.backends.torch_session import TorchSession
+
+    return TorchSession.open(path, device, threads, attentions=attentions)
+
+
+def kind_of(path: str | Path) -> str:
+    """What a path is the path of: `ONNX`, `ENGINE` or `CHECKPOINT`. A name that is no file's may be a hub id.
+
+    Raises:
+        ArtifactError: it is a file of an unknown kind.
+    """
+    file = user_path(path)
+    if file.suffix == ".onnx":
+        return ONNX
+    if file.suffix in ENGINE_SUFFIXES:
+        return ENGINE
+    if os.path.isfile(file) and file.suffix not in _CHECKPOINT_SUFFIXES:
+        raise ArtifactError(
+            f"{file} is neither an .onnx file nor a checkpoint (a directory, a .pth file, a hub id) "
+            f"nor an engine ({', '.join(ENGINE_SUFFIXES)})"
+        )
+    return CHECKPOINT
