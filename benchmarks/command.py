@@ -130,7 +130,9 @@ def run_command(
     limit: Annotated[Optional[int], typer.Option(help="How many images are scored; all if left out.")] = None,
     baseline: Annotated[
         Optional[str],
-        typer.Option(help="The variant that ratios refer to: a target, or a backend that one target has; else the first."),
+        typer.Option(
+            help="The variant that ratios refer to: a target, or a backend that only one target has; the first if left out."
+        ),
     ] = None,
     callers: Annotated[
         Optional[int],
