@@ -130,7 +130,9 @@ def run_command(
     limit: Annotated[Optional[int], typer.Option(help="How many images are scored; all if left out.")] = None,
     baseline: Annotated[
         Optional[str],
-        typer.Option(help="The variant that ratios refer to: a target, or a backend that one target has; else the first."),
+        typer.Option(
+            help="The variant that ratios refer to: a target, or a backend that only one target has; the first if left out."
+        ),
     ] = None,
     callers: Annotated[
         Optional[int],
@@ -157,7 +159,7 @@ def run_command(
     as_json: JsonOption = False,
 ) -> None:
     """Measure latency, throughput, memory and accuracy of models against each other. Ctrl-C keeps what was measured."""
-    _require_bench(("psutil", "rich", "threadpoolctl", "tqdm"))
+    _require_bench(("psutil", "rich", "threadpoolctl"))
     from detr_export.benchmarks import run
     from detr_export.benchmarks.speed.settings import parse_batch, parse_size
 
@@ -220,7 +222,7 @@ def gpu_command(
 
     Without a GPU this is refused. A runtime that is not installed stands in the report with the reason.
     """
-    _require_bench(("psutil", "rich", "threadpoolctl", "matplotlib"))
+    _require_bench(("psutil", "rich", "threadpoolctl"))
     from detr_export.benchmarks.speed.gpu_preset import run_gpu
 
     with TerminalProgress("measuring") as progress:

@@ -31,7 +31,7 @@ def draw_latency(report: Document) -> Figure | None:
         timed = [session_samples(rows.get(name)) for name in variant_names(report)]
         centers = [float(np.median(samples)) for samples in timed if len(samples)]
         end = _TAIL * max(centers)
-        limit = max(float(samples[samples <= end].max()) for samples in timed if (samples <= end).any()) or 1.0
+        limit = max(_rightmost(samples, end) for samples in timed if len(samples)) or 1.0
         for row, (name, samples) in enumerate(zip(variant_names(report), timed, strict=True)):
             if not len(samples):
                 panel.text(
@@ -43,13 +43,13 @@ def draw_latency(report: Document) -> Figure | None:
             low, middle, high, p95 = percentiles(samples, (25, 50, 75, 95))
             shown = samples[samples <= end]
             heights = row + 0.3 * (np.arange(len(samples)) * 0.618034 % 1 * 2 - 1)  # spread evenly, the same every time
-            panel.barh(row, high - low, left=low, height=0.74, color=color, alpha=0.25, linewidth=0)
+            panel.barh(row, min(high, end) - low, left=low, height=0.74, color=color, alpha=0.25, linewidth=0)
             panel.plot(shown, heights[samples <= end], "o", ms=3, color=color, alpha=0.6, mew=0)
             panel.plot([middle, middle], [row - 0.37, row + 0.37], color=color, lw=2)
             beyond = len(samples) - len(shown)
             more = f", {beyond} above {in_ms(end)}" if beyond else ""
             panel.text(
-                *(max(float(shown.max(initial=0)), high) + 0.015 * limit, row),
+                *(_rightmost(samples, end) + 0.015 * limit, row),
                 f"{in_ms(middle)} (p95 {in_ms(p95)}){more}{wrong_note(rows.get(name))}",
                 va="center",
                 fontsize=8,
@@ -58,3 +58,9 @@ def draw_latency(report: Document) -> Figure | None:
         panel.set_title(group_title(group), fontsize=9, loc="left")
         panel.set_xlabel("milliseconds: samples, quartiles and median", fontsize=8)
     return figure
+
+
+def _rightmost(samples: np.ndarray, end: float) -> float:
+    """Where the drawing of a row ends: at its last sample or its upper quartile, neither of them beyond `end`."""
+    (high,) = percentiles(samples, (75,))
+    return max(float(samples[samples <= end].max(initial=0)), min(high, end))

@@ -154,6 +154,18 @@ def test_samples_far_out_are_counted_and_do_not_squeeze_the_rest() -> None:
     assert figure.axes[0].get_xlim()[1] < 1000
 
 
+def test_a_quartile_far_out_does_not_push_its_text_out_of_the_panel(tmp_path: Path) -> None:
+    document = report(ONE)
+    for item in document["measurements"]:  # two runs, one of which was held up: the upper quartile is beyond the scale
+        item["session_ms"] = timing([10.0, 1000.0])
+    figure = draw_latency(document)
+    assert figure is not None
+    (panel,) = figure.axes
+    right = panel.get_xlim()[1]
+    assert all(text.get_position()[0] < right for text in panel.texts)
+    assert "latency.png" in names(draw_all(document, tmp_path))  # matplotlib warns where a text leaves no room
+
+
 BROKEN = {
     "nothing": lambda document: document.clear(),
     "no measurements": lambda document: document["measurements"].clear(),
