@@ -28,7 +28,7 @@ benchmark: $(VENV)/installed
 	    --size 800x1066 --rounds 8 --runs 2 --callers 1 --output benchmarks/results/r50-cpu --overwrite
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS)  # more threads than cores would fight
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadgroup  # more threads than cores would fight
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
