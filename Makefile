@@ -52,8 +52,9 @@ $(DEMO_VENV)/installed: pyproject.toml constraints.txt
 	$(DEMO_VENV)/bin/python $(INSTALL) '.[export,cpu,bench]'
 	touch $@
 
-gpu-check:  # in an environment of your own, with what fits the GPU's driver: see docs/tensorrt.md
-	$(PYTHON) -m detr_export.benchmarks.command --preset gpu
+# In an environment of your own, with what fits the GPU's driver: see docs/tensorrt.md.
+gpu-check:
+	$(PYTHON) -m detr_export.benchmarks.command gpu
 
 clean:
 	rm -rf $(VENV) $(DEMO_VENV) demo site

@@ -24,6 +24,8 @@ import pytest
 import typer
 from PIL import Image
 
+from detr_export.benchmarks.speed import targets
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -165,16 +167,16 @@ def test_a_wrong_command_does_not_parse(monkeypatch: pytest.MonkeyPatch, capfd: 
 
 
 def test_other_commands_exist() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    made = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     for command in COMMANDS:
         if command in OURS:
             continue
         program, first, *_ = command.words
         assert program in ("make", "pip"), f"{identify(command)}: no test knows {program}"
-        assert program != "make" or first in targets, identify(command)
+        assert program != "make" or first in made, identify(command)
     for page in (*PAGES, ROOT / ".ci" / "run", ROOT / "CHANGELOG.md"):
         text = page.read_text(encoding="utf-8")
-        assert set(re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE)) <= targets, relative(page)
+        assert set(re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE)) <= made, relative(page)
         for extras in re.findall(r"detr-export\[([a-z,]+)\]", text):
             assert set(extras.split(",")) <= set(PROJECT["optional-dependencies"]), f"{relative(page)}: {extras}"
 
@@ -202,6 +204,11 @@ def test_every_command_has_a_table() -> None:
 @pytest.mark.parametrize("name", sorted(real_options()))
 def test_tables_have_all_options_and_no_others(name: str) -> None:
     assert documented_options().get(name, set()) == real_options()[name]
+
+
+def test_all_backends_of_detr_bench_are_in_its_table() -> None:
+    text = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"`([a-z0-9-]+):(?:CHECKPOINT|FILE)", text)) == set(targets.BACKENDS)
 
 
 # ---- running ------------------------------------------------------------------------------------------------------------
