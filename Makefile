@@ -5,7 +5,7 @@ DEMO_VENV := .venv-demo
 INSTALL := -m pip install --quiet --constraint constraints.txt --editable
 WORKERS ?= 2
 
-.PHONY: demo benchmark test lint format gpu-check clean
+.PHONY: demo benchmark test lint format docs gpu-check clean
 
 DEMO := $(DEMO_VENV)/bin/detr-export
 SHAPES := demo/shapes/annotations
@@ -19,7 +19,7 @@ demo: $(DEMO_VENV)/installed
 	$(DEMO) evaluate demo/model.onnx --images demo/shapes/val --annotations $(SHAPES)/instances_val.json \
 	    --panoptic $(SHAPES)/panoptic_val.json $(SHAPES)/panoptic_val --against demo
 
-# README's table: R50 with seeded weights, this project's files beside what people would use instead.
+# The table in docs/benchmark.md: R50 with seeded weights, this project's files beside what people would use instead.
 R50 := demo/r50
 benchmark: $(VENV)/installed
 	$(VENV)/bin/python examples/make_seeded_checkpoint.py $(R50)
@@ -28,7 +28,7 @@ benchmark: $(VENV)/installed
 	    --size 800x1066 --rounds 8 --runs 2 --callers 1 --output benchmarks/results/r50-cpu --overwrite
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS)  # more threads than cores would fight
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadgroup  # more threads than cores would fight
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
@@ -39,9 +39,12 @@ format: $(VENV)/installed
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+docs: $(VENV)/installed  # into site/; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
+
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python $(INSTALL) '.[export,cpu,train,bench,oracle,contract,dev]'
+	$(VENV)/bin/python $(INSTALL) '.[export,cpu,train,bench,oracle,contract,dev,docs]'
 	touch $@
 
 $(DEMO_VENV)/installed: pyproject.toml constraints.txt
@@ -54,4 +57,4 @@ gpu-check:
 	$(PYTHON) -m detr_export.benchmarks.command gpu
 
 clean:
-	rm -rf $(VENV) $(DEMO_VENV) demo
+	rm -rf $(VENV) $(DEMO_VENV) demo site
