@@ -102,7 +102,8 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     programs = folder / BIN
-    pip("install", "--constraint", str(ROOT / "constraints.txt"), f"{wheel}[cpu]", python=programs / "python")
+    constraints = ("--constraint", str(ROOT / "constraints.txt"))
+    pip("install", "--no-compile", *constraints, f"{wheel}[cpu]", python=programs / "python")
     return programs
 
 
