@@ -108,7 +108,12 @@ def test_require_writable(tmp_path: Path) -> None:
         ("folder", True, "", "folder is a folder; give the name of a file"),
         ("there/b", True, "", "cannot write to .*there: it is not a folder"),
         ("there/b/c", True, "", "cannot write to .*there: it is not a folder"),
-        ("new.txt", True, ".onnx", r"new.txt does not end in .onnx, by which .*; name it .*new.txt.onnx"),
+        (
+            "new.txt",
+            True,
+            ".onnx",
+            r"new.txt does not end in .onnx, and other commands know .* by that; name it .*new.txt.onnx",
+        ),
         ("pipe", True, "", "pipe is not a regular file; give another name"),
     ],
 )

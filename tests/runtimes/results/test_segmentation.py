@@ -80,7 +80,7 @@ def test_drawing() -> None:
     drawn = np.asarray(found.draw(image)).astype(int)
     assert (drawn[2, 2] == 100).all()  # no segment, no colour
     assert not np.array_equal(drawn[12, 6], drawn[58, 78])  # one colour a segment
-    with pytest.raises(ImageError, match="the prediction is of one of 60x80"):
+    with pytest.raises(ImageError, match="the prediction is for an image of 60x80"):
         found.draw(Image.new("RGB", (81, 60)))
 
 
