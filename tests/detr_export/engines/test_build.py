@@ -331,7 +331,7 @@ def test_reads_precision_off_the_graph(tiny_onnx: Path) -> None:
     model = small_model(quantised, np.eye(2, dtype=np.float32), TensorProto.FLOAT)
     assert graph_precision(model) == "int8"
     assert node_precisions(model) == {"p": "int8"}
-    with pytest.raises(ArtifactError, match="no convolution and no product"):
+    with pytest.raises(ArtifactError, match="no convolution and no matrix product"):
         graph_precision(
             small_model([helper.make_node("Relu", ["x"], ["y"])], np.eye(2, dtype=np.float32), TensorProto.FLOAT)
         )
