@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from detr_export.graphs.editing import replace_nodes
 from detr_export.graphs.fp16 import LARGEST
 from detr_export.runtimes.session import Session
 
@@ -30,7 +31,7 @@ def rounding_twin(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     """Writes the rounding of a typed fp16 graph out in fp32.
 
     Args:
-        model: from `precision.to_half`.
+        model: from `to_fp16`.
 
     Returns:
         A model whose inputs and outputs are fp32 where those of `model` are fp16, with one more output, `MAGNITUDES`, and
@@ -85,9 +86,7 @@ def rounding_twin(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     nodes.append(helper.make_node("Concat", rows, [MAGNITUDES], axis=0))
     graph.initializer.append(numpy_helper.from_array(np.array([1], dtype=np.int64), "one_element"))
     graph.output.append(helper.make_tensor_value_info(MAGNITUDES, TensorProto.FLOAT, [len(rows)]))
-    kept = [copy.deepcopy(node) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(kept)
+    replace_nodes(graph, nodes)
     return twin, watched
 
 

@@ -20,6 +20,8 @@ from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 
 # The traced example. None of its sizes may survive in the file: the verification grid holds none of them.
 _BATCH, _HEIGHT, _WIDTH = 2, 256, 320
+# What PyTorch deduces behind a backbone of stride 32. Told another range, it traces twice. The graph takes any size.
+_LEAST_SIDE = 33  # pixels
 
 
 class _Positional(nn.Module):
@@ -42,7 +44,8 @@ def trace(model: DeployedModel, checkpoint: Checkpoint, options: ExportOptions) 
     """
     module, example = _example(model, checkpoint, options)
     names = input_dims(checkpoint.config, options)
-    sizes = {name: torch.export.Dim(name) for name in ("batch", "height", "width")}
+    sizes = {"batch": torch.export.Dim("batch")}
+    sizes |= {name: torch.export.Dim(name, min=_LEAST_SIDE) for name in ("height", "width")}
     dynamic = tuple(
         {axis: sizes[name] for axis, name in enumerate(shape) if isinstance(name, str)} for shape in names.values()
     )
