@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Optional, Union
+from typing import Optional, TypeVar, Union
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from detr_export.runtimes.metadata import Metadata
 DETR_INPUTS = ("pixel_values", "pixel_mask", "valid_sizes")  # a mask with float images, sizes with uint8 ones
 DETR_OUTPUTS = ("logits", "pred_boxes")  # every DETR has these; it may have pred_masks and cross_attention too
 UNKNOWN = "?"  # a dimension without a name
+
+
+_Self = TypeVar("_Self", bound="Session")
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Session(ABC):
     def close(self) -> None:
         """Frees what the session holds. To close it again does nothing."""
 
-    def __enter__(self) -> Session:
+    def __enter__(self: _Self) -> _Self:
         return self
 
     def __exit__(

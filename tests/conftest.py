@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,14 +19,27 @@ from detr_export.benchmarks.oracle import make_torchvision_importable
 make_torchvision_importable()
 
 from detr_export.checkpoints.reading import load_checkpoint  # noqa: E402
+from detr_export.graphs import export  # noqa: E402
 from detr_export.graphs.export import ExportOptions, export_onnx  # noqa: E402
 from detr_export.modeling.segmentation import DetrForSegmentation  # noqa: E402
 from detr_export.seeding import seed_weights  # noqa: E402
 from tests import models  # noqa: E402
 from tests.tensorrt_double.fixtures import install_tensorrt, no_tensorrt, tensorrt  # noqa: E402, F401
+from tests.tracing import traced_once  # noqa: E402
 
 # Workers side by side share the cores; a full set of threads in each makes all of them many times slower.
 torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def each_graph_is_traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """In all workers together; commands in processes of their own trace for themselves."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "traced"
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "trace", traced_once(export.trace, folder))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -120,9 +120,6 @@ class Watched(Session):
     def close(self) -> None:
         self._session.close()
 
-    def __enter__(self) -> Watched:
-        return self
-
     @property
     def largest(self) -> tuple[float, str]:
         """The largest magnitude so far and the node it came from; NaN is larger than any number."""

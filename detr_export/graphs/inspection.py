@@ -7,6 +7,7 @@ outputs and metadata, and not the operators and weights. So nothing heavy is imp
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,15 +67,23 @@ def _metadata_lines(about: Metadata) -> list[str]:
     ranges = ", ".join(
         f"{name} {low} to {high if high is not None else 'any'}" for name, (low, high) in about.ranges.items()
     )
-    parity = (about.parity or {}).get("max_abs_diff")
-    compared = ", ".join(f"{name} {value:.1e}" for name, value in parity.items()) if parity else "not verified"
     return [
         f"  task       {about.task}, {len(about.id2label)} classes, {about.precision}",
         f"  ranges     {ranges}",
         f"  source     {about.source.get('name')}, sha256 {about.source.get('sha256')}",
         f"  tools      {', '.join(f'{name} {version}' for name, version in about.tools.items())}",
-        f"  parity     {compared}",
+        f"  parity     {_parity(about.parity or {})}",
     ]
+
+
+def _parity(found: Mapping[str, Any]) -> str:
+    """How far the file is off its checkpoint in float64, and how many noise floors that is where one was measured."""
+    differences, ratios = found.get("max_abs_diff", {}), found.get("ratio", {})
+    parts = [
+        f"{name} {value:.1e}" + (f" ({ratios[name]:.2g} x the noise floor)" if name in ratios else "")
+        for name, value in differences.items()
+    ]
+    return ", ".join(parts) or "not verified"
 
 
 def inspect_onnx(path: str | Path) -> Inspection:
@@ -124,8 +133,7 @@ def _read_with_onnx(file: Path) -> Inspection:
 def _read_with_onnxruntime(file: Path) -> Inspection:
     from detr_export.runtimes.backends.ort.session import OrtSession
 
-    session = OrtSession(file, threads=1, graph_optimization="disabled")
-    with session:
+    with OrtSession(file, threads=1, graph_optimization="disabled") as session:
         return Inspection(
             path=str(file),
             size_bytes=file.stat().st_size,

@@ -1,4 +1,4 @@
-"""Choosing between PyCUDA and cuda-python, and what their errors become. What needs a GPU is in docs/gpu.md."""
+"""Choosing between PyCUDA and cuda-python, and what their errors become. What needs a GPU is in docs/tensorrt.md."""
 
 from __future__ import annotations
 

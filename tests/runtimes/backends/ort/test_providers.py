@@ -1,4 +1,4 @@
-"""What ONNX Runtime's NVIDIA providers are told. What needs a GPU is in docs/gpu.md."""
+"""What ONNX Runtime's NVIDIA providers are told. What needs a GPU is in docs/tensorrt.md."""
 
 from __future__ import annotations
 
