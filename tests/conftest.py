@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it: a name that is not in the cache would be asked for, and again
+
 import pytest
 import torch
 
@@ -29,6 +31,18 @@ from tests.tracing import traced_once  # noqa: E402
 
 # Workers side by side share the cores; a full set of threads in each makes all of them many times slower.
 torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+
+
+# Modules whose tests are spread over the workers: they are long, and their tests share little.
+SPREAD = ("tests/test_cli.py", "tests/benchmarks/test_command.py", "tests/benchmarks/speed/test_run.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps the tests of a module in one worker, so that what they share is made once."""
+    for item in items:
+        module = item.nodeid.partition("::")[0]
+        if module not in SPREAD and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(module))
 
 
 @pytest.fixture(scope="session", autouse=True)

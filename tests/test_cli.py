@@ -137,10 +137,12 @@ def test_onnx(tiny_checkpoint: Path, tmp_path: Path) -> None:
     file = tmp_path / "a.onnx"
     done = run("onnx", tiny_checkpoint, "-o", file, "--no-simplify")
     assert done.returncode == 0, done.stderr
-    first, second = done.stdout.splitlines()
+    first, second, *outputs = done.stdout.splitlines()
     assert first.startswith(f"{file}  ")
     assert first.endswith("MB, detection, fp32, opset 18")
-    assert second.startswith(f"verified over {len(GRID)} batches, largest differences: logits ")
+    assert second == f"verified over {len(GRID)} batches against the float64 model"
+    assert [line.split()[0] for line in outputs] == ["logits", "pred_boxes"]
+    assert all("x the noise floor of" in line for line in outputs)
     assert done.stderr.splitlines()[:2] == [f"  reading {tiny_checkpoint}", "  tracing"]
     assert names(tmp_path) == ["a.onnx"]
 

@@ -24,10 +24,11 @@ def test_builds_and_predicts(tiny_onnx: Path, photo: Path, tmp_path: Path) -> No
     engine = tmp_path / "a.engine"
     done = run("trt", tiny_onnx, "-o", engine, "--profile", PROFILE, before=DOUBLE)
     assert done.returncode == 0, done.stderr
-    first, second = done.stdout.splitlines()
+    first, second, *outputs = done.stdout.splitlines()
     assert first.startswith(f"{engine}  ")
     assert first.endswith("MB, fp32, TensorRT 11.4.0.106, Test GPU")
-    assert second.startswith("verified over 6 batches, largest differences: logits ")
+    assert second == "verified over 6 batches against the float64 model"
+    assert [line.split()[0] for line in outputs] == ["logits", "pred_boxes"]
     assert "  verifying 6/6 1x160x160 (1 padded)" in done.stderr.splitlines()
 
     found = run("predict", engine, photo, "--device", "cuda", "--threshold", "0.2", "--json", before=DOUBLE)

@@ -355,7 +355,9 @@ def disagreeing(tiny_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_an_engine_that_disagrees_is_not_written(tensorrt: Knobs, disagreeing: Path, tmp_path: Path) -> None:
     tensorrt.wrong_by = 0.5
     (tmp_path / "a.engine").write_bytes(b"before")
-    with pytest.raises(VerificationError, match=r"a.engine disagrees with its checkpoint: logits differs by 0.\d+ .*doctor"):
+    with pytest.raises(
+        VerificationError, match=r"a.engine disagrees with its checkpoint: logits differs by \d.\de-01, .*doctor"
+    ):
         build_engine(disagreeing, tmp_path / "a.engine", EngineOptions(profiles=(SMALL,), overwrite=True))
     assert listing(tmp_path) == ["a.engine"]
     assert (tmp_path / "a.engine").read_bytes() == b"before"
