@@ -28,7 +28,8 @@ benchmark: $(VENV)/installed
 	    --size 800x1066 --rounds 8 --runs 2 --callers 1 --output benchmarks/results/r50-cpu --overwrite
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadgroup  # more threads than cores would fight
+	# More threads than cores would fight. A file's tests stay in one worker, so that what they share is made once.
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

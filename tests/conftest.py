@@ -33,18 +33,6 @@ from tests.tracing import traced_once  # noqa: E402
 torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
 
-# Modules whose tests are spread over the workers: they are long, and their tests share little.
-SPREAD = ("tests/test_cli.py", "tests/benchmarks/test_command.py", "tests/benchmarks/speed/test_run.py")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps the tests of a module in one worker, so that what they share is made once."""
-    for item in items:
-        module = item.nodeid.partition("::")[0]
-        if module not in SPREAD and item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(module))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def each_graph_is_traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """In all workers together; commands in processes of their own trace for themselves."""

@@ -255,10 +255,8 @@ def commands_to_run() -> Iterator[Command]:
 
 
 RUN = list(commands_to_run())
-WITH_DEMO_FILE = pytest.mark.xdist_group("demo_file")  # in one worker: the export is the slowest part
 
 
-@WITH_DEMO_FILE
 @pytest.mark.parametrize("page", sorted({command.page for command in RUN}))
 def test_commands_run(page: str, folder: Path) -> None:
     """In the order of the page, in one folder. What an earlier page has is not run again."""
@@ -300,7 +298,6 @@ def test_python_passes_mypy(tmp_path: Path) -> None:
     assert "Success" in done.stdout or "Found" in done.stdout, done.stdout
 
 
-@WITH_DEMO_FILE
 @pytest.mark.parametrize("page", sorted(set(PROGRAMS) - set(TYPED_ONLY)))
 def test_python_runs(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)

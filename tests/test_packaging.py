@@ -20,8 +20,6 @@ ROOMS = ("detr_export", "runtimes", "benchmarks")
 MEASUREMENTS = "benchmarks/results"  # the one folder of the rooms that stays out
 BIN = "Scripts" if os.name == "nt" else "bin"
 
-pytestmark = pytest.mark.xdist_group("packaging")  # in one worker: the environment is made once
-
 
 def pip(*arguments: str, python: Path | None = None) -> None:
     """Runs this environment's pip, for another environment where one is given."""
