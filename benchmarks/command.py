@@ -76,7 +76,7 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     name=PROGRAM,
     cls=_Commands,
-    help="Measure models in several backends, fairly: detr-bench [run] [TARGET]..., detr-bench gpu, detr-bench processors.",
+    help="Measure models in several backends, fairly. detr-bench TARGET... is short for detr-bench run TARGET...",
     pretty_exceptions_enable=False,
 )
 
