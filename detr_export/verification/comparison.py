@@ -27,6 +27,7 @@ from detr_export.verification.tolerances import tolerance_of
 
 _WEAK_SPREAD = 10  # times the limit
 _FLOAT32_STEP = float(np.finfo(np.float32).eps)  # of a value of 1; no file can be closer than the step of its largest output
+_SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -182,8 +183,8 @@ class _Measured:
 
     @property
     def floor(self) -> float:
-        """The noise, or the step of float32 at the largest value, below which nothing can be told."""
-        return max(self._noise, _FLOAT32_STEP * self._largest, key=_order)
+        """The noise, or the step of float32 at the largest value, below which nothing can be told. It is never 0."""
+        return max(self._noise, _FLOAT32_STEP * self._largest, _SMALLEST, key=_order)
 
 
 def _run(candidate: Session, reference: Reference, case: Case, metadata: Metadata, seed: int) -> dict[str, np.ndarray]:

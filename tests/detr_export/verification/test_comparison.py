@@ -149,6 +149,14 @@ def test_a_floor_below_what_float32_can_tell_is_its_step() -> None:
     assert parity.noise_floor["logits"] == pytest.approx(np.finfo(np.float32).eps * largest, rel=1e-3)
 
 
+def test_outputs_that_are_zero_throughout_are_compared() -> None:
+    parity = compare(FakeSession(scale=0.0), reference(0.0, scale=0.0), SMALL)
+    assert parity.passed
+    assert parity.ratio == {"logits": 0.0, "pred_boxes": 0.0}
+    assert "0 x the noise floor" in parity.summary()
+    assert not compare(FakeSession(), reference(0.0, scale=0.0), SMALL).passed
+
+
 @pytest.mark.parametrize("noise", [np.nan, np.inf])
 def test_a_checkpoint_that_is_not_finite_passes_nothing(noise: float) -> None:
     assert not compare(FakeSession(), reference(noise), SMALL).passed
