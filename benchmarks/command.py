@@ -8,7 +8,6 @@ answers at once.
 import datetime
 import importlib.util
 import os
-import platform
 import re
 import sys
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from typing import Annotated, Any, Optional
 import typer
 from typer.core import TyperGroup
 
+from detr_export.extras import require_python
 from detr_export.runtimes.errors import BackendError, missing_extra
 from detr_export.terminal import (
     JsonOption,
@@ -268,8 +268,7 @@ def processors_command(
 
 def _require_bench(packages: Sequence[str]) -> None:
     """Refuses a Python that is too old, and an installation without the extra `bench`."""
-    if sys.version_info < (3, 10):  # noqa: UP036  # this file alone must be readable there
-        raise BackendError(f"detr-bench needs Python 3.10 or newer; this is {platform.python_version()}")
+    require_python(3, 10, PROGRAM)
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise missing_extra(package, "bench")
