@@ -14,6 +14,7 @@ import typer
 
 from detr_export.choices import (
     CheckpointArgument,
+    DemoKind,
     DeviceOption,
     DilationOption,
     ExportTask,
@@ -363,12 +364,17 @@ def demo_data(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The data set's folder; other splits in it stay.")],
     images: Annotated[int, typer.Option(min=1, help="How many pictures to draw.")],
     split: Annotated[str, typer.Option(help="The split's name. It also decides which pictures are drawn.")] = "train",
+    kind: Annotated[
+        DemoKind, typer.Option(help="shapes: what demo was trained on. tables: with their rows, columns and headers.")
+    ] = DemoKind.shapes,
 ) -> None:
-    """Draw the data set that demo was trained on: COCO annotations of shapes in landscapes. Every run draws the same."""
+    """Draw a data set with COCO annotations: shapes in landscapes, or tables. Every run draws the same."""
     from detr_export.training.demo_data import write_demo_data
+    from detr_export.training.table_data import write_table_data
 
+    write = write_table_data if kind is DemoKind.tables else write_demo_data
     with TerminalProgress("drawing") as progress:
-        write_demo_data(directory, images, split, progress)
+        write(directory, images, split, progress)
     typer.echo(f"{directory}  {images} images of the split {split}")
 
 

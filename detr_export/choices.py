@@ -54,6 +54,13 @@ class PredictTask(str, Enum):
     semantic = "semantic"
 
 
+class DemoKind(str, Enum):
+    """What is drawn."""
+
+    shapes = "shapes"
+    tables = "tables"
+
+
 CheckpointArgument = Annotated[
     str,
     typer.Argument(

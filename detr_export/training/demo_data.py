@@ -9,9 +9,6 @@ name and i, so everybody gets the same pictures, and the first 100 of 500 are th
 from __future__ import annotations
 
 import colorsys
-import io
-import json
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +17,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from detr_export.runtimes.errors import InputError, OutputError
-from detr_export.runtimes.files import write_atomically
-from detr_export.runtimes.processing.annotations.panoptic import id_to_rgb
 from detr_export.runtimes.processing.rle import encode_compressed_rle
 from detr_export.runtimes.progress import SILENT, Progress
+from detr_export.training.drawn_split import AnnotatedPicture, DrawnData, picture_generator, write_split
 
 THINGS = {1: "disc", 2: "rectangle", 3: "triangle", 4: "star", 5: "cross"}
 STUFF = {6: "sky", 7: "water", 8: "grass", 9: "sand"}
@@ -40,7 +35,6 @@ _PLACING_ATTEMPTS = 12  # after that a thing is left out: the picture is full
 # looks at shapes at all. The hues vary so much that some things can only be told apart by their shape.
 _HUE_SPREAD = 0.06  # turns, a standard deviation; the five hues are 0.2 apart
 _SUPERSAMPLING = 4  # for smooth edges
-_JPEG_QUALITY = 92
 
 Curve = Callable[[np.ndarray], np.ndarray]
 
@@ -57,7 +51,7 @@ class Picture:
 def draw_picture(split: str, index: int) -> Picture:
     """Draws picture `index` of a split; the same for the same arguments."""
     # The size, and the landscape behind everything.
-    generator = np.random.default_rng([zlib.crc32(split.encode()), index])
+    generator = picture_generator(split, index)
     ratio = np.exp(generator.uniform(*np.log(_ASPECT_RATIOS)))
     height, width = round((_AREA / ratio) ** 0.5), round((_AREA * ratio) ** 0.5)
     canvas, stuff = _landscape(generator, height, width)
@@ -97,59 +91,21 @@ def draw_picture(split: str, index: int) -> Picture:
 
 
 def write_demo_data(directory: str | Path, images: int, split: str = "train", progress: Progress = SILENT) -> Path:
-    """Writes a split as COCO lays it out: `SPLIT/*.jpg`, `annotations/instances_SPLIT.json`,
-    `annotations/panoptic_SPLIT.json` and `annotations/panoptic_SPLIT/*.png`.
+    """Writes a split with its instances and panoptic annotations; arguments and errors as in `write_split`."""
+    things, everything = _categories(THINGS), _categories(THINGS | STUFF)
+    data = DrawnData("Shapes in landscapes, drawn by detr-export", things, everything, _annotated_picture)
+    return write_split(directory, images, split, data, progress)
 
-    Args:
-        directory: the data set's folder; other splits in it stay.
-        images: how many.
-        split: its name, which also decides which pictures are drawn.
-        progress: is told how many are written.
 
-    Raises:
-        InputError: the number of images or the name of the split is invalid.
-        OutputError: the split is there already, or the folder cannot be written.
-    """
-    # Refuse what cannot be drawn, and a split that is there.
-    root = Path(directory)
-    if images < 1:
-        raise InputError(f"{images} images: expected at least 1")
-    if not split.isidentifier():
-        raise InputError(f"the split is named {split!r}; expected letters, digits and underscores, such as train or val")
-    annotations = root / "annotations"
-    instances_file, panoptic_file = annotations / f"instances_{split}.json", annotations / f"panoptic_{split}.json"
-    for file in (instances_file, panoptic_file):
-        if file.exists():
-            raise OutputError(f"{file} exists; remove that split first, or give another folder")
-
-    # Draw the pictures and collect their annotations.
-    records: list[dict[str, Any]] = []
-    instances: list[dict[str, Any]] = []
-    panoptic: list[dict[str, Any]] = []
-    for index in range(images):
-        picture = draw_picture(split, index)
-        image_id = index + 1
-        name = f"{image_id:06d}"
-        write_atomically(root / split / f"{name}.jpg", _encoded(picture.pixels, "JPEG", quality=_JPEG_QUALITY))
-        write_atomically(annotations / f"panoptic_{split}" / f"{name}.png", _encoded(id_to_rgb(picture.ids), "PNG"))
-        height, width = picture.ids.shape
-        records.append({"id": image_id, "file_name": f"{name}.jpg", "height": height, "width": width})
-        segments = _segments(picture)
-        panoptic.append({"image_id": image_id, "file_name": f"{name}.png", "segments_info": segments})
-        for segment in segments:
-            if segment["category_id"] in THINGS:
-                mask = encode_compressed_rle(picture.ids == segment["id"])
-                instances.append({**segment, "id": len(instances) + 1, "image_id": image_id, "segmentation": mask})
-        progress.step(index + 1, images)
-
-    # The two annotation files.
-    info = {"description": "Shapes in landscapes, drawn by detr-export", "split": split}
-    _write_json(
-        instances_file, {"info": info, "images": records, "annotations": instances, "categories": _categories(THINGS)}
-    )
-    everything = _categories(THINGS | STUFF)
-    _write_json(panoptic_file, {"info": info, "images": records, "annotations": panoptic, "categories": everything})
-    return root
+def _annotated_picture(split: str, index: int) -> AnnotatedPicture:
+    picture = draw_picture(split, index)
+    segments = _segments(picture)
+    instances = [
+        {**segment, "segmentation": encode_compressed_rle(picture.ids == segment["id"])}
+        for segment in segments
+        if segment["category_id"] in THINGS
+    ]
+    return AnnotatedPicture(picture.pixels, instances, segments, picture.ids)
 
 
 def _segments(picture: Picture) -> list[dict[str, Any]]:
@@ -167,16 +123,6 @@ def _categories(names: dict[int, str]) -> list[dict[str, Any]]:
         {"id": id_, "name": name, "supercategory": "thing" if id_ in THINGS else "stuff", "isthing": int(id_ in THINGS)}
         for id_, name in names.items()
     ]
-
-
-def _encoded(pixels: np.ndarray, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def _write_json(file: Path, document: dict[str, Any]) -> None:
-    write_atomically(file, json.dumps(document).encode())
 
 
 # ---- stuff --------------------------------------------------------------------------------------------------------------
