@@ -1,115 +1,59 @@
-"""`DetrConfig` and `ResNetConfig`: the two documents that describe a checkpoint's architecture.
+"""`DetrConfig`: the document that describes a checkpoint's architecture.
 
-They read and write the `config.json` of the Hugging Face hub. They have every field of transformers 4.57's classes, with
-its name and default. Unknown fields are kept in `extra` and written back unchanged.
+It reads and writes the `config.json` of the Hugging Face hub, of DETR and of Table Transformer, in the forms of transformers
+4 and 5. It has every field of transformers 4.57's class, with its name and default. Unknown fields are kept in `extra` and
+written back unchanged.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from detr_export.backbone_config import (
+    ResNetConfig,
+    TimmBackboneConfig,
+    backbone_config_from_dict,
+    field_names,
+    plain,
+    split_fields,
+)
 from detr_export.runtimes.errors import CheckpointError
 from detr_export.runtimes.files import write_atomically
 
 CONFIG_NAME = "config.json"
-# name: (bottleneck blocks, blocks in each of the four stages); table 1 of He et al. 2016
-RESNETS: dict[str, tuple[bool, tuple[int, int, int, int]]] = {
-    "resnet18": (False, (2, 2, 2, 2)),
-    "resnet34": (False, (3, 4, 6, 3)),
-    "resnet50": (True, (3, 4, 6, 3)),
-    "resnet101": (True, (3, 4, 23, 3)),
-    "resnet152": (True, (3, 8, 36, 3)),
-}
+# How a checkpoint is written. From 5 on, transformers describes every backbone in `backbone_config`, and has other parameter
+# names, which it writes only when it is told to (save_original_format=False).
+TRANSFORMERS4, TRANSFORMERS5, TRANSFORMERS5_NAMES = "transformers 4", "transformers 5", "transformers 5, its own names"
 
+_MODEL_TYPES = {False: "detr", True: "table-transformer"}  # by pre_norm
 # Names that transformers accepts for the same value.
 _ALIASES = {"hidden_size": "d_model", "num_attention_heads": "encoder_attention_heads"}
 # transformers writes these fields; here they are computed.
 _DERIVED = ("model_type", "label2id", "num_labels", "num_hidden_layers")
+# Only transformers 4 has these.
+_REPLACED_IN_5 = ("use_timm_backbone", "backbone", "use_pretrained_backbone", "backbone_kwargs")
+# These are not in config.json under that name.
+_NOT_WRITTEN = ("pre_norm", "layout")
 # Fields of transformers' base class. As in transformers, they are written only when they differ from the default.
 _WRITTEN_WHEN_SET = ("output_attentions", "output_hidden_states", "return_dict", "is_encoder_decoder")
 
 
 @dataclass(frozen=True)
-class ResNetConfig:
-    """The `backbone_config` of model type `resnet`: the backbone of a `no_timm` checkpoint."""
-
-    num_channels: int = 3
-    embedding_size: int = 64  # channels after the stem
-    hidden_sizes: tuple[int, ...] = (256, 512, 1024, 2048)  # channels after each stage
-    depths: tuple[int, ...] = (3, 4, 6, 3)  # residual layers in each stage
-    layer_type: str = "bottleneck"  # or "basic"
-    hidden_act: str = "relu"
-    downsample_in_first_stage: bool = False
-    downsample_in_bottleneck: bool = False  # stride in the first 1x1 convolution instead of the 3x3
-    out_features: tuple[str, ...] | None = None  # names of stages, or "stem"; the last stage when None
-    extra: Mapping[str, Any] = field(default_factory=dict)  # fields this class does not know
-
-    def __post_init__(self) -> None:
-        if self.layer_type not in ("basic", "bottleneck"):
-            raise CheckpointError(f"backbone layer_type is {self.layer_type!r}; expected 'basic' or 'bottleneck'")
-        if len(self.hidden_sizes) != len(self.depths) or not self.depths:
-            raise CheckpointError(
-                f"backbone hidden_sizes {list(self.hidden_sizes)} and depths {list(self.depths)} must be equally long"
-            )
-        unknown = set(self.out_features or ()) - set(self.stage_names)
-        if unknown:
-            raise CheckpointError(f"backbone out_features {sorted(unknown)} are not among {list(self.stage_names)}")
-
-    @property
-    def stage_names(self) -> tuple[str, ...]:
-        """`("stem", "stage1", ...)`."""
-        return ("stem", *(f"stage{index + 1}" for index in range(len(self.depths))))
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """Names of the stages whose feature maps the backbone returns, in the order of the stages."""
-        wanted = self.out_features or (self.stage_names[-1],)
-        return tuple(name for name in self.stage_names if name in wanted)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ResNetConfig:
-        """Reads the dictionary that transformers writes under `backbone_config`."""
-        values = dict(values)
-        values.pop("model_type", None)
-        values.pop("stage_names", None)
-        indices = values.pop("out_indices", None)
-        known, extra = _split(cls, values)
-        for name in ("hidden_sizes", "depths"):
-            if name in known:
-                known[name] = tuple(known[name])
-        names = ("stem", *(f"stage{index + 1}" for index in range(len(known.get("depths", cls.depths)))))
-        if known.get("out_features") is not None:
-            known["out_features"] = tuple(known["out_features"])
-        elif indices is not None:
-            try:
-                known["out_features"] = tuple(names[index] for index in indices)
-            except IndexError:
-                raise CheckpointError(f"backbone out_indices {list(indices)} do not fit {len(names)} stages") from None
-        return cls(**known, extra=extra)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The dictionary that transformers reads."""
-        result = {name: _plain(getattr(self, name)) for name in _field_names(type(self))}
-        names = list(self.stage_names)
-        result.update(
-            model_type="resnet",
-            stage_names=names,
-            out_features=list(self.outputs),
-            out_indices=[names.index(name) for name in self.outputs],
-        )
-        return {**self.extra, **result}
-
-
-@dataclass(frozen=True)
 class DetrConfig:
-    """Architecture, labels and loss weights of a DETR; the fields are those of transformers 4.57's `DetrConfig`."""
+    """Architecture, labels and loss weights of a DETR; the fields are those of transformers 4.57's `DetrConfig`, and:
+
+    - `pre_norm`: layers normalise the input of their branches, and a norm ends the encoder. On the hub this is the model
+      type `table-transformer`, and in facebookresearch/detr the option `--pre_norm`.
+    - `layout`: how the checkpoint was written, and will be.
+    """
 
     use_timm_backbone: bool = True  # timm's parameter names; False means transformers' own ResNet ("no_timm")
-    backbone_config: ResNetConfig | None = None  # only when use_timm_backbone is False
+    # A ResNetConfig is a no_timm backbone. A TimmBackboneConfig has the say over backbone, num_channels and dilation.
+    backbone_config: ResNetConfig | TimmBackboneConfig | None = None
     num_channels: int = 3
     num_queries: int = 100
     encoder_layers: int = 6
@@ -146,6 +90,8 @@ class DetrConfig:
     output_attentions: bool = False
     output_hidden_states: bool = False
     return_dict: bool = True
+    pre_norm: bool = False
+    layout: str = TRANSFORMERS4
     extra: Mapping[str, Any] = field(default_factory=dict)  # fields this class does not know
 
     def __post_init__(self) -> None:
@@ -159,7 +105,9 @@ class DetrConfig:
                 raise CheckpointError(f"d_model {self.d_model} is not divisible by {side}_attention_heads {heads}")
         if self.d_model % 4:
             raise CheckpointError(f"d_model {self.d_model} is not divisible by 4, which position encoding needs")
-        if not self.use_timm_backbone and self.backbone in (None, "resnet50"):
+        if isinstance(self.backbone_config, TimmBackboneConfig):
+            self._adopt(self.backbone_config)
+        elif not self.use_timm_backbone and self.backbone in (None, "resnet50"):
             object.__setattr__(self, "backbone", None)
             object.__setattr__(self, "dilation", None)
             if self.backbone_config is None:
@@ -169,6 +117,28 @@ class DetrConfig:
                 f"backbone {self.backbone!r} without timm is not supported; give a backbone_config of model type 'resnet'"
             )
 
+    def _adopt(self, backbone: TimmBackboneConfig) -> None:
+        stride = backbone.output_stride
+        adopted = {
+            "use_timm_backbone": True,
+            "backbone": backbone.backbone,
+            "num_channels": backbone.num_channels,
+            "use_pretrained_backbone": backbone.use_pretrained_backbone,
+            "backbone_kwargs": None,
+            "dilation": stride is not None and stride < 32,  # transformers 5 does not look at its own field
+            "layout": TRANSFORMERS5 if self.layout == TRANSFORMERS4 else self.layout,
+        }
+        for name, value in adopted.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def timm_options(self) -> dict[str, Any]:
+        """What timm is asked for besides the backbone's name: `out_indices`, `in_chans`, `output_stride` and others."""
+        if isinstance(self.backbone_config, TimmBackboneConfig):
+            return self.backbone_config.options
+        stride = {"output_stride": 16} if self.dilation else {}
+        return {"out_indices": (1, 2, 3, 4), "in_chans": self.num_channels, **stride, **(self.backbone_kwargs or {})}
+
     @property
     def num_labels(self) -> int:
         """Number of classes, without "no object"."""
@@ -177,13 +147,13 @@ class DetrConfig:
     @property
     def output_stride(self) -> int:
         """How many pixels of the image one position of the transformer covers in each direction: 32, or 16 with DC5."""
-        if self.backbone_config is not None:
+        if isinstance(self.backbone_config, ResNetConfig):
             first = 2 if self.backbone_config.downsample_in_first_stage else 1
             last = self.backbone_config.stage_names.index(self.backbone_config.outputs[-1])
             return 4 if last == 0 else 4 * first * 2 ** (last - 1)
-        options = self.backbone_kwargs or {}
-        limit = int(options.get("output_stride", 16 if self.dilation else 32))
-        return min(limit, 2 ** (max(options.get("out_indices", (4,))) + 1))
+        options = self.timm_options
+        coarsest = max(index % 5 for index in options["out_indices"])  # of the five feature maps; -1 is the last
+        return min(int(options.get("output_stride", 32)), 2 ** (coarsest + 1))
 
     @property
     def label2id(self) -> dict[str, int]:
@@ -199,8 +169,11 @@ class DetrConfig:
         """
         values = {_ALIASES.get(name, name): value for name, value in values.items()}
         model_type = values.get("model_type")
-        if model_type != "detr":
-            raise CheckpointError(f"model_type is {model_type!r}; expected 'detr' (facebook/detr-resnet-50 and family)")
+        if model_type not in _MODEL_TYPES.values():
+            raise CheckpointError(
+                f"model_type is {model_type!r}; expected 'detr' (facebook/detr-resnet-50 and family) or 'table-transformer'"
+            )
+        values["pre_norm"] = model_type == _MODEL_TYPES[True]
 
         # Labels: their names, or only how many there are.
         num_labels = values.get("num_labels")
@@ -212,13 +185,14 @@ class DetrConfig:
         elif num_labels is not None:
             values["id2label"] = {index: f"LABEL_{index}" for index in range(int(num_labels))}
 
-        # The backbone of a no_timm checkpoint, then the plain fields.
+        # The backbone's own document, then the plain fields.
         backbone = values.pop("backbone_config", None)
+        values.pop("layout", None)
         if isinstance(backbone, Mapping):
-            if backbone.get("model_type") != "resnet":
-                raise CheckpointError(f"backbone_config has model_type {backbone.get('model_type')!r}; expected 'resnet'")
-            values["backbone_config"] = ResNetConfig.from_dict(backbone)
-        known, extra = _split(cls, values)
+            values["backbone_config"] = backbone_config_from_dict(backbone)
+            if "use_timm_backbone" not in values:
+                values.update(layout=TRANSFORMERS5, use_timm_backbone=False)
+        known, extra = split_fields(cls, values)
         try:
             return cls(**known, extra=extra)
         except TypeError as error:
@@ -226,19 +200,18 @@ class DetrConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The dictionary that transformers reads; `from_dict` is its inverse."""
-        result = {name: _plain(getattr(self, name)) for name in _field_names(type(self))}
+        result = {name: plain(getattr(self, name)) for name in field_names(type(self)) if name not in _NOT_WRITTEN}
         for name in _WRITTEN_WHEN_SET:
             if result[name] == type(self).__dataclass_fields__[name].default:
                 del result[name]
-        if self.use_timm_backbone and self.backbone_kwargs is None:
-            result["backbone_kwargs"] = {
-                **({"output_stride": 16} if self.dilation else {}),
-                "out_indices": [1, 2, 3, 4],
-                "in_chans": self.num_channels,
-            }
+        if self.layout != TRANSFORMERS4:
+            for name in _REPLACED_IN_5:
+                del result[name]
+        elif self.use_timm_backbone and self.backbone_kwargs is None:
+            result["backbone_kwargs"] = {name: plain(value) for name, value in self.timm_options.items()}
         result["backbone_config"] = self.backbone_config.to_dict() if self.backbone_config else None
         result["id2label"] = {str(index): name for index, name in self.id2label.items()}
-        result.update(model_type="detr", label2id=self.label2id, num_hidden_layers=self.encoder_layers)
+        result.update(model_type=_MODEL_TYPES[self.pre_norm], label2id=self.label2id, num_hidden_layers=self.encoder_layers)
         return {**self.extra, **result}
 
     @classmethod
@@ -267,19 +240,3 @@ class DetrConfig:
         """Writes `config.json` into `directory`, which is made if it is missing, and returns the file's path."""
         text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
         return write_atomically(Path(directory) / CONFIG_NAME, text.encode())
-
-
-def _field_names(cls: type) -> list[str]:
-    return [item.name for item in fields(cls) if item.name != "extra"]
-
-
-def _split(cls: type, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    names = set(_field_names(cls))
-    known = {name: value for name, value in values.items() if name in names}
-    return known, {name: value for name, value in values.items() if name not in names}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return list(value)
-    return dict(value) if isinstance(value, Mapping) else value

@@ -56,11 +56,14 @@ def seeded(detr_config: DetrConfig, seed: int = 0) -> DetrForObjectDetection:
 
 
 def oracle(detr_config: DetrConfig, state_dict: dict[str, torch.Tensor] | None = None) -> Any:
-    """transformers' `DetrForObjectDetection` of the same configuration, strictly loaded."""
+    """transformers' `DetrForObjectDetection`, or its `TableTransformerForObjectDetection`, strictly loaded."""
     import transformers
 
+    kind, described = transformers.DetrForObjectDetection, transformers.DetrConfig
+    if detr_config.pre_norm:
+        kind, described = transformers.TableTransformerForObjectDetection, transformers.TableTransformerConfig
     values = {**detr_config.to_dict(), "use_pretrained_backbone": False}
-    model = transformers.DetrForObjectDetection(transformers.DetrConfig.from_dict(values))
+    model = kind(described.from_dict(values))
     if state_dict is not None:
         model.load_state_dict(state_dict, strict=True)
     return model.eval()

@@ -1,4 +1,6 @@
-"""The `.pth` files of facebookresearch/detr: this turns their parameter names into the hub's and infers the configuration.
+"""The `.pth` files of facebookresearch/detr and of Table Transformer, which has the same code.
+
+This turns their parameter names into the hub's and infers the configuration.
 
 The shapes of the parameters show everything but three facts: the number of attention heads, whether the last stage is
 dilated (DC5), and the dropout, which matters for training only. They come from the training script's `args` when the file
@@ -17,8 +19,11 @@ import torch
 from torch import Tensor
 
 from detr_export import coco
-from detr_export.config import RESNETS, DetrConfig
+from detr_export.backbone_config import RESNETS
+from detr_export.config import DetrConfig
+from detr_export.pubtables import table_model
 from detr_export.runtimes.errors import CheckpointError
+from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 
 # What such a file may hold besides tensors: the training script's arguments, a namespace of plain values.
 SAFE_GLOBALS = (argparse.Namespace,)
@@ -35,7 +40,7 @@ _RENAMES = (
     (r"^query_embed\.", "model.query_position_embeddings."),
     (r"^class_embed\.", "class_labels_classifier."),
     (r"^bbox_embed\.", "bbox_predictor."),
-    (r"^transformer\.decoder\.norm\.", "model.decoder.layernorm."),
+    (r"^transformer\.(encoder|decoder)\.norm\.", r"model.\1.layernorm."),
     (r"^transformer\.", "model."),
     (r"\.multihead_attn\.", ".encoder_attn."),
     (r"\.linear1\.", ".fc1."),
@@ -63,8 +68,7 @@ def convert(
         dilation: whether it is a DC5 model; None takes `args.dilation`, or False where there are no arguments.
 
     Raises:
-        CheckpointError: the shapes are not those of any DETR, the model is of the pre-norm variant, or `dilation`
-            contradicts `args`.
+        CheckpointError: the shapes are not those of any DETR, or `dilation` contradicts `args`.
     """
     panoptic = any(name.startswith(_PANOPTIC_PREFIX) for name in state_dict)
     body = {name.removeprefix(_PANOPTIC_PREFIX): value for name, value in state_dict.items()}
@@ -86,6 +90,12 @@ def convert(
     return config, converted
 
 
+def processor_of(config: DetrConfig) -> DetrImageProcessor:
+    """The processor of an original model: the evaluation transform of facebookresearch/detr or of Table Transformer."""
+    tables = table_model(config.num_queries, config.num_labels) if config.pre_norm else None
+    return DetrImageProcessor(size={"longest_edge": tables.longest_edge} if tables else None)
+
+
 def _rename(name: str) -> str:
     for pattern, replacement in _RENAMES:
         name = re.sub(pattern, replacement, name)
@@ -93,9 +103,7 @@ def _rename(name: str) -> str:
 
 
 def _infer_config(body: Mapping[str, Tensor], args: argparse.Namespace | None, dilation: bool | None) -> DetrConfig:
-    # What contradicts the options, or is not supported.
-    if getattr(args, "pre_norm", False) or "transformer.encoder.norm.weight" in body:
-        raise CheckpointError("the checkpoint was trained with --pre_norm; only the post-norm DETR is supported")
+    # What contradicts the options.
     trained_dilation = getattr(args, "dilation", None)
     if dilation is not None and trained_dilation is not None and bool(trained_dilation) != dilation:
         raise CheckpointError(f"the checkpoint's own arguments say dilation={bool(trained_dilation)}; leave --dilation out")
@@ -112,6 +120,16 @@ def _infer_config(body: Mapping[str, Tensor], args: argparse.Namespace | None, d
         raise CheckpointError(
             "class_embed, query_embed or linear1 is not a matrix, as it is in every original DETR"
         ) from None
+
+    pre_norm = "transformer.encoder.norm.weight" in body
+    said = getattr(args, "pre_norm", pre_norm)
+    if said != pre_norm:
+        given = "--pre_norm" if said else "no --pre_norm"
+        raise CheckpointError(
+            f"the checkpoint's own arguments say {given}, but the file has {'a' if pre_norm else 'no'} parameter "
+            "'transformer.encoder.norm.weight'"
+        )
+    tables = table_model(queries, classes) if pre_norm else None
 
     # What only the arguments show.
     heads = getattr(args, "nheads", _HEADS)
@@ -130,7 +148,8 @@ def _infer_config(body: Mapping[str, Tensor], args: argparse.Namespace | None, d
         decoder_attention_heads=heads,
         dropout=getattr(args, "dropout", 0.1),
         position_embedding_type="learned" if "backbone.1.row_embed.weight" in body else "sine",
-        id2label=coco.id2label(classes),
+        pre_norm=pre_norm,
+        id2label=tables.id2label if tables else coco.id2label(classes),
     )
 
 

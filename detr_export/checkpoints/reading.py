@@ -11,7 +11,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from detr_export.checkpoints import original as original_checkpoint
 from detr_export.checkpoints.hub import PROCESSOR_NAME, WEIGHT_FILES, download
-from detr_export.config import CONFIG_NAME, DetrConfig
+from detr_export.checkpoints.layouts import has_names_of_5, to_hub_names
+from detr_export.config import CONFIG_NAME, TRANSFORMERS5_NAMES, DetrConfig
 from detr_export.runtimes.errors import CheckpointError, DetrError
 from detr_export.runtimes.files import sha256_of_files, user_path
 from detr_export.runtimes.opening import ENGINE_SUFFIXES
@@ -125,7 +126,10 @@ def read_weights(files: Iterable[Path]) -> dict[str, Tensor]:
 def _load_directory(directory: Path, source: str) -> Checkpoint:
     config = DetrConfig.from_pretrained(directory)
     files = _weight_files(directory)
-    state_dict = read_weights(files)
+    stored = read_weights(files)
+    if has_names_of_5(stored):
+        config = replace(config, layout=TRANSFORMERS5_NAMES)
+    state_dict = to_hub_names(stored)
     processor_file = directory / PROCESSOR_NAME
     try:
         processor = DetrImageProcessor.from_pretrained(directory) if processor_file.exists() else DetrImageProcessor()
@@ -151,7 +155,8 @@ def _load_original(file: Path, source: str, dilation: bool | None) -> Checkpoint
         config, state_dict = original_checkpoint.convert(raw, args, dilation)
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from None
-    return Checkpoint(source, config, _checked(state_dict, file.name), DetrImageProcessor(), sha256_of_files([file]))
+    processor = original_checkpoint.processor_of(config)
+    return Checkpoint(source, config, _checked(state_dict, file.name), processor, sha256_of_files([file]))
 
 
 def _weight_files(directory: Path) -> list[Path]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import save
 from torch import nn
 
-from detr_export.config import DetrConfig
+from detr_export.checkpoints.layouts import from_hub_names
+from detr_export.config import TRANSFORMERS4, DetrConfig
 from detr_export.runtimes.files import write_atomically
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 
@@ -19,6 +21,8 @@ def save_checkpoint(
 ) -> Path:
     """Writes `config.json`, `model.safetensors` and `preprocessor_config.json`, and returns the directory.
 
+    Fields and parameters have the names that they had where the configuration was read, see `DetrConfig.layout`.
+
     With `fp16`, matrices and kernels are stored as float16, which halves the file; whoever loads it computes in float32.
     Vectors stay float32: they take little space, and a batch norm's variance may be too small for float16.
 
@@ -26,10 +30,18 @@ def save_checkpoint(
         OutputError: the directory cannot be written.
     """
     folder = Path(directory)
-    config.save_pretrained(folder)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    _with_float32(config).save_pretrained(folder)
+    named = from_hub_names(model.state_dict(), config)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in named.items()}
     if fp16:
         tensors = {name: value.half() if value.dim() > 1 else value for name, value in tensors.items()}
     write_atomically(folder / SAFETENSORS_NAME, save(tensors, metadata={"format": "pt"}))  # transformers requires the format
     processor.save_pretrained(folder)
     return folder
+
+
+def _with_float32(config: DetrConfig) -> DetrConfig:
+    """The configuration, with what to compute in. Without that, transformers 5 takes the type of the first weight."""
+    names = [name for name in ("dtype", "torch_dtype") if name in config.extra]
+    name = names[0] if names else "torch_dtype" if config.layout == TRANSFORMERS4 else "dtype"
+    return replace(config, extra={**config.extra, name: "float32"})

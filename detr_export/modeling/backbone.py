@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from detr_export.config import RESNETS, DetrConfig
+from detr_export.backbone_config import RESNETS, ResNetConfig
+from detr_export.config import DetrConfig
 from detr_export.modeling.batch_norm import freeze_batch_norm
 from detr_export.modeling.position_encoding import build_position_encoding
 from detr_export.modeling.resnet import TimmResNet, TransformersResNet
@@ -25,7 +24,7 @@ class DetrConvEncoder(nn.Module):
         if config.use_timm_backbone:
             self.model, self.channels = _timm_backbone(config)
         else:
-            assert config.backbone_config is not None  # DetrConfig fills it in
+            assert isinstance(config.backbone_config, ResNetConfig)  # DetrConfig fills it in
             self.model = TransformersResNet(config.backbone_config)
             self.channels = self.model.channels
         freeze_batch_norm(self.model)
@@ -94,7 +93,7 @@ def pretrained_backbone(config: DetrConfig) -> dict[str, Tensor]:
 
 def _timm_backbone(config: DetrConfig) -> tuple[nn.Module, list[int]]:
     architecture = (config.backbone or "").partition(".")[0]  # timm appends the training recipe: resnet50.a1_in1k
-    options = _timm_options(config)
+    options = config.timm_options
     if architecture in RESNETS and set(options) <= _OWN_OPTIONS:
         stride = options.get("output_stride", 32)
         resnet = TimmResNet(architecture, options["in_chans"], stride, options["out_indices"])
@@ -103,24 +102,13 @@ def _timm_backbone(config: DetrConfig) -> tuple[nn.Module, list[int]]:
     return model, list(model.feature_info.channels())  # type: ignore[union-attr,operator]
 
 
-def _timm_options(config: DetrConfig) -> dict[str, Any]:
-    options: dict[str, Any] = {
-        "out_indices": (1, 2, 3, 4),
-        "in_chans": config.num_channels,
-        **(config.backbone_kwargs or {}),
-    }
-    if config.dilation:
-        options.setdefault("output_stride", 16)
-    return options
-
-
 def _from_timm(config: DetrConfig, pretrained: bool) -> nn.Module:
     try:
         import timm
     except ImportError:
         raise missing_extra(f"timm, which makes the backbone {config.backbone!r},", "oracle") from None
     try:
-        return timm.create_model(config.backbone or "", pretrained=pretrained, features_only=True, **_timm_options(config))
+        return timm.create_model(config.backbone or "", pretrained=pretrained, features_only=True, **config.timm_options)
     except Exception as error:  # timm raises whatever the architecture's own code raises
         raise CheckpointError(f"timm cannot make the backbone {config.backbone!r}: {first_line(error)}") from error
 

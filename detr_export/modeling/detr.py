@@ -291,6 +291,12 @@ class DetrForObjectDetection(DetrWithHeads):
         logits, boxes = self.heads(decoded.intermediate_hidden_states)
         return [Prediction(*layer) for layer in zip(logits[:-1], boxes[:-1], strict=True)]
 
+    def earlier_predictions(self, decoded: DetrDecoderOutput) -> list[Prediction]:
+        """What the heads make of each decoder layer before the last one, of a pass that kept its hidden states."""
+        assert decoded.hidden_states is not None
+        norm = self.model.decoder.layernorm
+        return [Prediction(*self.heads(norm(state))) for state in decoded.hidden_states[1:-1]]
+
 
 def _hidden_fields(run: Pass) -> dict[str, Any]:
     """The fields that all outputs share."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from detr_export.config import RESNETS, ResNetConfig
+from detr_export.backbone_config import RESNETS, ResNetConfig
 from detr_export.modeling.activations import activation
 from detr_export.runtimes.errors import CheckpointError
 
@@ -88,7 +88,8 @@ class TimmResNet(nn.Module):
         name: one of `RESNETS`.
         in_channels: channels of the image.
         output_stride: 32, 16 (DC5) or 8; with 16 or 8 the last stages have a dilation instead of a stride.
-        out_indices: which feature maps `forward` returns; 0 is the stem before pooling, 1 to 4 are the stages.
+        out_indices: which feature maps `forward` returns; 0 is the stem before pooling, 1 to 4 are the stages,
+            -1 is the last.
     """
 
     def __init__(
@@ -97,11 +98,11 @@ class TimmResNet(nn.Module):
         super().__init__()
         if output_stride not in (8, 16, 32):
             raise CheckpointError(f"output_stride is {output_stride}; expected 8, 16 or 32")
-        if not out_indices or not all(0 <= index <= 4 for index in out_indices):
-            raise CheckpointError(f"out_indices are {list(out_indices)}; expected numbers from 0 to 4")
+        if not out_indices or not all(-5 <= index <= 4 for index in out_indices):
+            raise CheckpointError(f"out_indices are {list(out_indices)}; expected numbers from 0 to 4, or -1 for the last")
         bottleneck, depths = RESNETS[name]
         block = _Bottleneck if bottleneck else _BasicBlock
-        self.out_indices = tuple(sorted(out_indices))
+        self.out_indices = tuple(sorted(index % 5 for index in out_indices))
         self.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU()

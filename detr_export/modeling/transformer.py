@@ -1,7 +1,12 @@
-"""DETR's transformer: post-norm encoder and decoder whose attention adds positions to queries and keys only.
+"""DETR's transformer: an encoder and a decoder whose attention adds positions to queries and keys only.
 
-The batch always comes first: (B, length, d_model). Two things differ from facebookresearch/detr `models/transformer.py`, as
-they do in transformers: there are four separate projections instead of one packed `in_proj_weight`, and no pre-norm variant.
+The batch always comes first: (B, length, d_model). One thing differs from facebookresearch/detr `models/transformer.py`, as
+it does in transformers: there are four separate projections instead of one packed `in_proj_weight`.
+
+DETR normalises the sum of shortcut and branch (post-norm). Table Transformer, and DETR trained with `--pre_norm`, normalise
+the input of the branch instead (pre-norm); then the shortcuts run through the encoder without a norm, and one follows at its
+end.
+
 A mask adds the dtype's most negative finite number to the scores, never -inf. So a row that is completely masked becomes an
 average, not NaN.
 """
@@ -71,10 +76,14 @@ class DetrAttention(nn.Module):
         return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
 
-class _FeedForward(nn.Module):
-    """The second half of every layer. A base class, not a submodule: on the hub `fc1` and `fc2` belong to the layer."""
+class _Layer(nn.Module):
+    """What encoder and decoder layers share: residual branches, and the feed-forward network.
+
+    A base class, not a submodule: on the hub `fc1` and `fc2` belong to the layer.
+    """
 
     def _init_feed_forward(self, config: DetrConfig, width: int) -> None:
+        self.pre_norm = config.pre_norm
         self.dropout = config.dropout
         self.activation_dropout = config.activation_dropout
         self.activation_fn = activation(config.activation_function)
@@ -82,16 +91,20 @@ class _FeedForward(nn.Module):
         self.fc2 = nn.Linear(width, config.d_model)
         self.final_layer_norm = nn.LayerNorm(config.d_model)
 
+    def _branch_input(self, x: Tensor, norm: nn.Module) -> Tensor:
+        return norm(x) if self.pre_norm else x
+
+    def _add_branch(self, x: Tensor, branch: Tensor, norm: nn.Module) -> Tensor:
+        total = x + functional.dropout(branch, p=self.dropout, training=self.training)
+        return total if self.pre_norm else norm(total)
+
     def _feed_forward(self, x: Tensor) -> Tensor:
-        inner = self.activation_fn(self.fc1(x))
+        inner = self.activation_fn(self.fc1(self._branch_input(x, self.final_layer_norm)))
         inner = functional.dropout(inner, p=self.activation_dropout, training=self.training)
-        return self.final_layer_norm(x + self._drop(self.fc2(inner)))
-
-    def _drop(self, x: Tensor) -> Tensor:
-        return functional.dropout(x, p=self.dropout, training=self.training)
+        return self._add_branch(x, self.fc2(inner), self.final_layer_norm)
 
 
-class DetrEncoderLayer(_FeedForward):
+class DetrEncoderLayer(_Layer):
     """Self-attention over the feature map, then the feed-forward network."""
 
     def __init__(self, config: DetrConfig) -> None:
@@ -102,12 +115,12 @@ class DetrEncoderLayer(_FeedForward):
 
     def forward(self, x: Tensor, position: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         """Maps (B, L, d_model) to the same shape, with the attention weights (B, heads, L, L)."""
-        attended, weights = self.self_attn(x, position, bias)
-        x = self.self_attn_layer_norm(x + self._drop(attended))
+        attended, weights = self.self_attn(self._branch_input(x, self.self_attn_layer_norm), position, bias)
+        x = self._add_branch(x, attended, self.self_attn_layer_norm)
         return self._feed_forward(x), weights
 
 
-class DetrDecoderLayer(_FeedForward):
+class DetrDecoderLayer(_Layer):
     """Self-attention over the queries, cross-attention to the encoder's output, then the feed-forward network."""
 
     def __init__(self, config: DetrConfig) -> None:
@@ -128,21 +141,23 @@ class DetrDecoderLayer(_FeedForward):
         memory_bias: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Maps (B, Q, d_model) to the same shape, with the weights (B, heads, Q, Q) and (B, heads, Q, L)."""
-        attended, self_weights = self.self_attn(x, query_position, bias)
-        x = self.self_attn_layer_norm(x + self._drop(attended))
-        attended, cross_weights = self.encoder_attn(x, query_position, memory_bias, memory, memory_position)
-        x = self.encoder_attn_layer_norm(x + self._drop(attended))
+        attended, self_weights = self.self_attn(self._branch_input(x, self.self_attn_layer_norm), query_position, bias)
+        x = self._add_branch(x, attended, self.self_attn_layer_norm)
+        queries = self._branch_input(x, self.encoder_attn_layer_norm)
+        attended, cross_weights = self.encoder_attn(queries, query_position, memory_bias, memory, memory_position)
+        x = self._add_branch(x, attended, self.encoder_attn_layer_norm)
         return self._feed_forward(x), self_weights, cross_weights
 
 
 class DetrEncoder(nn.Module):
-    """A stack of encoder layers without a final norm."""
+    """A stack of encoder layers; with pre-norm layers, a norm ends it."""
 
     def __init__(self, config: DetrConfig) -> None:
         super().__init__()
         self.dropout = config.dropout
         self.layerdrop = config.encoder_layerdrop
         self.layers = nn.ModuleList(DetrEncoderLayer(config) for _ in range(config.encoder_layers))
+        self.layernorm = nn.LayerNorm(config.d_model) if config.pre_norm else None
 
     def forward(
         self,
@@ -170,6 +185,8 @@ class DetrEncoder(nn.Module):
                 x, weights = layer(x, position, bias)
             states.append(x)
             attentions.append(weights)
+        if self.layernorm is not None:
+            x = self.layernorm(x)
         return EncoderOutput(
             last_hidden_state=x,
             hidden_states=tuple(states) if output_hidden_states else None,

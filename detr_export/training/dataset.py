@@ -194,8 +194,9 @@ def _mirrored(target: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _scaled(size: Mapping[str, int], factor: float) -> dict[str, int]:
-    """The processor's size times `factor`; the longest edge, which is only a limit, stays."""
-    return {edge: pixels if edge == "longest_edge" else max(1, round(pixels * factor)) for edge, pixels in size.items()}
+    """The processor's size times `factor`; a longest edge that is only the limit of a shortest edge stays."""
+    fixed = {"longest_edge"} if "shortest_edge" in size else set()
+    return {edge: pixels if edge in fixed else max(1, round(pixels * factor)) for edge, pixels in size.items()}
 
 
 def _resized(mask: np.ndarray, height: int, width: int) -> np.ndarray:

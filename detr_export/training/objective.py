@@ -14,7 +14,12 @@ from detr_export.training.dataset import Batch
 
 
 class DetectorObjective(nn.Module):
-    """DETR's loss of classes and boxes, over all decoder layers when the configuration has the auxiliary loss."""
+    """DETR's loss of classes and boxes, over all decoder layers (paper, section 3.2: "auxiliary decoding losses").
+
+    As in facebookresearch/detr, the losses of the earlier layers do not change what the model computes. With
+    `auxiliary_loss`, transformers also gives each layer's normed output to the next layer: a model that is trained so
+    computes something else when it runs without.
+    """
 
     def __init__(self, model: DetrWithHeads) -> None:
         super().__init__()
@@ -22,13 +27,15 @@ class DetectorObjective(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its terms."""
-        run = self.model.base.run(batch.pixel_values, batch.pixel_mask)
-        return self._detection(run, batch)[1:]
+        return self._detection(self._run(batch), batch)[1:]
+
+    def _run(self, batch: Batch) -> Pass:
+        return self.model.base.run(batch.pixel_values, batch.pixel_mask, output_hidden_states=True)
 
     def _detection(self, run: Pass, batch: Batch) -> tuple[Prediction, Tensor, dict[str, Tensor]]:
         detector = self.model.detector
         prediction = detector.predict(run)
-        auxiliary = detector.auxiliary_predictions(run.decoded)
+        auxiliary = detector.auxiliary_predictions(run.decoded) or detector.earlier_predictions(run.decoded)
         return prediction, *detr_loss(self.model.config, prediction, auxiliary, batch.targets)
 
 
@@ -45,7 +52,7 @@ class MaskObjective(DetectorObjective):
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its terms."""
         with torch.set_grad_enabled(self.with_detector and torch.is_grad_enabled()):
-            run = self.model.base.run(batch.pixel_values, batch.pixel_mask)
+            run = self._run(batch)
             prediction, loss, terms = self._detection(run, batch)
         config = self.model.config
         matcher = HungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost)

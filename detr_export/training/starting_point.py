@@ -95,7 +95,7 @@ def _fresh(kind: type[DetrWithHeads], split: CocoSplit, options: TrainingOptions
 
 def _for_training(config: DetrConfig, labels: Mapping[int, str], split: CocoSplit) -> DetrConfig:
     extra = {**config.extra, "label_ids_to_fuse": list(split.stuff)} if split.stuff else config.extra
-    return replace(config, id2label=dict(labels), auxiliary_loss=True, extra=extra)
+    return replace(config, id2label=dict(labels), extra=extra)
 
 
 def _train_whole_backbone(model: DetrWithHeads) -> None:

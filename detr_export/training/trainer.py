@@ -12,7 +12,7 @@ import math
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -273,8 +273,7 @@ class _Run:
         """Writes the checkpoint with frozen batch norm, the recipe and the plot, and removes the state."""
         if not self.processes.is_first:
             return None
-        # The auxiliary loss is for training, and costs a deployed model time; the hub's configurations leave it out, too.
-        frozen: DetrWithHeads = type(self.model)(replace(self.model.config, auxiliary_loss=False))
+        frozen: DetrWithHeads = type(self.model)(self.model.config)
         load_strictly(frozen, {name: value.cpu() for name, value in self.model.state_dict().items()}, "training")
         self.log.write()
         self.log.plot()

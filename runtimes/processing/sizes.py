@@ -1,7 +1,8 @@
 """The sizes that images are resized and padded to.
 
 Source: the size rules of `DetrImageProcessor` in transformers 4.57.6, including where they round and where they
-truncate. Sizes are (height, width) in pixels.
+truncate. {longest_edge} alone, which Table Transformer's files have and transformers refuses, follows `MaxResize` of
+microsoft/table-transformer. Sizes are (height, width) in pixels.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ _SIZE_KEYS = (
     {"shortest_edge", "longest_edge"},
     {"height", "width"},
     {"max_height", "max_width"},
-    {"shortest_edge"},  # old configurations have these two; they can be stored, but no image can be resized to them
     {"longest_edge"},
+    {"shortest_edge"},  # old configurations have it; it can be stored, but no image can be resized to it
 )
-_SIZE_FORMS = "{shortest_edge, longest_edge}, {height, width} or {max_height, max_width}"
+_SIZE_FORMS = "{shortest_edge, longest_edge}, {longest_edge}, {height, width} or {max_height, max_width}"
 
 
 def as_size(size: Any, max_size: Optional[int] = None) -> SizeDict:
@@ -65,10 +66,11 @@ def output_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
 
     - shortest_edge, longest_edge: the aspect ratio stays. The shorter side becomes `shortest_edge`, unless the other side
       would become longer than `longest_edge`.
+    - longest_edge alone: the aspect ratio stays. The longer side becomes `longest_edge`; small images are enlarged.
     - max_height, max_width: the aspect ratio stays, and the result is the largest that fits; small images are enlarged.
     - height, width: exactly this size.
 
-    Raises OptionError if `size` is only one edge, and ImageError if a thin image would have no pixels left.
+    Raises OptionError if `size` is only the shortest edge, and ImageError if a thin image would have no pixels left.
     """
     keys = set(size)
     if keys == {"height", "width"}:
@@ -78,6 +80,9 @@ def output_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
         result = (int(height * scale), int(width * scale))
     elif keys == {"shortest_edge", "longest_edge"}:
         result = _edge_size(height, width, size["shortest_edge"], size["longest_edge"])
+    elif keys == {"longest_edge"} and size["longest_edge"] is not None:
+        scale = size["longest_edge"] / max(height, width)
+        result = (round(scale * height), round(scale * width))
     else:
         raise OptionError(f"cannot resize to {size}: expected {_SIZE_FORMS}")
     if min(result) < 1:

@@ -102,6 +102,15 @@ def default_profiles(processor: Mapping[str, Any], max_batch: int) -> list[Engin
         largest = (size["max_height"], size["max_width"])
         return _batched([((min(_THINNEST, largest[0]), min(_THINNEST, largest[1])), largest, largest)], max_batch)
     shortest, longest = size.get("shortest_edge"), size.get("longest_edge")
+    if set(size) == {"longest_edge"} and longest is not None:
+        landscape, thin = output_size(*_PHOTO, size), min(_THINNEST, longest)
+        return _batched(
+            [
+                ((thin, longest), landscape, (longest, longest)),
+                ((longest, thin), (landscape[1], landscape[0]), (longest, longest)),
+            ],
+            max_batch,
+        )
     if shortest is None or longest is None:
         raise InputError(f"the processor's size is {dict(size)}, without an upper limit; give the shapes with --profile")
     thin = min(_THINNEST, shortest)

@@ -70,7 +70,7 @@ BACK = (
     (r"^model\.query_position_embeddings\.", "query_embed."),
     (r"^class_labels_classifier\.", "class_embed."),
     (r"^bbox_predictor\.", "bbox_embed."),
-    (r"^model\.decoder\.layernorm\.", "transformer.decoder.norm."),
+    (r"^model\.(encoder|decoder)\.layernorm\.", r"transformer.\1.norm."),
     (r"^model\.", "transformer."),
     (r"\.self_attn_layer_norm\.", ".norm1."),
     (r"\.encoder_attn_layer_norm\.", ".norm2."),
@@ -101,6 +101,13 @@ def _attention_keys(original: str, model: DetrForObjectDetection) -> list[str]:
     keys = [hub.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]
     assert set(keys) <= set(model.state_dict())
     return keys
+
+
+class Frozen(dict[str, str]):
+    """Labels that the cache below can take as a key."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(self.items()))
 
 
 @functools.cache
@@ -193,13 +200,18 @@ def test_the_hubs_list_is_that_of_transformers() -> None:
 # ---- numbers ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes", [{}, {"position_embedding_type": "learned"}, {"dilation": True}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"position_embedding_type": "learned"}, {"dilation": True}, {"model_type": "table-transformer"}],
+    ids=str,
+)
 @torch.no_grad()
 def test_a_converted_file_gives_the_models_outputs(changes: dict[str, Any], tmp_path: Path) -> None:
     model = small(**changes)
     file = save(tmp_path / "a.pth", model, {"nheads": 8, "dilation": changes.get("dilation", False)})
     checkpoint = load_checkpoint(file)
     assert checkpoint.config.position_embedding_type == model.config.position_embedding_type
+    assert checkpoint.config.pre_norm == model.config.pre_norm
     assert checkpoint.config.id2label == {index: f"LABEL_{index}" for index in range(5)}
     pixel_values = torch.from_numpy(random_images((2, 3, 120, 150), seed=1))
     pixel_mask = torch.ones((2, 120, 150), dtype=torch.int64)
@@ -233,6 +245,33 @@ def test_arguments_may_be_a_dictionary(tmp_path: Path) -> None:
 def test_a_bare_state_dict(tmp_path: Path) -> None:
     torch.save(as_original(small()), tmp_path / "a.pth")
     load_model(load_checkpoint(tmp_path / "a.pth"))
+
+
+@pytest.mark.parametrize(
+    ("queries", "classes", "longest_edge", "names"),
+    [(15, 2, 800, ("table", "table rotated")), (125, 6, 1000, ("table", "table spanning cell"))],
+)
+def test_table_transformers_bare_state_dicts(
+    queries: int, classes: int, longest_edge: int, names: tuple[str, str], tmp_path: Path
+) -> None:
+    """microsoft/table-transformer's files: no arguments, pre-norm, and a size of their own."""
+    labels = {str(index): f"LABEL_{index}" for index in range(classes)}
+    torch.save(
+        as_original(small(model_type="table-transformer", num_queries=queries, id2label=Frozen(labels))), tmp_path / "a.pth"
+    )
+    checkpoint = load_checkpoint(tmp_path / "a.pth")
+    assert checkpoint.config.pre_norm
+    assert (checkpoint.config.num_queries, checkpoint.config.num_labels) == (queries, classes)
+    assert (checkpoint.config.id2label[0], checkpoint.config.id2label[classes - 1]) == names
+    assert checkpoint.processor.size == {"longest_edge": longest_edge}
+    load_model(checkpoint)
+
+
+def test_other_pre_norm_models_keep_detrs_processor(tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(save(tmp_path / "a.pth", small(model_type="table-transformer"), {"pre_norm": True}))
+    assert checkpoint.config.pre_norm
+    assert checkpoint.config.id2label[0] == "LABEL_0"
+    assert checkpoint.processor.size == {"shortest_edge": 800, "longest_edge": 1333}
 
 
 def test_the_default_processor(tmp_path: Path) -> None:
@@ -287,8 +326,12 @@ def changed(**changes: Tensor | None) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("state_dict", "args", "message"),
     [
-        (changed(), {"pre_norm": True}, "trained with --pre_norm; only the post-norm DETR"),
-        (changed(transformer__encoder__norm__weight=torch.ones(32)), None, "trained with --pre_norm"),
+        (
+            changed(transformer__encoder__norm__weight=torch.ones(32)),
+            {"pre_norm": False},
+            "no --pre_norm, but the file has a",
+        ),
+        (changed(), {"pre_norm": True}, "--pre_norm, but the file has no parameter 'transformer.encoder.norm.weight'"),
         (changed(), {"nheads": 7}, "d_model 32 is not divisible by encoder_attention_heads 7"),
         (changed(), {"nheads": "many"}, "nheads='many'; expected a whole number"),
         (changed(query_embed__weight=None), None, "the file has no parameter 'query_embed.weight'"),

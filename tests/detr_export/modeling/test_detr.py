@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from detr_export.config import RESNETS
+from detr_export.backbone_config import RESNETS
 from detr_export.modeling.backbone import downsample_mask
 from detr_export.modeling.batch_norm import DetrFrozenBatchNorm2d
 from detr_export.runtimes.errors import CheckpointError

@@ -22,10 +22,11 @@ TUPLES = (
 )
 
 
-@pytest.fixture(scope="module", params=["plain", "auxiliary"])
+@pytest.fixture(scope="module", params=["plain", "auxiliary", "pre-norm", "pre-norm-auxiliary"])
 def pair(request: pytest.FixtureRequest) -> tuple[DetrForObjectDetection, Any]:
     """Our model and the oracle with the same weights."""
-    ours = models.seeded(models.config(auxiliary_loss=request.param == "auxiliary"))
+    model_type = "table-transformer" if request.param.startswith("pre-norm") else "detr"
+    ours = models.seeded(models.config(model_type=model_type, auxiliary_loss=request.param.endswith("auxiliary")))
     return ours, models.oracle(ours.config, ours.state_dict())
 
 
@@ -148,8 +149,9 @@ def test_the_configuration_sets_the_defaults(batch: dict[str, torch.Tensor]) -> 
     assert all(name in outputs for name in TUPLES)
 
 
-def test_dropout_and_layer_drop_act_in_training_only(batch: dict[str, torch.Tensor]) -> None:
-    config = models.config(dropout=0.3, attention_dropout=0.1, activation_dropout=0.2)
+@pytest.mark.parametrize("model_type", ["detr", "table-transformer"])
+def test_dropout_and_layer_drop_act_in_training_only(model_type: str, batch: dict[str, torch.Tensor]) -> None:
+    config = models.config(model_type=model_type, dropout=0.3, attention_dropout=0.1, activation_dropout=0.2)
     ours, theirs = models.seeded(config), models.oracle(config)
     theirs.load_state_dict(ours.state_dict())
     results = []

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from detr_export.coco_folder import read_split
+from detr_export.modeling.detr import DetrForObjectDetection
 from detr_export.modeling.segmentation import DetrForSegmentation
 from detr_export.runtimes import DetrImageProcessor
 from detr_export.seeding import seed_weights
@@ -61,6 +62,24 @@ def test_the_detector_alone(model: DetrForSegmentation, batch: Batch) -> None:
     assert set(terms) == set(expected.loss_dict)
     loss.backward()
     assert all(parameter.grad is None for parameter in model.mask_head.parameters())
+
+
+@pytest.mark.parametrize("model_type", ["detr", "table-transformer"])
+def test_earlier_layers_have_losses_and_change_nothing(model_type: str, batch: Batch) -> None:
+    """Layer i is the last layer of a model that has only the layers up to i. What runs later is what was trained."""
+    labels = {str(index): f"class {index}" for index in range(10)}
+    whole = models.seeded(models.config(model_type=model_type, decoder_layers=3, id2label=labels))
+    loss, terms = DetectorObjective(whole)(batch)
+    expected = {"": whole(batch.pixel_values, batch.pixel_mask, labels=batch.targets).loss_dict}
+    for layer in (0, 1):
+        shorter = DetrForObjectDetection(models.config(model_type=model_type, decoder_layers=layer + 1, id2label=labels))
+        shorter.eval().load_state_dict({name: whole.state_dict()[name] for name in shorter.state_dict()})
+        expected[f"_{layer}"] = shorter(batch.pixel_values, batch.pixel_mask, labels=batch.targets).loss_dict
+    assert set(terms) == {name + suffix for suffix, found in expected.items() for name in found}
+    for suffix, found in expected.items():
+        for name, value in found.items():
+            assert torch.allclose(terms[name + suffix], value, rtol=1e-4, atol=1e-6), name + suffix
+    assert loss > 1.5 * (terms["loss_ce"] + 5 * terms["loss_bbox"] + 2 * terms["loss_giou"])
 
 
 def test_masks_on_a_detector_that_stays(model: DetrForSegmentation, batch: Batch) -> None:
