@@ -5,7 +5,7 @@ DEMO_VENV := .venv-demo
 INSTALL := -m pip install --quiet --constraint constraints.txt --editable
 WORKERS ?= 2
 
-.PHONY: demo benchmark test lint format docs gpu-check clean
+.PHONY: demo benchmark test lint format docs transformers5 gpu-check clean
 
 DEMO := $(DEMO_VENV)/bin/detr-export
 SHAPES := demo/shapes/annotations
@@ -53,9 +53,20 @@ $(DEMO_VENV)/installed: pyproject.toml constraints.txt
 	$(DEMO_VENV)/bin/python $(INSTALL) '.[export,cpu,bench]'
 	touch $@
 
+# Rewrites tests/data/transformers5.npz: what transformers 5 writes and computes, which make test compares with.
+TRANSFORMERS5 := .venv-transformers5
+transformers5: $(TRANSFORMERS5)/installed
+	HF_HUB_OFFLINE=1 $(TRANSFORMERS5)/bin/python -W ignore -m tests.transformers5
+
+$(TRANSFORMERS5)/installed: Makefile
+	$(PYTHON) -m venv $(TRANSFORMERS5)
+	$(TRANSFORMERS5)/bin/python -m pip install --quiet torch==2.13.0 torchvision==0.28.0 timm==1.0.31 transformers==5.24.0 scipy pillow
+	$(TRANSFORMERS5)/bin/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
 # In an environment of your own, with what fits the GPU's driver: see docs/tensorrt.md.
 gpu-check:
 	$(PYTHON) -m detr_export.benchmarks.command gpu
 
 clean:
-	rm -rf $(VENV) $(DEMO_VENV) demo site
+	rm -rf $(VENV) $(DEMO_VENV) $(TRANSFORMERS5) demo site

@@ -39,7 +39,7 @@ _REPLACED_IN_5 = ("use_timm_backbone", "backbone", "use_pretrained_backbone", "b
 # These are not in config.json under that name.
 _NOT_WRITTEN = ("pre_norm", "layout")
 # Fields of transformers' base class. As in transformers, they are written only when they differ from the default.
-_WRITTEN_WHEN_SET = ("output_attentions", "output_hidden_states", "return_dict", "is_encoder_decoder")
+_WRITTEN_WHEN_SET = ("output_attentions", "output_hidden_states", "return_dict")
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,8 @@ class DetrConfig:
     def to_dict(self) -> dict[str, Any]:
         """The dictionary that transformers reads; `from_dict` is its inverse."""
         result = {name: plain(getattr(self, name)) for name in field_names(type(self)) if name not in _NOT_WRITTEN}
-        for name in _WRITTEN_WHEN_SET:
+        omitted = _WRITTEN_WHEN_SET if self.layout != TRANSFORMERS4 else (*_WRITTEN_WHEN_SET, "is_encoder_decoder")
+        for name in omitted:
             if result[name] == type(self).__dataclass_fields__[name].default:
                 del result[name]
         if self.layout != TRANSFORMERS4:

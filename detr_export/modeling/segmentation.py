@@ -22,7 +22,7 @@ from detr_export.modeling.outputs import DetrSegmentationOutput
 from detr_export.runtimes.errors import CheckpointError
 
 _GROUPS = 8  # of every GroupNorm; fewer where it has fewer channels
-_PYRAMID_LEVELS = 3  # finer feature maps that the mask head adds
+_PYRAMID_LEVELS = 3  # feature maps that the mask head adds, the finest ones
 
 
 class DetrMHAttentionMap(nn.Module):
@@ -53,7 +53,7 @@ class DetrMaskHeadSmallConv(nn.Module):
 
     Args:
         dim: channels of feature map and attention maps together, a multiple of 8.
-        fpn_dims: channels of the three finer feature maps, coarsest first.
+        fpn_dims: channels of the three finest feature maps, coarsest first.
         context_dim: the layers have a half to a sixteenth of these channels.
 
     Raises:
@@ -83,7 +83,7 @@ class DetrMaskHeadSmallConv(nn.Module):
         Args:
             features: (B, C, h, w), the projected feature map.
             attention: (B, Q, heads, h, w).
-            pyramid: the finer feature maps, coarsest first.
+            pyramid: the three finest feature maps, coarsest first.
 
         Returns:
             (B, Q, H, W) logits at the size of the last of `pyramid`.
@@ -111,7 +111,7 @@ class DetrForSegmentation(DetrWithHeads):
     """`DetrForObjectDetection` with a mask for each query.
 
     Raises:
-        CheckpointError: the backbone gives fewer than four feature maps.
+        CheckpointError: the backbone gives fewer than three feature maps.
     """
 
     output_type = DetrSegmentationOutput
@@ -120,10 +120,8 @@ class DetrForSegmentation(DetrWithHeads):
         super().__init__(config)
         self.detr = DetrForObjectDetection(config)
         channels = self.detr.model.backbone.conv_encoder.channels
-        if len(channels) <= _PYRAMID_LEVELS:
-            raise CheckpointError(
-                f"the backbone gives {len(channels)} feature maps; a mask head needs {_PYRAMID_LEVELS + 1}"
-            )
+        if len(channels) < _PYRAMID_LEVELS:
+            raise CheckpointError(f"the backbone gives {len(channels)} feature maps; a mask head needs {_PYRAMID_LEVELS}")
         heads = config.encoder_attention_heads
         self.mask_head = DetrMaskHeadSmallConv(config.d_model + heads, channels[::-1][-_PYRAMID_LEVELS:], config.d_model)
         self.bbox_attention = DetrMHAttentionMap(config.d_model, heads)
@@ -149,7 +147,7 @@ class DetrForSegmentation(DetrWithHeads):
             queries: (B, N, d_model), last hidden states of all queries, or of those whose masks are wanted.
 
         Returns:
-            (B, N, H/4, W/4) logits.
+            (B, N, h, w) logits at the size of the finest feature map: H/4, W/4 unless the backbone leaves that one out.
         """
         memory = run.encoded.last_hidden_state
         assert memory is not None

@@ -19,6 +19,8 @@ CASES: dict[str, dict[str, Any]] = {
     "r50": {"backbone": "resnet50", "d_model": 64},
     "r18-dc5": {"backbone": "resnet18", "dilation": True, "d_model": 64},
     "auxiliary": {"auxiliary_loss": True},
+    # As transformers' own tests build it: the coarsest map is the transformer's input and the pyramid's first level.
+    "three maps": {"backbone_config": {**models.TINY_BACKBONE, "out_features": ["stage2", "stage3", "stage4"]}},
 }
 
 
@@ -72,5 +74,5 @@ def test_refuses() -> None:
     with pytest.raises(CheckpointError, match="needs a multiple of 8"):
         DetrForSegmentation(models.config())
     backbone = {**models.TINY_BACKBONE, "out_features": ["stage4"]}
-    with pytest.raises(CheckpointError, match="gives 1 feature maps; a mask head needs 4"):
+    with pytest.raises(CheckpointError, match="gives 1 feature maps; a mask head needs 3"):
         DetrForSegmentation(models.config(**HEADS, backbone_config=backbone))
