@@ -144,6 +144,14 @@ def run_command(
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Measure several sizes and batch sizes around the model's own size.")
     ] = False,
+    no_noise: Annotated[
+        bool,
+        typer.Option(
+            "--no-noise",
+            help="Do not measure the baseline twice. Then the report cannot say which ratios are too close to 1 to mean "
+            "something.",
+        ),
+    ] = False,
     profile: Annotated[
         bool, typer.Option("--profile", help="Add the time of each operator and each part of the model, for ort targets.")
     ] = False,
@@ -184,6 +192,7 @@ def run_command(
             profile=profile,
             output=output,
             overwrite=overwrite,
+            noise=not no_noise,
             progress=progress,
             command=[PROGRAM, *sys.argv[1:]],
         )

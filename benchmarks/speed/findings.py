@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from detr_export.benchmarks.accuracy.scores import SCORED, Annotated, score
 from detr_export.benchmarks.cost.machine_peak import Peaks
 from detr_export.benchmarks.speed.report import Accuracy, Measurement, Variant, Work
 from detr_export.benchmarks.speed.runner import Contestant, Raw, Runner
-from detr_export.benchmarks.speed.statistics import Timing, mark_disturbed, pooled, pooled_stages, ratio_to
+from detr_export.benchmarks.speed.statistics import (
+    LEAST_ROUNDS_FOR_NOISE,
+    Timing,
+    mark_disturbed,
+    noise_of,
+    pooled,
+    pooled_stages,
+    ratio_to,
+)
 from detr_export.benchmarks.speed.targets import BACKENDS, Target, file_bytes
 from detr_export.runtimes.errors import DetrError
 from detr_export.runtimes.progress import Progress
@@ -26,12 +35,17 @@ class Findings:
         runner: has measured, or still measures.
         baseline: the target that ratios refer to; the first one that opens when None.
         peaks: of the machine.
+
+    Attributes:
+        baseline_again: the name of the variant that is the baseline's target once more; None when there is none.
     """
 
     def __init__(self, runner: Runner, baseline: Target | None, peaks: Peaks) -> None:
         self.accuracy: list[Accuracy] = []
         self.profiles: list[Mapping[str, Any]] = []
         self.errors: list[str] = []
+        self.baseline_again: str | None = None
+        self._why_no_noise: str | None = None
         self._runner, self._asked, self._peaks = runner, baseline, peaks
         self._costs: dict[tuple[int, int, int], Cost] = {}
 
@@ -41,6 +55,34 @@ class Findings:
         if self._asked is not None:
             return self._asked.name
         return next((item.target.name for item in self._runner.contestants if item.opened and item.target.timed), None)
+
+    def open_baseline_again(self, wanted: bool, rounds: int) -> None:
+        """Opens the baseline's target once more, for the noise; not if another variant is that already.
+
+        Args:
+            wanted: whether the noise is asked for.
+            rounds: how many are asked for.
+        """
+        able = self._runner.able
+        baseline = next((item.target for item in able if item.target.name == self.baseline), None)
+        if not wanted:
+            self._why_no_noise = "it was not asked for"
+        elif rounds < LEAST_ROUNDS_FOR_NOISE:
+            self._why_no_noise = f"it takes at least {LEAST_ROUNDS_FOR_NOISE} rounds"
+        elif baseline is None:
+            self._why_no_noise = "the baseline could not be opened"
+        else:
+            again = next((item.target for item in able if item.target.is_same_as(baseline)), None)
+            if again is None:
+                again = replace(baseline, name=f"{baseline.name} (again)", again=True)
+                self._runner.add(again)
+            self.baseline_again = again.name
+
+    def why_no_noise(self, measurements: Sequence[Measurement]) -> str | None:
+        """Why no measurement has its noise; None when one has."""
+        if any(item.noise for item in measurements):
+            return None
+        return self._why_no_noise or f"fewer than {LEAST_ROUNDS_FOR_NOISE} rounds of the baseline's two variants count"
 
     def variants(self) -> list[Variant]:
         """What is known of each model and its process."""
@@ -66,7 +108,7 @@ class Findings:
         """Profiles the ONNX files on the CPU, with every workload for which they were right."""
         for raw in self._right():
             target = self._contestant(raw.name).target
-            if target.backend == "ort":
+            if target.backend == "ort" and not target.again:
                 with self._noting(f"profile of {raw.name}"):
                     from detr_export.benchmarks.cost.profiling import profile_ort
 
@@ -77,7 +119,7 @@ class Findings:
     def add_scores(self, data: Annotated, limit: int | None, threads: int, progress: Progress) -> None:
         """Scores the variants that a `Predictor` can open."""
         for contestant in self._runner.able:
-            if contestant.target.backend in SCORED:
+            if contestant.target.backend in SCORED and not contestant.target.again:
                 progress.stage(f"scoring {contestant.target.name}")
                 with self._noting(f"accuracy of {contestant.target.name}"):
                     masks = contestant.opened is not None and contestant.opened.draws_masks
@@ -92,7 +134,8 @@ class Findings:
         found = []
         for raw in raws:
             own = turns[raw.name, raw.workload.key]
-            theirs = turns.get((self.baseline or "", raw.workload.key), [])
+            theirs, again = (turns.get((name or "", raw.workload.key), []) for name in (self.baseline, self.baseline_again))
+            noise = None if raw.name == self.baseline else noise_of(again, theirs)
             session = pooled(own, "session_ms")
             found.append(
                 Measurement(
@@ -111,7 +154,7 @@ class Findings:
                     end_to_end_ms=pooled(own, "end_to_end_ms"),
                     stages_ms=pooled_stages(own),
                     images_per_second=raw.images_per_second,
-                    ratio_to_baseline=None if raw.error else ratio_to(own, theirs),
+                    ratio_to_baseline=None if raw.error else ratio_to(own, theirs, noise),
                     work=self._work(raw, session),
                     error=raw.error,
                     turns=own,

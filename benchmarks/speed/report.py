@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from detr_export.benchmarks.speed.statistics import Ratio, Timing, Turn
+from detr_export.benchmarks.speed.statistics import Noise, Ratio, Timing, Turn
 
 SCHEMA = 2  # raised when a reader of the older form would misread the document
 
@@ -41,6 +41,8 @@ class Method:
     baseline: str | None  # the variant that ratios refer to; None when none could be opened
     calibration_tolerance: float
     interrupted: bool
+    baseline_again: str | None = None  # the variant that is the baseline's target once more; the noise comes from these two
+    why_no_noise: str | None = None  # why no noise was measured; None when it was
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,11 @@ class Measurement:
     def size(self) -> str:
         """`HEIGHTxWIDTH`."""
         return f"{self.height}x{self.width}"
+
+    @property
+    def noise(self) -> Noise | None:
+        """The noise of its ratio."""
+        return self.ratio_to_baseline.noise if self.ratio_to_baseline else None
 
     @property
     def slowed_rounds(self) -> int:

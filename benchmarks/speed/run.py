@@ -45,6 +45,7 @@ def run(
     profile: bool = False,
     output: str | Path | None = None,
     overwrite: bool = False,
+    noise: bool = True,
     progress: Progress = SILENT,
     command: Sequence[str] | None = None,
 ) -> Report:
@@ -68,6 +69,8 @@ def run(
         profile: add a table of operators and of the parts of the model, for ONNX files on the CPU.
         output: a folder for report.json, report.csv, report.md and the plots; nothing is written when None.
         overwrite: replace a report that is there.
+        noise: measure the baseline twice, which shows how far from 1 a ratio must be to mean something. That takes one more
+            process.
         progress: what is told of the stages, and of the turns as steps.
         command: what was typed, to be kept in the report.
 
@@ -82,7 +85,8 @@ def run(
         BackendError: a package of the extra `bench` is not installed.
     """
     settings = check_settings(
-        sizes, batches, threads, rounds, runs, seconds, images, accuracy, limit, callers, sweep, profile, output, overwrite
+        *(sizes, batches, threads, rounds, runs, seconds, images, accuracy, limit, callers, sweep, profile),
+        *(output, overwrite, noise),
     )
     with tempfile.TemporaryDirectory(prefix="detr-bench-") as folder:
         if targets:
@@ -129,6 +133,7 @@ def measure_targets(
         findings = Findings(runner, baseline, peaks)
         try:
             runner.open()
+            findings.open_baseline_again(settings.noise, pace.rounds)
             own = next((item.opened.own_size for item in runner.able if item.opened), _USUAL_SIZE)
             runner.measure(settings.workloads(own), pace)
             runner.close()
@@ -144,13 +149,18 @@ def measure_targets(
         except KeyboardInterrupt:
             interrupted = True
         runner.close()
+        measurements = findings.measurements()
         return Report(
             started=started,
             command=None if command is None else list(command),
             environment=describe_environment(threads),
-            method=Method(pace.rounds, pace.warmup_runs, findings.baseline, CALIBRATION_TOLERANCE, interrupted),
+            method=Method(
+                *(pace.rounds, pace.warmup_runs, findings.baseline, CALIBRATION_TOLERANCE, interrupted),
+                baseline_again=findings.baseline_again,
+                why_no_noise=findings.why_no_noise(measurements),
+            ),
             variants=[*findings.variants(), *failed],
-            measurements=findings.measurements(),
+            measurements=measurements,
             accuracy=findings.accuracy,
             profiles=findings.profiles,
             errors=findings.errors,

@@ -89,15 +89,13 @@ class Runner:
         """Opens all of them."""
         self._expected += len(self.contestants)
         for contestant in self.contestants:
-            self._step(f"opening {contestant.target.name}")
-            with self._noting(contestant):
-                require_runnable(contestant.target)
-                contestant.process = self._start(self._threads)
-                target = contestant.target
-                command = Open(target.backend, target.source, self._threads, self._max_batch)
-                contestant.opened = self._ask(contestant, command)
-            if contestant.opened is None:
-                self._end(contestant)
+            self._open(contestant)
+
+    def add(self, target: Target) -> None:
+        """Opens one more; it is the last in each round."""
+        self._expected += 1
+        self.contestants.append(Contestant(target))
+        self._open(self.contestants[-1])
 
     @property
     def able(self) -> list[Contestant]:
@@ -115,6 +113,17 @@ class Runner:
             self._time(ready, raws, pace)
             for contestant in ready:
                 self._call_at_once(contestant, raws[contestant.target.name], pace)
+
+    def _open(self, contestant: Contestant) -> None:
+        target = contestant.target
+        self._step(f"opening {target.name}")
+        with self._noting(contestant):
+            require_runnable(target)
+            contestant.process = self._start(self._threads)
+            command = Open(target.backend, target.source, self._threads, self._max_batch)
+            contestant.opened = self._ask(contestant, command)
+        if contestant.opened is None:
+            self._end(contestant)
 
     def _compare(self, workload: Workload, raws: Mapping[str, Raw]) -> None:
         """The first run of each variant: its outputs are compared with those of the first variant that gives any."""

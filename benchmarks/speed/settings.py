@@ -68,6 +68,7 @@ class Settings:
     data: Annotated | None  # what is scored
     limit: int | None  # images that are scored; all when None
     profile: bool
+    noise: bool = True  # the baseline is measured twice
 
     @property
     def max_batch(self) -> int:
@@ -100,6 +101,7 @@ def check_settings(
     profile: bool = False,
     output: str | Path | None = None,
     overwrite: bool = False,
+    noise: bool = True,
 ) -> Settings:
     """Checks what is asked for and loads the pictures, before anything is measured.
 
@@ -122,7 +124,7 @@ def check_settings(
     data = None if accuracy is None else find_annotated(accuracy)
     max_batch = max(_SWEEP_BATCHES if sweep else batches, default=1)
     pictures = [synthetic_picture(seed) for seed in range(max_batch)] if images is None else load_pictures(images, max_batch)
-    return Settings(tuple(sizes), tuple(batches) or (1,), sweep, checked, pace, tuple(pictures), data, limit, profile)
+    return Settings(tuple(sizes), tuple(batches) or (1,), sweep, checked, pace, tuple(pictures), data, limit, profile, noise)
 
 
 def check_sizes(sizes: Sequence[Size], batches: Sequence[int], sweep: bool) -> None:

@@ -4,6 +4,8 @@ A turn is what one variant measured in one round. The machine's speed drifts (ot
 inside each round, between neighbours in time, and the median of the rounds is reported with their spread. A turn is
 disturbed when the calibration kernel ran at another speed than usual right before or after it. Disturbed turns do not count,
 as long as at least half of the turns are left.
+
+The baseline takes part twice. How far it is from itself is the noise, and a ratio that is closer to 1 says nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ from detr_export.benchmarks.speed.gpu_state import GpuState
 PARTS = ("preprocess_ms", "session_ms", "postprocess_ms", "end_to_end_ms")
 CALIBRATION_TOLERANCE = 0.1  # of the median; a quiet machine stays within a few percent
 _ROUNDS_FOR_PERCENTILES = 10  # with fewer, the 10th and 90th percentile are nearly the extremes
+# Equal variants would be called different in 20 % of comparisons with 2 rounds, 11 % with 3, 4 % with 4, and 0.5 % with 7
+# (simulated, with normal errors). Of the usual 7 rounds at least 4 count.
+LEAST_ROUNDS_FOR_NOISE = 4
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,14 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class Noise:
+    """How far from 1 a ratio must be to mean something: with 0.25, ratios from 1 / 1.25 to 1.25 are no difference."""
+
+    session: float
+    end_to_end: float
+
+
+@dataclass(frozen=True)
 class Ratio:
     """A variant's time over the baseline's: below 1 is faster."""
 
@@ -62,6 +75,9 @@ class Ratio:
     session_low: float  # 10th percentile over the rounds; the least when there are fewer than ten
     session_high: float  # 90th, or the largest
     end_to_end: float
+    noise: Noise | None = None  # None for the baseline itself, and where it was not measured
+    session_differs: bool | None = None  # whether `session` is beyond the noise; None without noise
+    end_to_end_differs: bool | None = None
 
 
 def schedule(names: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
@@ -126,30 +142,60 @@ def pooled_stages(turns: Sequence[Turn]) -> dict[str, Timing]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def ratio_to(turns: Sequence[Turn], baseline: Sequence[Turn]) -> Ratio | None:
+def ratio_to(turns: Sequence[Turn], baseline: Sequence[Turn], noise: Noise | None = None) -> Ratio | None:
     """Compares a variant with the baseline, round by round.
 
     A round counts when neither of its two turns was disturbed. If less than half of the rounds would count, all of them do.
     The result is None without a round in which both ran.
     """
-    theirs = {turn.round: turn for turn in baseline}
-    pairs = [(turn, theirs[turn.round]) for turn in turns if turn.round in theirs]
-    pairs = _unless_too_few(pairs, lambda pair: not (pair[0].disturbed or pair[1].disturbed))
+    pairs = _pairs(turns, baseline)
     if not pairs:
         return None
-    session = [_median_ratio(one, other, "session_ms") for one, other in pairs]
-    outer = (10, 90) if len(pairs) >= _ROUNDS_FOR_PERCENTILES else (0, 100)
-    low, middle, high = percentiles(session, (outer[0], 50, outer[1]))
-    return Ratio(
-        session=middle,
-        session_low=low,
-        session_high=high,
-        end_to_end=float(np.median([_median_ratio(one, other, "end_to_end_ms") for one, other in pairs])),
-    )
+    low, session, high = _spread(pairs, "session_ms")
+    _, end_to_end, _ = _spread(pairs, "end_to_end_ms")
+    differs = (is_beyond(session, noise.session), is_beyond(end_to_end, noise.end_to_end)) if noise else (None, None)
+    return Ratio(session, low, high, end_to_end, noise, *differs)
 
 
-def _median_ratio(turn: Turn, baseline: Turn, part: str) -> float:
-    return float(np.median(turn.part(part)) / np.median(baseline.part(part)))
+def noise_of(again: Sequence[Turn], baseline: Sequence[Turn]) -> Noise | None:
+    """Compares the baseline with itself: the noise is the end of the ratios' spread that is farther from 1.
+
+    A single round varies more than the median of the rounds, so a small difference is missed rather than made up. The result
+    is None when fewer than `LEAST_ROUNDS_FOR_NOISE` rounds count: so few may agree by chance.
+
+    Args:
+        again: the turns of the baseline's target under its second name.
+        baseline: the turns under its first.
+    """
+    pairs = _pairs(again, baseline)
+    if len(pairs) < LEAST_ROUNDS_FOR_NOISE:
+        return None
+    spreads = [_spread(pairs, part) for part in ("session_ms", "end_to_end_ms")]
+    return Noise(*(max(_distance(low), _distance(high)) for low, _, high in spreads))
+
+
+def is_beyond(ratio: float, noise: float) -> bool:
+    """Whether a ratio is farther from 1 than the noise."""
+    return _distance(ratio) > noise
+
+
+def _distance(ratio: float) -> float:
+    """From 1; half the time is as far as double the time."""
+    return max(ratio, 1 / ratio) - 1
+
+
+def _pairs(turns: Sequence[Turn], baseline: Sequence[Turn]) -> list[tuple[Turn, Turn]]:
+    """The two turns of each round that counts."""
+    theirs = {turn.round: turn for turn in baseline}
+    pairs = [(turn, theirs[turn.round]) for turn in turns if turn.round in theirs]
+    return _unless_too_few(pairs, lambda pair: not (pair[0].disturbed or pair[1].disturbed))
+
+
+def _spread(pairs: Sequence[tuple[Turn, Turn]], part: str) -> list[float]:
+    """Lower end, median and upper end of the rounds' ratios."""
+    ratios = [float(np.median(one.part(part)) / np.median(other.part(part))) for one, other in pairs]
+    low, high = (10, 90) if len(pairs) >= _ROUNDS_FOR_PERCENTILES else (0, 100)
+    return percentiles(ratios, (low, 50, high))
 
 
 def _unless_too_few(items: Sequence, wanted: Callable) -> list:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from detr_export.benchmarks.speed.device_stages import STAGES
 from detr_export.benchmarks.speed.report import Measurement, Report, Variant
-from detr_export.benchmarks.speed.statistics import PARTS, Timing
+from detr_export.benchmarks.speed.statistics import PARTS, Noise, Ratio, Timing
 from detr_export.runtimes.errors import OutputError, missing_extra
 from detr_export.runtimes.files import require_writable, write_atomically
 
@@ -37,6 +37,7 @@ _VARIANTS = ("variant", "version", "precision", "file MB", "load s", "first run 
 _STAGED = ("variant", "size", "batch", *(name.removesuffix("_ms").replace("_", " ") + " ms" for name in STAGES))
 _ACCURACY = ("variant", "images", "box AP", "box AP50", "mask AP", "PQ")
 _EMPTY = "-"
+_NO_DIFFERENCE = "~"  # beside a ratio
 _LEAST_SHARE = 0.005  # of the time; an operator with less has no row of its own
 
 
@@ -48,8 +49,10 @@ def terminal_tables(report: Report) -> list[RenderableType]:
     except ImportError as error:
         raise missing_extra("rich", "bench") from error
     shown: list[RenderableType] = []
-    for title, columns, rows in tables(report):
+    for title, columns, rows, note in tables(report):
         table = Table(title=title, title_justify="left", title_style="bold", header_style="")
+        if note:
+            table.caption, table.caption_justify, table.caption_style = Text(note), "left", ""
         for index, column in enumerate(columns):
             table.add_column(column, justify="right" if index else "left", overflow="fold")
         for row in rows:
@@ -66,9 +69,10 @@ def markdown(report: Report) -> str:
         *(f"- {remark}" for remark in remarks(report)),
         *(f"- {line}" for line in report.problems()),
     ]
-    for title, columns, rows in tables(report):
+    for title, columns, rows, note in tables(report):
         lines += ["", f"## {title}", "", _markdown_row(columns), _markdown_row(["---"] + ["---:"] * (len(columns) - 1))]
         lines += [_markdown_row(row) for row in rows]
+        lines += ["", note] if note else []
     return "\n".join(lines) + "\n"
 
 
@@ -112,27 +116,27 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     return written + draw_all(report.to_dict(), folder)
 
 
-def tables(report: Report) -> Iterator[tuple[str, Sequence[str], list[list[str]]]]:
-    """(title, columns, rows) of each table that has rows. Columns without any value are left out."""
+def tables(report: Report) -> Iterator[tuple[str, Sequence[str], list[list[str]], str]]:
+    """(title, columns, rows, note below) of each table that has rows. Columns without any value are left out."""
     # What was measured.
     baseline = report.method.baseline
     title = "Measurements" + (f", ratio to {baseline}" if baseline else "")
     if report.measurements:
         rows = [_measured(item) for item in report.measurements]
         keep = [index for index in range(len(_MEASURED)) if index < 3 or any(row[index] != _EMPTY for row in rows)]
-        yield title, [_MEASURED[index] for index in keep], [[row[index] for index in keep] for row in rows]
+        yield title, [_MEASURED[index] for index in keep], [[row[index] for index in keep] for row in rows], _noise(report)
     if any(item.stages_ms for item in report.measurements):
         rows = [
             [item.variant, item.size, str(item.batch), *(_number(item.stages_ms[name].p50, ".2f") for name in STAGES)]
             for item in report.measurements
             if item.stages_ms
         ]
-        yield "On the GPU, p50 of each step of the session", _STAGED, rows
+        yield "On the GPU, p50 of each step of the session", _STAGED, rows, ""
     # The variants themselves.
     if report.variants:
         rows = [_described(item) for item in report.variants]
         keep = [index for index in range(len(_VARIANTS)) if index < 2 or any(row[index] != _EMPTY for row in rows)]
-        yield "Variants", [_VARIANTS[index] for index in keep], [[row[index] for index in keep] for row in rows]
+        yield "Variants", [_VARIANTS[index] for index in keep], [[row[index] for index in keep] for row in rows], ""
     if report.accuracy:
         yield (
             "Accuracy",
@@ -141,6 +145,7 @@ def tables(report: Report) -> Iterator[tuple[str, Sequence[str], list[list[str]]
                 [item.variant, str(item.images), *(_number(value, ".4f") for value in _scores(item))]
                 for item in report.accuracy
             ],
+            "",
         )
     # Where the time goes.
     for profile in report.profiles:
@@ -149,6 +154,7 @@ def tables(report: Report) -> Iterator[tuple[str, Sequence[str], list[list[str]]
             f"Parts of {where}",
             ("part", "share"),
             [[name, f"{share:.1%}"] for name, share in profile["parts"].items()],
+            "",
         )
         yield (
             f"Operators of {where}",
@@ -157,6 +163,7 @@ def tables(report: Report) -> Iterator[tuple[str, Sequence[str], list[list[str]]
                 [item["operator"], str(item["calls"]), f"{item['total_ms']:.2f}", f"{item['share']:.1%}"]
                 for item in _largest(profile["operators"])
             ],
+            "",
         )
 
 
@@ -200,7 +207,7 @@ def _measured(item: Measurement) -> list[str]:
         _number(item.session_ms.p95, ".1f"),
         around or _EMPTY,
         _number(item.end_to_end_ms.p50 if item.end_to_end_ms else None, ".1f"),
-        f"{ratio.session:.2f} ({ratio.session_low:.2f}-{ratio.session_high:.2f})" if ratio else _EMPTY,
+        _compared(ratio) if ratio else _EMPTY,
         _EMPTY
         if callers is None
         else " / ".join(
@@ -209,6 +216,30 @@ def _measured(item: Measurement) -> list[str]:
         _rate(item),
         _rounds(item),
     ]
+
+
+def _compared(ratio: Ratio) -> str:
+    """The session's ratio and its spread, marked where it is within the noise."""
+    text = f"{ratio.session:.2f} ({ratio.session_low:.2f}-{ratio.session_high:.2f})"
+    return f"{text} {_NO_DIFFERENCE}" if ratio.session_differs is False else text
+
+
+def _noise(report: Report) -> str:
+    """What the mark beside ratios means, at each size; or why there is none."""
+    method = report.method
+    if method.why_no_noise:
+        return f"The noise of the ratios was not measured: {method.why_no_noise}."
+    noises: dict[str, Noise | None] = {}
+    for item in report.measurements:
+        place = f"{item.size}, batch {item.batch}"
+        noises[place] = noises.get(place) or item.noise
+    if not any(noises.values()):
+        return ""
+    parts = []
+    for place, noise in noises.items():
+        amount = f"by up to {noise.session:.1%} (end to end {noise.end_to_end:.1%})" if noise else "by an unknown amount"
+        parts.append(f"{amount} at {place}" if len(noises) > 1 else amount)
+    return f"{_NO_DIFFERENCE} no difference: the baseline measured twice differs from itself {'; '.join(parts)}."
 
 
 def _largest(operators: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -276,8 +307,11 @@ def _flat(item: Measurement, variant: Variant) -> dict[str, Any]:
         row[f"{name.removesuffix('_ms')}_p50_ms"] = staged.p50
     for callers, value in item.images_per_second.items():
         row[f"images_per_second_{callers}_callers"] = value
-    for name in ("session", "session_low", "session_high", "end_to_end"):
-        row[f"ratio_{name}"] = getattr(item.ratio_to_baseline, name) if item.ratio_to_baseline else None
+    ratio = item.ratio_to_baseline
+    for name in ("session", "session_low", "session_high", "end_to_end", "session_differs", "end_to_end_differs"):
+        row[f"ratio_{name}"] = getattr(ratio, name) if ratio else None
+    for name in ("session", "end_to_end"):
+        row[f"noise_{name}"] = getattr(ratio.noise, name) if ratio and ratio.noise else None
     for name in ("gmac", "moved_bytes", "gflop_per_s", "share_of_gemm_peak"):
         row[name] = getattr(item.work, name) if item.work else None
     # What is the same for all sizes of a variant.

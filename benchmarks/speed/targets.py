@@ -56,11 +56,16 @@ class Target:
     source: str  # a file, folder, hub id or `demo`
     name: str  # what the report calls it, different for each target of a run
     timed: bool = True  # False: it only gives the outputs that others are compared with
+    again: bool = False  # True: the baseline once more, for the noise; its scores and its profile are not asked for
 
     @property
     def onnx(self) -> Path | None:
         """The ONNX file, None for a checkpoint."""
         return user_path(self.source) if BACKENDS[self.backend].opens == "onnx" else None
+
+    def is_same_as(self, other: Target) -> bool:
+        """Whether the other is this model in this backend under another name."""
+        return self.name != other.name and replace(self, name=other.name) == other
 
 
 def parse_target(text: str, cuda: bool = False) -> list[Target]:
@@ -140,7 +145,7 @@ def require_runnable(target: Target) -> None:
 def distinct(targets: Sequence[Target]) -> list[Target]:
     """The same targets under names that differ: with the whole source where its last part is not enough, then with a number.
 
-    A target that was given twice is measured twice. How much it differs from itself shows how far to trust other ratios.
+    A target that was given twice is measured twice. If it is the baseline, the noise comes from these two.
     """
     repeated = {name for name, count in Counter(target.name for target in targets).items() if count > 1}
     named = [

@@ -40,6 +40,7 @@ def test_a_table_and_a_report(tiny_checkpoint: Path, tiny_onnx: Path, tmp_path: 
     for word in ("session p50 ms", "images/s", "peak memory MB", "2 cores" if os.cpu_count() == 2 else "cores"):
         assert word in done.stdout
     assert "Traceback" not in done.stderr
+    assert "The noise of the ratios was not measured: it takes at least 4 rounds." in done.stdout
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [item["batch"] for item in report["measurements"]] == [1, 1, 2, 2]
     assert report["command"][:2] == ["detr-bench", str(tiny_onnx)]
@@ -55,6 +56,14 @@ def test_json_writes_no_folder(tiny_onnx: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["measurements"][0]["correct"] is True
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", [(), ("--no-noise",)])
+def test_noise(option: tuple[str, ...], tiny_onnx: Path, tmp_path: Path) -> None:
+    done = bench(tiny_onnx, *QUICK, "--rounds", "4", *option, "-o", "out", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert ("ort:tiny.onnx (again)" in done.stdout) is not bool(option)
+    assert ("The noise of the ratios was not measured: it was not asked for." in done.stdout) is bool(option)
 
 
 def test_what_fails_is_one_line_each_and_the_rest_goes_on(tiny_onnx: Path, tmp_path: Path) -> None:

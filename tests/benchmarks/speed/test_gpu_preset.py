@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from detr_export.benchmarks.speed.gpu_preset import (
     run_gpu,
 )
 from detr_export.benchmarks.speed.report import Environment, Measurement, Method, Report
-from detr_export.benchmarks.speed.statistics import timing
+from detr_export.benchmarks.speed.statistics import Noise, Ratio, timing
 from detr_export.benchmarks.speed.targets import BACKENDS, Target
 from detr_export.runtimes.backends.cuda import opening as cuda_opening
 from detr_export.runtimes.errors import BackendError, InputError, OutputError, VerificationError
@@ -173,5 +174,10 @@ def test_goals_are_for_the_detector_at_batch_one() -> None:
     assert goals(report(*engine)).startswith("the fp16 engine takes 1.20 ms at batch 1, compiled PyTorch was not timed (")
     text = goals(report(*engine, timed("torch-compile-cuda-fp16:r50", 1, 1.8)))
     assert "takes 1.20 ms at batch 1, 1.50 times as fast as compiled PyTorch" in text
+    noisy = replace(timed("ort-cuda:r50 fp32", 1, 2), ratio_to_baseline=Ratio(1, 1, 1, 1, Noise(0.5, 0.5), False, False))
+    text_of_noise = goals(report(*engine, timed("torch-compile-cuda-fp16:r50", 1, 1.5), noisy))
+    assert "1.25 times as fast as compiled PyTorch, which is no difference (" in text_of_noise
+    faster = goals(report(*engine, timed("torch-compile-cuda-fp16:r50", 1, 2.4), noisy))
+    assert "2.00 times as fast as compiled PyTorch (" in faster
     assert text.endswith("(expected of an H200: at most 1.5 ms, and at least 1.3 times as fast)")
     assert goals(report()).startswith("the fp16 engine was not timed at batch 1")

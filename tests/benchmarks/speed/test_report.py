@@ -13,7 +13,7 @@ import pytest
 
 from detr_export.benchmarks.speed.gpu_state import GpuState
 from detr_export.benchmarks.speed.report import Accuracy, Environment, Measurement, Method, Report, Variant, Work
-from detr_export.benchmarks.speed.statistics import Ratio, Turn, pooled_stages, timing
+from detr_export.benchmarks.speed.statistics import Noise, Ratio, Turn, pooled_stages, timing
 from detr_export.benchmarks.speed.tables import (
     REPORT_FILES,
     csv_text,
@@ -120,7 +120,9 @@ def test_schema(report: Report) -> None:
     assert set(document["environment"]) == {
         *("cpu", "cores", "memory_bytes", "governor", "os", "python", "gpu", "driver", "versions", "threads"),
     }
-    assert set(document["method"]) == {"rounds", "warmup_runs", "baseline", "calibration_tolerance", "interrupted"}
+    assert set(document["method"]) == {
+        *("rounds", "warmup_runs", "baseline", "calibration_tolerance", "interrupted", "baseline_again", "why_no_noise"),
+    }
     assert set(document["variants"][0]) == {
         *("name", "backend", "target", "precision", "version", "file_bytes", "load_s", "first_inference_ms"),
         *("peak_resident_bytes", "device_memory_bytes", "error"),
@@ -132,9 +134,61 @@ def test_schema(report: Report) -> None:
         *("ratio_to_baseline", "work", "error", "turns", "stages_ms"),
     }
     assert set(item["session_ms"]) == {"min", "p50", "p90", "p95", "p99", "samples"}
-    assert set(item["ratio_to_baseline"]) == {"session", "session_low", "session_high", "end_to_end"}
+    assert set(item["ratio_to_baseline"]) == {
+        *("session", "session_low", "session_high", "end_to_end", "noise", "session_differs", "end_to_end_differs"),
+    }
     assert set(item["work"]) == {"gmac", "moved_bytes", "gflop_per_s", "share_of_gemm_peak"}
     assert set(document["accuracy"][0]) == {"variant", "images", "box_AP", "box_AP50", "mask_AP", "PQ"}
+
+
+def with_noise(report: Report) -> Report:
+    """Three variants at two sizes; at one of them the noise is known."""
+    noise = Noise(0.125, 0.0625)
+    names = ("torch:demo", "ort:a.onnx", "torch:demo (again)")
+    ratios = (Ratio(1.0, 1.0, 1.0, 1.0), Ratio(0.5, 0.4, 0.6, 0.95, noise, True, False))
+    again = Ratio(1.01, 0.95, 1.12, 1.02, noise, False, False)
+    rows = [measurement(name, ratio_to_baseline=ratio) for name, ratio in zip(names, (*ratios, again), strict=True)]
+    method = replace(report.method, baseline_again=names[2])
+    return replace(report, variants=[Variant(name, "torch", "demo") for name in names], measurements=rows, method=method)
+
+
+def test_a_ratio_within_the_noise_is_marked(report: Report) -> None:
+    noisy = with_noise(report)
+    text = markdown(noisy)
+    assert "| 1.00 (1.00-1.00) |" in text  # the baseline itself
+    assert "| 0.50 (0.40-0.60) |" in text
+    assert "| 1.01 (0.95-1.12) ~ |" in text
+    line = "~ no difference: the baseline measured twice differs from itself by up to 12.5% (end to end 6.2%)."
+    assert text.index("1.01 (0.95-1.12)") < text.index(line) < text.index("## Variants")
+    document = json.loads(noisy.to_json())
+    assert document["measurements"][1]["ratio_to_baseline"] == {
+        "session": 0.5,
+        "session_low": 0.4,
+        "session_high": 0.6,
+        "end_to_end": 0.95,
+        "noise": {"session": 0.125, "end_to_end": 0.0625},
+        "session_differs": True,
+        "end_to_end_differs": False,
+    }
+    rows = list(csv.DictReader(io.StringIO(csv_text(noisy))))
+    assert [row["ratio_session_differs"] for row in rows] == ["", "True", "False"]
+    assert [row["ratio_end_to_end_differs"] for row in rows] == ["", "False", "False"]
+    assert [(row["noise_session"], row["noise_end_to_end"]) for row in rows] == [("", ""), *[("0.125", "0.0625")] * 2]
+
+
+def test_the_noise_of_each_size_is_told(report: Report) -> None:
+    noisy = with_noise(report)
+    other = replace(noisy.measurements[1], width=1333, ratio_to_baseline=Ratio(0.9, 0.9, 0.9, 0.9))
+    text = markdown(replace(noisy, measurements=[*noisy.measurements, other]))
+    assert "| 0.90 (0.90-0.90) |" in text  # nothing is known of it
+    assert "itself by up to 12.5% (end to end 6.2%) at 800x1066, batch 1; by an unknown amount at 800x1333, batch 1." in text
+
+
+def test_noise_that_was_not_measured_is_told(report: Report) -> None:
+    assert "differs from itself" not in markdown(report)
+    changed = replace(report, method=replace(report.method, why_no_noise="it was not asked for"))
+    assert "\nThe noise of the ratios was not measured: it was not asked for.\n" in markdown(changed)
+    assert "~" not in markdown(changed)
 
 
 def test_problems(report: Report) -> None:
@@ -189,6 +243,9 @@ def test_terminal(report: Report) -> None:
     ):
         assert word in text
     assert "interrupted" not in text
+    Console(file=out, width=200).print(*terminal_tables(with_noise(report)), sep="\n")
+    assert "1.01 (0.95-1.12) ~" in out.getvalue()
+    assert "~ no difference: the baseline measured twice differs from itself by up to 12.5%" in out.getvalue()
 
 
 def test_without_a_peak_there_is_a_rate_and_no_share(report: Report) -> None:

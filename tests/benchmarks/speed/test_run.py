@@ -120,6 +120,44 @@ def test_three_rounds_of_right_wrong_and_missing(
     assert "profiling" in seen.stages
 
 
+def test_the_baseline_is_measured_twice(
+    tiny_checkpoint: Path, tiny_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("detr_export.benchmarks.speed.statistics.is_disturbed", lambda *_: False)
+    report = run(
+        [str(tiny_onnx), f"torch:{tiny_checkpoint}"],
+        *([(96, 128)], [1, 2]),
+        profile=True,
+        output=tmp_path / "out",
+        **{**QUICK, "rounds": 4},
+    )
+    assert report.problems() == []
+    names = ["ort:tiny.onnx", f"torch:{tiny_checkpoint.name}", "ort:tiny.onnx (again)"]
+    assert [(item.variant, item.batch) for item in report.measurements] == [(name, n) for n in (1, 2) for name in names]
+    document = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert document["method"]["baseline"] == names[0]
+    assert document["method"]["baseline_again"] == names[2]
+    assert document["method"]["why_no_noise"] is None
+    assert [item["name"] for item in document["variants"]] == names
+    for batch in (1, 2):
+        baseline, other, again = (item for item in report.measurements if item.batch == batch)
+        assert baseline.noise is None
+        assert other.noise == again.noise
+        assert again.noise is not None
+        assert again.ratio_to_baseline is not None
+        assert again.ratio_to_baseline.session_differs is False
+    assert [item["variant"] for item in document["profiles"]] == names[:1] * 2  # once each batch
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert text.count("| ort:tiny.onnx (again) | 96x128 |") == 2
+    assert "~ no difference: the baseline measured twice differs from itself by up to" in text
+
+
+def test_the_noise_can_be_left_out(tiny_onnx: Path) -> None:
+    report = run([str(tiny_onnx)], sizes=[(96, 128)], noise=False, **{**QUICK, "rounds": 4, "runs": 1})
+    assert [item.variant for item in report.measurements] == ["ort:tiny.onnx"]
+    assert (report.method.baseline_again, report.method.why_no_noise) == (None, "it was not asked for")
+
+
 def test_files_of_other_precision_and_input(tiny_checkpoint: Path, tiny_onnx: Path, tmp_path: Path) -> None:
     half, half_io, raw = (tmp_path / f"{name}.onnx" for name in ("half", "half_io", "raw"))
     checkpoint = load_checkpoint(tiny_checkpoint)

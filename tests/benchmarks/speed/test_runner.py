@@ -143,6 +143,20 @@ def test_one_that_cannot_be_opened_is_left_out() -> None:
     assert fakes[0].closed
 
 
+def test_one_more_can_be_added_and_comes_last() -> None:
+    journal: list[tuple[str, str]] = []
+    waiting = iter([Fake(name, journal) for name in NAMES])
+    runner = Runner(
+        [Target("torch", name, name) for name in NAMES[:2]],
+        *(1, TOLERANCES.__getitem__, lambda: 1.0, lambda threads: next(waiting)),
+    )
+    with runner:
+        runner.open()
+        runner.add(Target("torch", NAMES[2], NAMES[2]))
+        runner.measure([WORKLOAD], PACE)
+    assert [name for name, kind in journal if kind == "Measure"] == [*NAMES] * 3
+
+
 def test_one_that_does_not_take_the_size_is_left_out_at_it() -> None:
     runner, _, journal, _ = race([{"ranges": {"height": (1, 32)}}, {}])
     assert runner.results[0].error == "height is 64; this model takes 1 to 32"

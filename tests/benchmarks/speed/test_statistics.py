@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 
 from detr_export.benchmarks.speed.statistics import (
+    LEAST_ROUNDS_FOR_NOISE,
     PARTS,
+    Noise,
     Turn,
+    is_beyond,
     is_disturbed,
     kept,
     mark_disturbed,
+    noise_of,
     percentiles,
     pooled,
     ratio_to,
@@ -128,6 +132,85 @@ def test_rounds_that_one_of_them_missed_do_not_count() -> None:
     assert found.session == 2.0
     assert ratio_to([turn(1, 4.0)], [turn(0, 2.0)]) is None
     assert ratio_to([], []) is None
+
+
+@pytest.mark.parametrize(
+    ("ratios", "noise"),
+    [
+        ((1.0, 1.0, 1.0, 1.0), 0.0),
+        ((1.02, 0.96, 1.0, 1.125), 0.125),
+        ((1.02, 0.8, 1.1, 1.0), 0.25),  # 1 / 0.8
+        ((0.5, 1.0, 1.0, 1.0, 1.0), 1.0),  # half the time is as far from 1 as double the time
+        ((1.25, 1.5, 1.25, 1.25), 0.5),  # always slower: the noise holds the whole of it
+        ((0.8, 0.8, 0.8, 0.8), 0.25),
+    ],
+)
+def test_the_noise_is_the_farthest_that_the_baseline_is_from_itself(ratios: tuple[float, ...], noise: float) -> None:
+    baseline = [turn(number, 10.0 * 2**number, end_to_end=4.0) for number in range(len(ratios))]  # the machine slows down
+    again = [turn(number, 10.0 * 2**number * ratio, end_to_end=5.0) for number, ratio in enumerate(ratios)]
+    found = noise_of(again, baseline)
+    assert found is not None
+    assert found.session == pytest.approx(noise, abs=1e-12)
+    assert found.end_to_end == 0.25
+
+
+def test_the_noise_of_many_rounds_leaves_the_outer_tenths_out() -> None:
+    ratios = [1.0] * 18 + [9.0, 0.01]
+    found = noise_of([turn(i, ratio) for i, ratio in enumerate(ratios)], [turn(i, 1.0) for i in range(20)])
+    assert found is not None
+    assert found.session == 0.0
+
+
+def test_no_noise_from_few_rounds() -> None:
+    """Rounds that only one of the two ran, or that were disturbed, do not count."""
+    assert LEAST_ROUNDS_FOR_NOISE == 4
+    baseline = [turn(number, 1.0) for number in range(5)]
+    again = [turn(number, 2.0) for number in range(5)]
+    assert noise_of(again, baseline) == Noise(1.0, 0.0)
+    assert noise_of(again[:4], baseline) == Noise(1.0, 0.0)
+    assert noise_of(again[:3], baseline) is None
+    assert noise_of([], baseline) is None
+    calm = [*again[:4], turn(4, 99.0, disturbed=True)]
+    assert noise_of(calm, baseline) == Noise(1.0, 0.0)
+    assert noise_of(calm, [turn(0, 1.0, disturbed=True), *baseline[1:]]) is None
+
+
+@pytest.mark.parametrize(
+    ("ratio", "noise", "expected"),
+    [
+        *((1.25, 0.25, False), (0.8, 0.25, False), (1.26, 0.25, True), (0.79, 0.25, True)),
+        *((0.51, 1.0, False), (0.49, 1.0, True), (1.0, 0.0, False), (1.01, 0.0, True), (0.01, 1.0, True)),
+    ],
+)
+def test_beyond_the_noise(ratio: float, noise: float, expected: bool) -> None:
+    assert is_beyond(ratio, noise) is expected
+
+
+def test_a_ratio_within_the_noise_is_no_difference() -> None:
+    baseline = [turn(number, 10.0) for number in range(4)]
+    variant = [turn(number, 12.0, end_to_end=1.2) for number in range(4)]
+    found = ratio_to(variant, baseline, Noise(0.25, 0.1))
+    assert found is not None
+    assert (found.noise, found.session_differs, found.end_to_end_differs) == (Noise(0.25, 0.1), False, True)
+    found = ratio_to(variant, baseline)
+    assert found is not None
+    assert (found.noise, found.session_differs, found.end_to_end_differs) == (None, None, None)
+
+
+@pytest.mark.parametrize("rounds", [4, 7, 30])
+def test_the_baseline_never_differs_from_itself(rounds: int) -> None:
+    random = np.random.default_rng(rounds)
+    baseline, again = ([turn(i, *random.gamma(2.0, 1.0, 3)) for i in range(rounds)] for _ in range(2))
+    for one, other in ((baseline, again), (again, baseline)):
+        found = ratio_to(one, other, noise_of(one, other))
+        assert found is not None
+        assert found.session_differs is False
+    # Which of the two is called the second makes no difference, or with interpolated percentiles hardly any.
+    exact = 1e-12 if rounds < 10 else 0.05
+    swapped, noise = noise_of(baseline, again), noise_of(again, baseline)
+    assert swapped is not None
+    assert noise is not None
+    assert swapped.session == pytest.approx(noise.session, rel=exact)
 
 
 def test_parts_are_the_turns_fields() -> None:
