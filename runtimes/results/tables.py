@@ -6,7 +6,7 @@ microsoft/table-transformer's post-processing; the code is our own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -78,12 +78,7 @@ class Table:
         Raises:
             ImageError: the image cannot be read, or has another size than the image of the table.
         """
-        boxes = np.stack([cell.box for cell in self.cells] or [self.box])
-        shades = [
-            _HEADER_SHADE if cell.is_column_header else _PROJECTED_SHADE if cell.is_projected_row_header else None
-            for cell in self.cells
-        ]
-        return draw_cells(image, self.image_size, boxes, shades or [None])
+        return draw_tables(image, self.image_size, [self])
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +138,22 @@ def tables_from_detections(found: Detections) -> list[Table]:
         _table(boxes[index], {kind: objects[kind][owners[kind] == index] for kind in objects}, found.image_size)
         for index in np.lexsort((boxes[:, 0], boxes[:, 1]))
     ]
+
+
+def draw_tables(image: ImageSource, image_size: tuple[int, int], tables: Sequence[Table]) -> Image.Image:
+    """A copy of `image` with all its tables. Size and errors are as in `draw_cells`, the picture is as in `Table.draw`."""
+    boxes: list[np.ndarray] = []
+    shades: list[Optional[int]] = []
+    for table in tables:
+        for cell in table.cells:
+            boxes.append(cell.box)
+            shades.append(
+                _HEADER_SHADE if cell.is_column_header else _PROJECTED_SHADE if cell.is_projected_row_header else None
+            )
+        if not table.cells:
+            boxes.append(table.box)
+            shades.append(None)
+    return draw_cells(image, image_size, np.array(boxes, dtype=np.float32).reshape(-1, 4), shades)
 
 
 def _table(box: np.ndarray, objects: dict[str, _Objects], image_size: tuple[int, int]) -> Table:
