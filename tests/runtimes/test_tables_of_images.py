@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detr_export.pubtables import STRUCTURE_LABELS
 from detr_export.runtimes import Predictor, Table
 from detr_export.runtimes.errors import ArtifactError, ImageError, InputError
 from detr_export.runtimes.folder import predict_files
@@ -18,7 +19,7 @@ from detr_export.runtimes.metadata import Metadata
 from detr_export.runtimes.processing.images import load_image
 from detr_export.runtimes.results.tables import tables_from_detections
 from detr_export.runtimes.session import Session, TensorSpec
-from detr_export.training.table_data import LABELS, TablePicture, draw_picture
+from detr_export.training.table_data import TablePicture, draw_picture
 from tests.models import edit_config
 
 QUERIES = 40
@@ -33,7 +34,7 @@ class Found(Session):
         TensorSpec("pixel_mask", "int64", ("batch", "height", "width")),
     )
     outputs = (
-        TensorSpec("logits", "float32", ("batch", QUERIES, len(LABELS) + 1)),
+        TensorSpec("logits", "float32", ("batch", QUERIES, len(STRUCTURE_LABELS) + 1)),
         TensorSpec("pred_boxes", "float32", ("batch", QUERIES, 4)),
     )
 
@@ -43,14 +44,14 @@ class Found(Session):
 
     def _run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         batch = len(inputs["pixel_values"])
-        logits = np.zeros((batch, QUERIES, len(LABELS) + 1), dtype=np.float32)
+        logits = np.zeros((batch, QUERIES, len(STRUCTURE_LABELS) + 1), dtype=np.float32)
         logits[..., -1] = 9
         boxes = np.full((batch, QUERIES, 4), 0.5, dtype=np.float32)
         for index, mask in enumerate(inputs["pixel_mask"]):
             height, width = int(mask.any(axis=1).sum()), int(mask.any(axis=0).sum())
             for query, (label, (left, top, right, bottom)) in enumerate(self.pictures[height, width].objects):
                 logits[index, query] = 0
-                logits[index, query, label] = np.log(SCORE / (1 - SCORE) * len(LABELS))
+                logits[index, query, label] = np.log(SCORE / (1 - SCORE) * len(STRUCTURE_LABELS))
                 center = ((left + right) / 2 / width, (top + bottom) / 2 / height)
                 boxes[index, query] = (*center, (right - left) / width, (bottom - top) / height)
         return {"logits": logits, "pred_boxes": boxes}
@@ -68,7 +69,7 @@ def pictures() -> list[TablePicture]:
 
 @pytest.fixture(scope="module")
 def predictor(pictures: list[TablePicture]) -> Iterator[Predictor]:
-    with Predictor(Found(pictures, LABELS)) as opened:
+    with Predictor(Found(pictures, STRUCTURE_LABELS)) as opened:
         yield opened
 
 
@@ -120,7 +121,7 @@ def test_the_threshold_is_that_of_detect(table_checkpoint: Path, photo: Path) ->
 def test_refusals(predictor: Predictor, pictures: list[TablePicture], tiny_checkpoint: Path, photo: Path) -> None:
     with Predictor.load(tiny_checkpoint) as detector, pytest.raises(ArtifactError, match="has no class 'table row'"):
         detector.tables(photo)
-    only_rows = {**LABELS, 1: "column"}
+    only_rows = {**STRUCTURE_LABELS, 1: "column"}
     with pytest.raises(ArtifactError, match=r"no class 'table column', .* expected a model of the structure of tables"):
         Predictor(Found(pictures, only_rows)).tables(pictures[0].pixels)
     with pytest.raises(InputError, match="expected a number from 0 to 1"):

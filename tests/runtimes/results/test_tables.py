@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detr_export.pubtables import STRUCTURE_LABELS
 from detr_export.runtimes.errors import ImageError
 from detr_export.runtimes.results.detections import Detections
 from detr_export.runtimes.results.tables import Cell, Table, tables_from_detections
-from detr_export.training.table_data import LABELS, TablePicture, draw_picture
+from detr_export.training.table_data import TablePicture, draw_picture
 
 SIZE = (200, 300)  # height, width
 Object = tuple[str, Sequence[float], float]  # name of the class, box, score
@@ -204,7 +205,7 @@ def found_in(picture: TablePicture, generator: np.random.Generator, jitter: floa
     for label, box in picture.objects:
         for score in (0.9, 0.6)[: 1 + int(generator.random() < 0.3)]:
             moved = np.array(box) + generator.uniform(-jitter, jitter, 4)
-            objects.append((LABELS[label], moved.tolist(), score))
+            objects.append((STRUCTURE_LABELS[label], moved.tolist(), score))
     return [objects[index] for index in generator.permutation(len(objects))]
 
 
@@ -226,7 +227,7 @@ def test_drawn_tables_are_found_again(index: int) -> None:
 def test_a_spanning_cell_that_is_not_found_leaves_single_cells() -> None:
     pictures = [draw_picture("test", index) for index in range(50)]
     picture = next(picture for picture in pictures if sum(label == 5 for label, _ in picture.objects) > 1)
-    objects = [(LABELS[label], box, 0.9) for label, box in picture.objects]
+    objects = [(STRUCTURE_LABELS[label], box, 0.9) for label, box in picture.objects]
     lost = next(index for index, item in enumerate(objects) if item[0] == "table spanning cell")
     complete, without = (only_table(items) for items in (objects, objects[:lost] + objects[lost + 1 :]))
     (missing,) = merged(complete).keys() - merged(without).keys()
@@ -241,7 +242,7 @@ def test_a_spanning_cell_that_is_not_found_leaves_single_cells() -> None:
 def test_any_boxes_make_complete_grids(seed: int) -> None:
     generator = np.random.default_rng(seed)
     objects: list[Object] = []
-    for name, most in zip(LABELS.values(), (3, 12, 12, 3, 4, 12), strict=True):
+    for name, most in zip(STRUCTURE_LABELS.values(), (3, 12, 12, 3, 4, 12), strict=True):
         for _ in range(generator.integers(0, most, endpoint=True)):
             x, y = np.sort(generator.uniform(-5, 305, 2)), np.sort(generator.uniform(-5, 205, 2))
             objects.append((name, (x[0], y[0], x[1], y[1]), float(generator.uniform(0.01, 1))))
