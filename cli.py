@@ -268,7 +268,10 @@ def inspect(
 def predict(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="An ONNX file, an engine or a checkpoint.")],
     images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Files, folders and patterns like *.jpg.")],
-    task: Annotated[PredictTask, typer.Option(help="All but detection need a segmentation model.")] = PredictTask.detection,
+    task: Annotated[
+        PredictTask,
+        typer.Option(help="panoptic, instances and semantic need a segmentation model, tables a Table Transformer."),
+    ] = PredictTask.detection,
     explain: Annotated[bool, typer.Option("--explain", help="Draw where the decoder looked for each detection.")] = False,
     threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Lowest score that is shown.")] = 0.5,
     output: Annotated[
@@ -282,7 +285,7 @@ def predict(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Find or segment objects in images. An unreadable image is reported, and the others are still predicted."""
+    """Find or segment objects in images, or read tables. An unreadable image is reported, and the others still run."""
     if explain and task is not PredictTask.detection:
         raise typer.BadParameter("--explain draws detections; leave --task out")
     from detr_export.runtimes.folder import predict_files

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         DetrImageProcessorFast,
         Predictor,
         Segmentation,
+        Table,
         load_image,
         open_session,
     )
@@ -28,6 +29,7 @@ __all__ = [
     "DetrImageProcessorFast",
     "Predictor",
     "Segmentation",
+    "Table",
     "load_image",
     "open_session",
 ]

@@ -52,6 +52,7 @@ class PredictTask(str, Enum):
     panoptic = "panoptic"
     instances = "instances"
     semantic = "semantic"
+    tables = "tables"
 
 
 class DemoKind(str, Enum):

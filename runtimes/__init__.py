@@ -21,12 +21,14 @@ from detr_export.runtimes.processing.images import load_image
 from detr_export.runtimes.results.detections import Detections
 from detr_export.runtimes.results.segmentation import Segmentation
 from detr_export.runtimes.results.segments import Segment
+from detr_export.runtimes.results.tables import Cell, Table
 from detr_export.runtimes.session import Session, TensorSpec
 
 __all__ = [
     "AnnotationError",
     "ArtifactError",
     "BackendError",
+    "Cell",
     "CheckpointError",
     "Detections",
     "DetrError",
@@ -42,6 +44,7 @@ __all__ = [
     "Segment",
     "Segmentation",
     "Session",
+    "Table",
     "TensorSpec",
     "VerificationError",
     "load_image",

@@ -15,10 +15,13 @@ from detr_export.runtimes.predictor import Predictor
 from detr_export.runtimes.processing.images import load_image
 from detr_export.runtimes.results.detections import Detections
 from detr_export.runtimes.results.segmentation import Segmentation
+from detr_export.runtimes.results.tables import Table, draw_tables
 from detr_export.runtimes.thresholds import require_shares
 
 RESULTS_NAME = "predictions.json"
-TASKS = ("detection", "panoptic", "instances", "semantic", "attention")
+TASKS = ("detection", "panoptic", "instances", "semantic", "tables", "attention")
+
+Result = Union[Detections, Segmentation, list[Table]]
 
 
 @dataclass(frozen=True)
@@ -26,17 +29,22 @@ class FilePrediction:
     """The outcome for one file. Either `result` or `error` is set."""
 
     image: Path
-    result: Union[Detections, Segmentation, None] = None
+    result: Optional[Result] = None
     picture: Optional[Path] = None  # the annotated copy, if there is an output folder
     error: Optional[DetrError] = None
 
     def summary(self) -> str:
-        """One line for people: the file and the objects in it, the most frequent class first."""
+        """One line for people: the file and the objects in it, the most frequent class first; or the sizes of its tables."""
         if self.result is None:
             return f"{self.image}: {self.error}"
-        found = self.result.names if isinstance(self.result, Detections) else [item.name for item in self.result.segments]
-        counts = Counter(found).most_common()
-        return f"{self.image}: {', '.join(f'{count} {name}' for name, count in counts) or 'nothing found'}"
+        if isinstance(self.result, list):
+            found = [f"a table of {len(table.rows)} rows and {len(table.columns)} columns" for table in self.result]
+        else:
+            objects = (
+                self.result.names if isinstance(self.result, Detections) else [item.name for item in self.result.segments]
+            )
+            found = [f"{count} {name}" for name, count in Counter(objects).most_common()]
+        return f"{self.image}: {', '.join(found) or 'nothing found'}"
 
     def to_dict(self) -> dict[str, Any]:
         """The outcome in types that JSON has."""
@@ -45,7 +53,9 @@ class FilePrediction:
             result["picture"] = str(self.picture)
         if self.error is not None:
             result["error"] = str(self.error)
-        if self.result is not None:
+        if isinstance(self.result, list):
+            result["tables"] = [table.to_dict() for table in self.result]
+        elif self.result is not None:
             result.update(self.result.to_dict())
         return result
 
@@ -102,7 +112,7 @@ def predict_files(
 
 def _predict(predictor: Predictor, image: Path, threshold: float, picture: Optional[Path], task: str) -> FilePrediction:
     loaded = load_image(image)
-    result: Union[Detections, Segmentation]
+    result: Result
     attention = None
     try:
         if task == "panoptic":
@@ -111,6 +121,8 @@ def _predict(predictor: Predictor, image: Path, threshold: float, picture: Optio
             result = predictor.segment_instances(loaded, threshold)
         elif task == "semantic":
             result = predictor.segment_semantic(loaded)
+        elif task == "tables":
+            result = predictor.tables(loaded, threshold)
         elif task == "attention":
             result, attention = predictor.explain(loaded, threshold)
         else:
@@ -118,7 +130,9 @@ def _predict(predictor: Predictor, image: Path, threshold: float, picture: Optio
     except (ImageError, InputError) as error:  # it describes the picture but does not name the file
         raise type(error)(f"{image}: {error}") from error
     if picture is not None:
-        if attention is not None and isinstance(result, Detections):
+        if isinstance(result, list):
+            drawn = draw_tables(loaded, (loaded.height, loaded.width), result)
+        elif attention is not None and isinstance(result, Detections):
             drawn = result.draw_attention(loaded, attention)
         else:
             drawn = result.draw(loaded)

@@ -22,6 +22,7 @@ from detr_export.runtimes.processing.segmentation import (
 )
 from detr_export.runtimes.results.detections import Detections, make_detections
 from detr_export.runtimes.results.segmentation import Segmentation, make_segmentation
+from detr_export.runtimes.results.tables import REQUIRED, Table, tables_from_detections
 from detr_export.runtimes.session import Session
 from detr_export.runtimes.thresholds import require_shares
 
@@ -99,6 +100,34 @@ class Predictor:
             return [make_detections(kept, size, self.id2label) for kept, size in zip(found, sizes)]
 
         return self._each(images, detect)
+
+    @overload
+    def tables(self, images: ImageSource, threshold: float = ...) -> list[Table]: ...
+    @overload
+    def tables(self, images: ImageList, threshold: float = ...) -> list[list[Table]]: ...
+    def tables(self, images: Images, threshold: float = 0.5) -> Union[list[Table], list[list[Table]]]:
+        """Reads the structure of tables, with a model that finds rows and columns, such as Table Transformer's.
+
+        Args:
+            images: as in `detect`. They show tables with a small margin, as such models are trained on.
+            threshold: as in `detect`, for objects of all classes. What they become is said in `tables_from_detections`.
+
+        Returns:
+            For each image its tables from top to bottom; a list of such lists for a list of images.
+
+        Raises:
+            ArtifactError: the model has no classes "table row" and "table column".
+            ImageError, InputError, BackendError: as in `detect`.
+        """
+        names = {name.lower() for name in self.id2label.values()}
+        missing = [name for name in REQUIRED if name not in names]
+        if missing:
+            raise ArtifactError(
+                f"the model has no class {missing[0]!r}, and so it cannot read tables; expected a model of the structure of "
+                "tables, such as microsoft/table-transformer-structure-recognition"
+            )
+        found = self.detect(images, threshold)
+        return tables_from_detections(found) if isinstance(found, Detections) else [*map(tables_from_detections, found)]
 
     @overload
     def segment_panoptic(

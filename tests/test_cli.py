@@ -537,6 +537,7 @@ def test_segmentation_from_checkpoint_to_pictures(tmp_path: Path, photo: Path) -
     assert run("onnx", str(checkpoint), "--task", "panoptic").returncode == 2
 
 
-def test_detectors_draw_no_masks(tiny_onnx: Path, photo: Path) -> None:
+def test_what_detectors_cannot_do(tiny_onnx: Path, photo: Path) -> None:
     assert "the model draws no masks" in fails("predict", str(tiny_onnx), str(photo), "--task", "panoptic")
     assert "does not return its attention" in fails("predict", str(tiny_onnx), str(photo), "--explain")
+    assert "has no class 'table row'" in fails("predict", str(tiny_onnx), str(photo), "--task", "tables")

@@ -39,6 +39,7 @@ MAX_WORDS = 900  # of the README
 # Commands that are only parsed: a pattern, and the reason.
 PARSED_ONLY = {
     r"facebook/": "reads the hub",
+    r"^detr-export predict structure\.onnx\b": "needs Table Transformer's weights",
     r"2017": "reads COCO",
     r"^detr-export trt\b": "builds on a GPU",
     r"^detr-export train\b|^torchrun\b|--images 10000\b": "takes hours; tests/detr_export/training trains",
@@ -54,7 +55,11 @@ SHORTER = {r"--images \d+": "--images 16", r"^(detr-export evaluate .*)$": r"\1 
 # Where pages expect the exported file.
 MODELS = ("detr.onnx", "model.onnx", "demo/model.onnx")
 # Pages whose Python is only type-checked, and the reason.
-TYPED_ONLY = {"docs/tensorrt.md": "needs a GPU", "docs/export.md": "exports once more"}
+TYPED_ONLY = {
+    "docs/tensorrt.md": "needs a GPU",
+    "docs/export.md": "exports once more",
+    "docs/predict.md": "needs Table Transformer's weights",
+}
 
 
 @dataclass(frozen=True)

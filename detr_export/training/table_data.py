@@ -14,19 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from detr_export.pubtables import STRUCTURE_LABELS
 from detr_export.runtimes.progress import SILENT, Progress
 from detr_export.training.drawn_split import AnnotatedPicture, DrawnData, picture_generator, write_split
 from detr_export.training.table_layout import PlacedTable, TableLayout, make_layout
 from detr_export.training.table_painting import Painter, make_style
-
-LABELS = {
-    0: "table",
-    1: "table column",
-    2: "table row",
-    3: "table column header",
-    4: "table projected row header",
-    5: "table spanning cell",
-}  # as in microsoft/table-transformer-structure-recognition
 
 _LONG_SIDE = (256, 320)  # pixels
 _CROWDED = 296  # pixels of the long side, at least, where there are many rows or columns
@@ -79,7 +71,7 @@ def draw_picture(split: str, index: int) -> TablePicture:
 
 def write_table_data(directory: str | Path, images: int, split: str = "train", progress: Progress = SILENT) -> Path:
     """Writes a split with its instances annotations; arguments and errors as in `write_split` and `draw_picture`."""
-    categories = [{"id": id_, "name": name, "supercategory": "table"} for id_, name in LABELS.items()]
+    categories = [{"id": id_, "name": name, "supercategory": "table"} for id_, name in STRUCTURE_LABELS.items()]
     data = DrawnData("Tables, drawn by detr-export", categories, None, _annotated_picture)
     return write_split(directory, images, split, data, progress)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
+from typing import Optional
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -16,6 +17,8 @@ _GOLDEN_RATIO = 0.618034  # step of the hue from one label to the next; it gives
 _LINE_SHARE = 1 / 300  # width of a line, as a share of the image's longer side
 _TEXT_SHARE = 1 / 45  # size of text, as a share of the longer side
 _TINT = 0.5  # share of a segment's colour in its pixels
+_CELL_TINT = 0.3  # the same of a shaded cell, whose text is to stay readable
+_OUTLINE = 1  # number of the colour of the outlines of a table's cells
 _CAPTION_AREA = 1 / 400  # share of the image; segments that are smaller are drawn without their name
 _MIN_TEXT, _MAX_TEXT = 10, 40  # pixels
 
@@ -121,6 +124,35 @@ def draw_segments(source: ImageSource, ids: np.ndarray, segments: Sequence[Segme
         if segment.area >= _CAPTION_AREA * ids.size:
             score = "" if segment.score is None else f" {segment.score:.2f}"
             caption(draw, font, _inside(ids == segment.id), segment.name + score, color_of(segment.id))
+    return image
+
+
+def draw_cells(
+    source: ImageSource, image_size: tuple[int, int], cells: np.ndarray, shades: Sequence[Optional[int]]
+) -> Image.Image:
+    """A copy of the image with the outline of each cell of a table, and a translucent colour in some of them.
+
+    Args:
+        source: the image.
+        image_size: the (height, width) that it must have, pixels.
+        cells: float32 (N, 4), (x_min, y_min, x_max, y_max), pixels.
+        shades: for each cell the number of its colour, or None.
+
+    Raises:
+        ImageError: the image cannot be read, or has another size.
+    """
+    image = matching_image(source, image_size).copy()
+    image.info.clear()  # as in `draw_boxes`
+    shaded = image.copy()
+    draw = ImageDraw.Draw(shaded)
+    for box, shade in zip(cells.tolist(), shades):
+        if shade is not None:
+            draw.rectangle(box, fill=color_of(shade))
+    image = Image.blend(image, shaded, _CELL_TINT)
+    draw = ImageDraw.Draw(image)
+    line = max(1, round(max(image.size) * _LINE_SHARE))
+    for box in cells.tolist():
+        draw.rectangle(box, outline=color_of(_OUTLINE), width=line)
     return image
 
 

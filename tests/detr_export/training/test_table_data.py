@@ -11,8 +11,9 @@ import pytest
 from PIL import Image, ImageFont
 
 from detr_export.coco_folder import read_split
+from detr_export.pubtables import STRUCTURE_LABELS
 from detr_export.runtimes.errors import BackendError, OutputError
-from detr_export.training.table_data import LABELS, TablePicture, draw_picture, write_table_data
+from detr_export.training.table_data import TablePicture, draw_picture, write_table_data
 from detr_export.training.table_text import font_of
 
 PICTURES = 80
@@ -47,7 +48,7 @@ def test_cells_cover_the_grid_once(pictures: list[TablePicture]) -> None:
 
 def test_rows_and_columns_tile_the_table(pictures: list[TablePicture]) -> None:
     for picture in pictures:
-        boxes = {label: [box for name, box in picture.objects if name == label] for label in LABELS}
+        boxes = {label: [box for name, box in picture.objects if name == label] for label in STRUCTURE_LABELS}
         ((left, top, right, bottom),) = boxes[0]
         height, width = picture.pixels.shape[:2]
         assert 0 < left < right < width
@@ -105,7 +106,7 @@ def test_most_cells_have_text(pictures: list[TablePicture]) -> None:
 def test_files_are_what_the_trainer_reads(tmp_path: Path) -> None:
     write_table_data(tmp_path, 3, "train")
     split = read_split(tmp_path, "train", "detection")
-    assert dict(split.id2label) == LABELS
+    assert dict(split.id2label) == STRUCTURE_LABELS
     document = json.loads((tmp_path / "annotations" / "instances_train.json").read_text())
     assert {path.name for path in tmp_path.rglob("*") if path.is_dir()} == {"annotations", "train"}  # nothing panoptic
     for index, record in enumerate(split.records):
