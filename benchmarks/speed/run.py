@@ -85,8 +85,21 @@ def run(
         BackendError: a package of the extra `bench` is not installed.
     """
     settings = check_settings(
-        *(sizes, batches, threads, rounds, runs, seconds, images, accuracy, limit, callers, sweep, profile),
-        *(output, overwrite, noise),
+        sizes,
+        batches,
+        threads,
+        rounds,
+        runs,
+        seconds,
+        images,
+        accuracy,
+        limit,
+        callers,
+        sweep,
+        profile,
+        output,
+        overwrite,
+        noise,
     )
     with tempfile.TemporaryDirectory(prefix="detr-bench-") as folder:
         if targets:
@@ -155,7 +168,11 @@ def measure_targets(
             command=None if command is None else list(command),
             environment=describe_environment(threads),
             method=Method(
-                *(pace.rounds, pace.warmup_runs, findings.baseline, CALIBRATION_TOLERANCE, interrupted),
+                rounds=pace.rounds,
+                warmup_runs=pace.warmup_runs,
+                baseline=findings.baseline,
+                calibration_tolerance=CALIBRATION_TOLERANCE,
+                interrupted=interrupted,
                 baseline_again=findings.baseline_again,
                 why_no_noise=findings.why_no_noise(measurements),
             ),
