@@ -23,6 +23,7 @@ from detr_export.choices import (
     KeptPart,
     Precision,
     PredictTask,
+    ProcessorOption,
     RevisionOption,
     TrainTask,
 )
@@ -101,6 +102,7 @@ def onnx_command(
     overwrite: OverwriteOption = False,
     dilation: DilationOption = None,
     revision: RevisionOption = None,
+    processor: ProcessorOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Export a checkpoint to one verified ONNX file with free batch, height and width."""
@@ -134,7 +136,7 @@ def onnx_command(
     from detr_export.checkpoints.reading import load_checkpoint
     from detr_export.graphs.export import exported
 
-    loaded = load_checkpoint(checkpoint, dilation, revision)
+    loaded = load_checkpoint(checkpoint, dilation, revision, None if processor is None else processor.value)
     scores = None
     with exported(loaded, output, options, progress) as draft:
         if accuracy is not None:
@@ -270,6 +272,7 @@ def predict(
     images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Files, folders and patterns like *.jpg.")],
     task: Annotated[
         PredictTask,
+        ProcessorOption,
         typer.Option(help="panoptic, instances and semantic need a segmentation model, tables a Table Transformer."),
     ] = PredictTask.detection,
     explain: Annotated[bool, typer.Option("--explain", help="Draw where the decoder looked for each detection.")] = False,
@@ -435,6 +438,7 @@ def train(
     device: Annotated[str, typer.Option(help="cpu, or cuda or cuda:N for a GPU.")] = "cpu",
     dilation: DilationOption = None,
     revision: RevisionOption = None,
+    processor: ProcessorOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train or fine-tune on a COCO folder, also under torchrun. Ctrl-C keeps the state for --resume."""
@@ -461,7 +465,10 @@ def train(
         seed=seed,
         fp16_weights=fp16_weights,
     )
-    start = None if checkpoint is None else load_checkpoint(checkpoint, dilation, revision)
+    if checkpoint is None and processor is not None:
+        raise typer.BadParameter("--processor goes with --from CHECKPOINT")
+    backend = None if processor is None else processor.value
+    start = None if checkpoint is None else load_checkpoint(checkpoint, dilation, revision, backend)
     with TerminalProgress("training") as progress:
         result = train_model(data, output, options, config, start, device, workers, resume, overwrite, progress)
     if result is None:  # the first process of a torchrun reports, and this is another

@@ -38,6 +38,13 @@ class ImageInput(str, Enum):
     uint8 = "uint8"
 
 
+class ProcessorBackend(str, Enum):
+    """Whose pixels a model gets."""
+
+    pil = "pil"
+    torchvision = "torchvision"
+
+
 class TrainTask(str, Enum):
     """What is trained."""
 
@@ -74,6 +81,13 @@ DilationOption = Annotated[
     typer.Option("--dilation/--no-dilation", help="For .pth files: whether it is a DC5 model; its weights do not show it."),
 ]
 RevisionOption = Annotated[Optional[str], typer.Option(help="For hub ids: a branch, tag or commit.")]
+ProcessorOption = Annotated[
+    Optional[ProcessorBackend],
+    typer.Option(
+        help="For directories and hub ids: whose pixels the model gets. If left out, the class that the checkpoint names; "
+        "where both have one name, the one that transformers opens."
+    ),
+]
 DeviceOption = Annotated[
     str,
     typer.Option(

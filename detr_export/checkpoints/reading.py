@@ -20,14 +20,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from detr_export.checkpoints import original as original_checkpoint
-from detr_export.checkpoints.hub import PROCESSOR_NAME, WEIGHT_FILES, download
+from detr_export.checkpoints.hub import WEIGHT_FILES, download
 from detr_export.checkpoints.layouts import has_names_of_5, to_hub_names
+from detr_export.checkpoints.processors import read_processor, require_backend
 from detr_export.config import CONFIG_NAME, TRANSFORMERS5_NAMES, DetrConfig
-from detr_export.runtimes.errors import CheckpointError, DetrError
+from detr_export.runtimes.errors import CheckpointError
 from detr_export.runtimes.files import sha256_of_files, user_path
 from detr_export.runtimes.opening import ENGINE_SUFFIXES
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
-from detr_export.runtimes.processing.image_processor_fast import processor_from_dict
 
 # The name of the trained checkpoint in this package. A folder of that name is given as ./demo.
 DEMO = "demo"
@@ -55,7 +55,9 @@ class Checkpoint:
         return "segmentation" if any(name.startswith("mask_head.") for name in self.state_dict) else "detection"
 
 
-def load_checkpoint(source: str | Path, dilation: bool | None = None, revision: str | None = None) -> Checkpoint:
+def load_checkpoint(
+    source: str | Path, dilation: bool | None = None, revision: str | None = None, processor: str | None = None
+) -> Checkpoint:
     """Reads a checkpoint.
 
     Args:
@@ -64,22 +66,27 @@ def load_checkpoint(source: str | Path, dilation: bool | None = None, revision: 
             small checkpoint in this package, whatever lies on disk.
         dilation: for `.pth` files, whether it is a DC5 model; refused for others, whose configuration says it.
         revision: for hub ids, a branch, tag or commit.
+        processor: for directories and hub ids, whose pixels to take: `pil` or `torchvision`. None takes what the files
+            name, or what transformers would take, see `checkpoints.processors`.
 
     Raises:
         CheckpointError: it is missing, damaged, or not a DETR; the message says which file and why.
     """
+    require_backend(processor)
     if source == DEMO:
-        _refuse(dilation is not None or revision is not None, f"{DEMO} comes with the package; leave the other options out")
+        given = any(option is not None for option in (dilation, revision, processor))
+        _refuse(given, f"{DEMO} comes with the package; leave the other options out")
         return _load_directory(DEMO_DIRECTORY, DEMO)
     path = user_path(source)
     if os.path.isfile(path):  # of a name that is too long this is false, where `Path.is_file` raises
         _refuse(revision is not None, f"{path} is a file; --revision goes with a hub id")
+        _refuse(processor is not None, f"{path} was trained on Pillow's pixels; leave --processor out")
         return _load_original(path, str(source), dilation)
     _refuse(dilation is not None, f"--dilation goes with an original .pth file; {source}'s {CONFIG_NAME} says it")
     if os.path.isdir(path):
         _refuse(revision is not None, f"{path} is a directory; --revision goes with a hub id")
-        return _load_directory(path, str(source))
-    return _load_directory(download(str(source), revision), str(source))
+        return _load_directory(path, str(source), processor)
+    return _load_directory(download(str(source), revision), str(source), processor)
 
 
 def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
@@ -123,19 +130,14 @@ def read_weights(files: Iterable[Path]) -> dict[str, Tensor]:
     return _checked(merged, ", ".join(file.name for file in files))
 
 
-def _load_directory(directory: Path, source: str) -> Checkpoint:
+def _load_directory(directory: Path, source: str, backend: str | None = None) -> Checkpoint:
     config = DetrConfig.from_pretrained(directory)
     files = _weight_files(directory)
     stored = read_weights(files)
     if has_names_of_5(stored):
         config = replace(config, layout=TRANSFORMERS5_NAMES)
     state_dict = to_hub_names(stored)
-    processor_file = directory / PROCESSOR_NAME
-    try:
-        processor = DetrImageProcessor.from_pretrained(directory) if processor_file.exists() else DetrImageProcessor()
-        processor = processor_from_dict(processor.to_dict())  # of the class that the settings name
-    except (DetrError, ValueError) as error:
-        raise CheckpointError(f"{processor_file} is not usable: {error}") from error
+    processor = read_processor(directory, config, backend)
     return Checkpoint(source, config, state_dict, processor, sha256_of_files(files))
 
 

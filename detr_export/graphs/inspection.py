@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from detr_export.runtimes.errors import ArtifactError
 from detr_export.runtimes.files import sha256_of_files
 from detr_export.runtimes.metadata import METADATA_KEY, Metadata, read_metadata
+from detr_export.runtimes.processing.image_processor_fast import DetrImageProcessorFast
 from detr_export.runtimes.session import TensorSpec
 
 if TYPE_CHECKING:
@@ -67,8 +68,11 @@ def _metadata_lines(about: Metadata) -> list[str]:
     ranges = ", ".join(
         f"{name} {low} to {high if high is not None else 'any'}" for name, (low, high) in about.ranges.items()
     )
+    size = ", ".join(f"{edge} {pixels}" for edge, pixels in (about.processor.get("size") or {}).items())
+    pixels = "torchvision" if about.processor.get("image_processor_type") == DetrImageProcessorFast.__name__ else "Pillow"
     return [
         f"  task       {about.task}, {len(about.id2label)} classes, {about.precision}",
+        f"  images     {size}; pixels of {pixels}",
         f"  ranges     {ranges}",
         f"  source     {about.source.get('name')}, sha256 {about.source.get('sha256')}",
         f"  tools      {', '.join(f'{name} {version}' for name, version in about.tools.items())}",
