@@ -10,6 +10,7 @@ from detr_export.config import DetrConfig
 from detr_export.modeling.batch_norm import freeze_batch_norm
 from detr_export.modeling.position_encoding import build_position_encoding
 from detr_export.modeling.resnet import TimmResNet, TransformersResNet
+from detr_export.modeling.same_padding import trace_same_padding
 from detr_export.runtimes.errors import CheckpointError, first_line, missing_extra
 
 # Options of timm's feature extractor that our own ResNet understands. With any other one, timm makes the backbone.
@@ -99,6 +100,7 @@ def _timm_backbone(config: DetrConfig) -> tuple[nn.Module, list[int]]:
         resnet = TimmResNet(architecture, options["in_chans"], stride, options["out_indices"])
         return resnet, resnet.channels
     model = _from_timm(config, pretrained=False)
+    trace_same_padding(model)
     return model, list(model.feature_info.channels())  # type: ignore[union-attr,operator]
 
 
