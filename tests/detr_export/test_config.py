@@ -7,12 +7,16 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 
-from detr_export.config import DetrConfig, ResNetConfig
+from detr_export.backbone_config import ResNetConfig
+from detr_export.config import TRANSFORMERS4, TRANSFORMERS5, DetrConfig
+from detr_export.modeling.detr import DetrForObjectDetection
 from detr_export.runtimes.errors import CheckpointError
 from tests import models
 
+TIMM_R18 = {"backbone": "resnet18", "num_channels": 3, "out_indices": [1, 2, 3, 4], "features_only": True}
 CASES = {
     "default": {},
     "dc5": {"dilation": True},
@@ -66,6 +70,66 @@ def test_aliases_and_num_labels() -> None:
     assert (config.d_model, config.encoder_attention_heads, config.num_labels) == (64, 2, 3)
 
 
+HUB = {
+    # What directories on the hub hold: fields that are missing, null, of an old version, or unknown.
+    "facebook/detr-resnet-50": (
+        {"backbone": "resnet50", "max_position_embeddings": 1024, "scale_embedding": False, "classifier_dropout": 0.0},
+        {"backbone": "resnet50", "dilation": False, "use_timm_backbone": True, "num_queries": 100},
+    ),
+    "facebook/detr-resnet-101-dc5": (
+        {"backbone": "resnet101", "dilation": True},
+        {"backbone": "resnet101", "output_stride": 16},
+    ),
+    "microsoft/table-transformer-detection": (
+        {"model_type": "table-transformer", "backbone": "resnet18", "dilation": None, "num_queries": 15, "num_labels": 2},
+        {"pre_norm": True, "output_stride": 32, "num_labels": 2, "num_queries": 15},
+    ),
+    "two labels of one name": (
+        {"id2label": {"0": "table", "1": "table"}, "label2id": {"table": 1}},
+        {"num_labels": 2, "id2label": {0: "table", 1: "table"}},
+    ),
+    "labels out of order": (
+        {"id2label": {"1": "b", "0": "a"}},
+        {"num_labels": 2, "id2label": {0: "a", 1: "b"}},
+    ),
+    "a number of labels": ({"num_labels": 11}, {"num_labels": 11}),
+    "nothing but the type": ({}, {"num_labels": 2, "backbone": "resnet50", "layout": TRANSFORMERS4}),
+    "timm_backbone of transformers 4": (
+        {"use_timm_backbone": False, "backbone": None, "backbone_config": {"model_type": "timm_backbone", **TIMM_R18}},
+        {"use_timm_backbone": True, "backbone": "resnet18", "layout": TRANSFORMERS5, "output_stride": 32},
+    ),
+    "timm_backbone of transformers 5, DC5": (
+        {"dilation": False, "backbone_config": {"model_type": "timm_backbone", **TIMM_R18, "output_stride": 16}},
+        {"dilation": True, "output_stride": 16},
+    ),
+    "a dilation that transformers 5 does not read": (
+        {"dilation": True, "backbone_config": {"model_type": "timm_backbone", **TIMM_R18}},
+        {"dilation": False, "output_stride": 32},
+    ),
+    "one channel": (
+        {"backbone_config": {"model_type": "timm_backbone", **TIMM_R18, "num_channels": 1}},
+        {"num_channels": 1},
+    ),
+    "the last stage": (
+        {"backbone_config": {"model_type": "timm_backbone", "backbone": "resnet18"}},
+        {"output_stride": 32},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_configurations_on_the_hub(name: str) -> None:
+    values, expected = HUB[name]
+    config = DetrConfig.from_dict({"model_type": "detr", **values})
+    assert {field: getattr(config, field) for field in expected} == expected
+    assert DetrConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
+    with torch.device("meta"):
+        model = DetrForObjectDetection(config)
+    assert model.class_labels_classifier.out_features == config.num_labels + 1
+    first = next(value for key, value in model.named_parameters() if "backbone" in key)
+    assert first.shape[1] == config.num_channels
+
+
 def test_no_timm_defaults_to_the_last_stage_of_resnet50() -> None:
     config = DetrConfig(use_timm_backbone=False)
     assert config.backbone is None
@@ -108,6 +172,7 @@ def test_output_stride(config: DetrConfig, stride: int) -> None:
         ({"backbone_config": {**models.TINY_BACKBONE, "depths": [1]}}, "must be equally long"),
         ({"backbone_config": {**models.TINY_BACKBONE, "out_features": ["stage9"]}}, "out_features \\['stage9'\\]"),
         ({"backbone": "microsoft/resnet-50"}, "without timm is not supported"),
+        ({"backbone_config": {"model_type": "timm_backbone", "features_only": False}}, "features_only false"),
     ],
 )
 def test_refuses(changes: dict, message: str) -> None:

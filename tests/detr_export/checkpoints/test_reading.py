@@ -68,6 +68,20 @@ def test_reads_what_transformers_writes(layout: str, tiny_checkpoint: Path, tmp_
     assert_same_model(tmp_path / layout, oracle)
 
 
+@torch.no_grad()
+def test_a_timm_backbone_behind_transformers_4s_own_class(tmp_path: Path) -> None:
+    """`backbone_config` of `timm_backbone` with transformers 4: one more level in the names of the backbone's parameters."""
+    described = transformers.TimmBackboneConfig("resnet18", out_indices=(1, 2, 3, 4), use_pretrained_backbone=False)
+    sizes = {name: models.TINY[name] for name in ("d_model", "encoder_attention_heads", "decoder_attention_heads", "num_queries")}
+    config = transformers.DetrConfig(
+        use_timm_backbone=False, use_pretrained_backbone=False, backbone_config=described, **sizes
+    )
+    oracle = transformers.DetrForObjectDetection(config).eval()
+    oracle.save_pretrained(tmp_path)
+    assert "model.backbone.conv_encoder.model._backbone.conv1.weight" in load_file(tmp_path / "model.safetensors")
+    assert_same_model(tmp_path, oracle)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_loaded_as_float32(dtype: torch.dtype, tiny_checkpoint: Path, tmp_path: Path) -> None:
     half = transformers.DetrForObjectDetection.from_pretrained(tiny_checkpoint).to(dtype)

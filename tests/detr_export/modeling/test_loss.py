@@ -48,8 +48,11 @@ def pair(kind: type, **changes: Any) -> tuple[Any, Any]:
 
     ours = kind(models.config(**changes))
     seed_weights(ours)
-    values = {**ours.config.to_dict(), "use_pretrained_backbone": False}
-    theirs = getattr(transformers, kind.__name__)(transformers.DetrConfig.from_dict(values))
+    if ours.config.pre_norm:
+        theirs = models.oracle(ours.config)
+    else:
+        values = {**ours.config.to_dict(), "use_pretrained_backbone": False}
+        theirs = getattr(transformers, kind.__name__)(transformers.DetrConfig.from_dict(values))
     theirs.load_state_dict(ours.state_dict())
     # transformers looks for "stage.1" in names that say "stages.1", and so freezes a no_timm backbone throughout.
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
@@ -62,7 +65,9 @@ WEIGHTS = {"class_cost": 2, "bbox_cost": 3, "bbox_loss_coefficient": 4, "giou_lo
 
 @pytest.mark.parametrize("counts", [[3, 0, 9], [1], [0, 0], [4, 12]], ids=str)
 @pytest.mark.parametrize(
-    "changes", [{}, {"auxiliary_loss": True}, {"auxiliary_loss": True, **WEIGHTS}], ids=["plain", "aux", "weights"]
+    "changes",
+    [{}, {"auxiliary_loss": True}, {"auxiliary_loss": True, **WEIGHTS}, {"model_type": "table-transformer"}],
+    ids=["plain", "aux", "weights", "pre-norm"],
 )
 def test_detection_terms_and_gradients(counts: list[int], changes: dict[str, Any]) -> None:
     ours, theirs = pair(DetrForObjectDetection, **changes)
