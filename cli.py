@@ -249,7 +249,7 @@ def verify(
 @app.command()
 @reports_errors
 def inspect(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Any ONNX file.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Any ONNX file, also one on the hub: org/repo/file.onnx.")],
     as_json: JsonOption = False,
 ) -> None:
     """Show what an ONNX file says about itself."""

@@ -400,7 +400,8 @@ def test_names_that_are_no_text(tiny_onnx: Path, images: Path) -> None:
         ("onnxsim", ("onnx", "{tiny}"), "export"),
         ("onnxruntime", ("predict", "{onnx}", "{photo}"), "cpu"),
         ("onnxruntime", ("onnx", "{tiny}"), "cpu"),
-        ("huggingface_hub", ("onnx", "someone/something"), "export"),
+        ("huggingface_hub", ("onnx", "someone/something"), "hub"),
+        ("huggingface_hub", ("predict", "someone/something/model.onnx", "{photo}"), "hub"),
     ],
 )
 def test_a_missing_extra_names_its_install(
