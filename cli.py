@@ -228,15 +228,69 @@ def trt_command(
 @app.command()
 @reports_errors
 def verify(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="An ONNX file; with --against also an engine or a checkpoint.")
+    ],
     checkpoint: Annotated[
         Optional[str], typer.Option(help="The checkpoint that it must agree with; the one that it came from if left out.")
     ] = None,
+    against: Annotated[
+        Optional[str],
+        typer.Option(metavar="OTHER", help="Compare with this file, engine or checkpoint, whatever MODEL came from."),
+    ] = None,
+    inputs: Annotated[
+        Optional[Path],
+        typer.Option(metavar="FILE", help="With --against: run on the arrays of an .npz file, named as the inputs."),
+    ] = None,
+    images: Annotated[
+        Optional[list[str]],
+        typer.Option(metavar="IMAGES", help="With --against: run on pictures, files or folders; may be repeated."),
+    ] = None,
+    device: Annotated[
+        Optional[str], typer.Option(help="With --against: where MODEL runs, as in predict; cpu if left out.")
+    ] = None,
+    against_device: Annotated[Optional[str], typer.Option(help="With --against: where OTHER runs; cpu if left out.")] = None,
+    atol: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            metavar="[NAME=]VALUE",
+            help="With --against: the largest difference that passes, of one output or of all; may be repeated.",
+        ),
+    ] = None,
     dilation: DilationOption = None,
-    revision: RevisionOption = None,
+    revision: Annotated[
+        Optional[str], typer.Option(help="For a checkpoint, or OTHER, on the hub: a branch, tag or commit.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare an exported file with a checkpoint again, as the export does."""
+    """Compare an exported file with its checkpoint again, as the export does; or any two models with each other."""
+    if against is None and (images or atol or any(item is not None for item in (inputs, device, against_device))):
+        raise typer.BadParameter("--inputs, --images, --device, --against-device and --atol go with --against OTHER")
+    if against is not None:
+        if checkpoint is not None or dilation is not None:
+            raise typer.BadParameter("--checkpoint and --dilation do not go with --against")
+        if inputs is not None and images:
+            raise typer.BadParameter("--inputs and --images do not go together")
+        require_python(3, 10, "verify --against")
+        from detr_export.verification.sessions import compare_models, parse_limits, require_agreement
+
+        comparison = compare_models(
+            model,
+            against,
+            device or "cpu",
+            against_device or "cpu",
+            inputs=inputs,
+            images=images or (),
+            limits=parse_limits(atol or ()),
+            revision=revision,
+            progress=TerminalProgress(),
+        )
+        if as_json:
+            print_json(comparison.to_dict())
+        else:
+            typer.echo(comparison.summary())
+        require_agreement(comparison, model, against)
+        return
     require_extra("export")
     from detr_export.graphs.export import verify_file
     from detr_export.verification.comparison import require
@@ -246,13 +300,13 @@ def verify(
         print_json(parity.to_dict())
     else:
         typer.echo(parity.summary())
-    require(parity, str(model))
+    require(parity, model)
 
 
 @app.command()
 @reports_errors
 def inspect(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Any ONNX file.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Any ONNX file, also one on the hub: org/repo/file.onnx.")],
     as_json: JsonOption = False,
 ) -> None:
     """Show what an ONNX file says about itself."""

@@ -15,10 +15,9 @@ from detr_export.runtimes.backends.torch_session import TorchSession
 from detr_export.runtimes.errors import ArtifactError, CheckpointError
 from detr_export.runtimes.metadata import Metadata
 from detr_export.runtimes.progress import SILENT, Progress
-from detr_export.runtimes.session import TensorSpec
+from detr_export.runtimes.session import TensorSpec, takes_padding
 
 TASKS = ("detection", "segmentation")
-_MASK_INPUTS = {"pixel_mask", "valid_sizes"}  # a file that takes one of them takes padded images
 
 
 class DescribedFile(Protocol):
@@ -116,5 +115,5 @@ def reference_of_file(
         loaded,
         task="segmentation" if "pred_masks" in outputs else "detection",
         attentions="cross_attention" in outputs,
-        pixel_mask=not _MASK_INPUTS.isdisjoint(spec.name for spec in about.inputs),
+        pixel_mask=takes_padding(about.inputs),
     )

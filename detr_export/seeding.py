@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from detr_export.modeling.batch_norm import DetrFrozenBatchNorm2d
 from detr_export.modeling.detr import DetrForObjectDetection
 from detr_export.modeling.resnet import ResidualBlock
 from detr_export.modeling.segmentation import DetrForSegmentation
+from detr_export.random_images import random_images
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 
 _IMAGE_SIDE = 160  # pixels of the images that the statistics are taken from
@@ -31,31 +31,6 @@ _CONTENT_GAIN = 4.0  # of its value and output projections
 # Attention maps sum to one over thousands of positions; without a gain they would hardly affect the mask head.
 _ATTENTION_MAP_GAIN = 100.0
 _HEAD_GAIN = 3.0  # of the last layers, so that scores and boxes vary
-
-
-def random_images(shape: tuple[int, int, int, int], seed: int = 0) -> np.ndarray:
-    """Images with structure at every scale, with different contrasts and colours, roughly normalised.
-
-    White noise alone averages out in the first pooling layers, and every image then looks the same to the transformer.
-
-    Args:
-        shape: (batch, channels, height, width).
-        seed: of the generator.
-
-    Returns:
-        float32 of that shape.
-    """
-    generator = np.random.default_rng(seed)
-    batch, channels, height, width = shape
-    image = generator.normal(0, 0.3, shape)
-    for cells in (2, 5, 11, 23):
-        coarse = generator.normal(0, 1, (batch, channels, cells, cells))
-        rows = np.arange(height) * cells // height
-        columns = np.arange(width) * cells // width
-        image += 0.6 * coarse[:, :, rows[:, None], columns]
-    contrast = np.exp(generator.uniform(-1.5, 0.7, (batch, 1, 1, 1)))
-    color = generator.normal(0, 1, (batch, channels, 1, 1))
-    return (image * contrast + color).astype(np.float32)
 
 
 @torch.no_grad()

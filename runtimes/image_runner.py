@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,10 @@ from PIL import Image
 
 from detr_export.runtimes.errors import ArtifactError
 from detr_export.runtimes.metadata import UINT8, Metadata
+from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 from detr_export.runtimes.processing.image_processor_fast import processor_from_dict
 from detr_export.runtimes.processing.uint8_batch import uint8_batch
-from detr_export.runtimes.session import Session, require_detr
+from detr_export.runtimes.session import Session, as_declared, require_detr, takes_padding
 
 Outputs = dict[str, np.ndarray]
 Sizes = list[tuple[int, int]]  # (height, width) of original images, pixels
@@ -55,12 +56,9 @@ class ImageRunner:
                 f"the model takes images of {channels} channels; a Predictor feeds RGB, use the session itself"
             )
         self.metadata: Metadata = session.metadata
-        try:
-            self.processor = processor_from_dict(self.metadata.processor)
-        except (ValueError, TypeError) as error:
-            raise ArtifactError(f"the file's image settings are not usable: {error}; export it again") from error
+        self.processor = processor_of(self.metadata)
         self._session = session
-        self._takes_mask = any(spec.name in ("pixel_mask", "valid_sizes") for spec in session.inputs)
+        self._takes_mask = takes_padding(session.inputs)
 
     def run(self, pictures: list[Image.Image], padded: bool) -> Iterator[RawBatch]:
         """Runs the model batch by batch.
@@ -85,7 +83,7 @@ class ImageRunner:
         """The session's inputs for one batch."""
         try:
             if self.metadata.input == UINT8:
-                return self._as_declared(uint8_batch(self.processor, pictures))
+                return as_declared(self._session.inputs, uint8_batch(self.processor, pictures))
             batch = self.processor.preprocess(pictures, return_tensors="np")
         except ValueError as error:  # from an option; an image raises ImageError
             raise ArtifactError(
@@ -95,11 +93,19 @@ class ImageRunner:
         if "pixel_mask" in names and "pixel_mask" not in batch:  # the settings say do_pad=False
             pixels = batch["pixel_values"]
             batch["pixel_mask"] = np.ones((pixels.shape[0], *pixels.shape[2:]), dtype=np.int64)
-        return self._as_declared(batch)
+        return as_declared(self._session.inputs, batch)
 
-    def _as_declared(self, batch: Mapping[str, np.ndarray]) -> Outputs:
-        """Only the arrays that the session takes, in the dtypes that it declares: a file may have float16 inputs."""
-        return {spec.name: batch[spec.name].astype(spec.dtype, copy=False) for spec in self._session.inputs}
+
+def processor_of(metadata: Metadata) -> DetrImageProcessor:
+    """The processor that prepares images for a model.
+
+    Raises:
+        ArtifactError: its settings are not usable.
+    """
+    try:
+        return processor_from_dict(metadata.processor)
+    except (ValueError, TypeError) as error:
+        raise ArtifactError(f"the file's image settings are not usable: {error}; export it again") from error
 
 
 def _divided(pictures: list[Image.Image], together: bool) -> list[list[int]]:

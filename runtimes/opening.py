@@ -12,6 +12,7 @@ from typing import Optional
 
 from detr_export.runtimes.errors import ArtifactError, BackendError
 from detr_export.runtimes.files import user_path
+from detr_export.runtimes.hub import onnx_file
 from detr_export.runtimes.session import Session
 
 ONNX, ENGINE, CHECKPOINT = "onnx", "engine", "checkpoint"
@@ -38,6 +39,7 @@ _OPTIONS = (
         "leave attentions out",
     ),
     _Option("spinning", (ONNX,), "only ONNX Runtime's threads can spin; leave spinning out"),
+    _Option("revision", (ONNX, CHECKPOINT), "only the hub has revisions; leave revision (--revision) out"),
     _Option("trust_engine", (ENGINE,), "only an engine needs trust; leave trust_engine (--trust-engine) out"),
 )
 
@@ -49,12 +51,13 @@ def open_session(
     attentions: bool = False,
     spinning: Optional[bool] = None,
     trust_engine: bool = False,
+    revision: Optional[str] = None,
 ) -> Session:
     """Opens a file or checkpoint with the backend that it is for.
 
     Args:
-        path: an `.onnx` file, a TensorRT engine (`.engine`, `.plan` or `.trt`), or a checkpoint: a directory, a `.pth` file
-            or a hub id.
+        path: an `.onnx` file, also one on the hub (`org/repo/file.onnx`); a TensorRT engine (`.engine`, `.plan` or `.trt`);
+            or a checkpoint: a directory, a `.pth` file or a hub id.
         device: `cpu` or `cuda[:N]`; ONNX files also take `tensorrt[:N]` and `tensorrt-rtx[:N]`; engines need `cuda[:N]`.
         threads: CPU threads of one run, for ONNX files and checkpoints; None takes the backend's default.
         attentions: for a checkpoint: also return the cross-attention that `Predictor.explain` needs.
@@ -62,6 +65,7 @@ def open_session(
             model in one process, see `OrtSession`; None takes ONNX Runtime's default, which is True.
         trust_engine: for an engine: open it although its sidecar is missing or describes another file. An engine is
             executable code.
+        revision: for a name on the hub: a branch, tag or commit.
 
     Raises:
         ArtifactError: the file is missing, damaged or of an unknown kind.
@@ -73,6 +77,7 @@ def open_session(
         "threads": threads is not None,
         "attentions": attentions,
         "spinning": spinning is not None,
+        "revision": revision is not None,
         "trust_engine": trust_engine,
     }
     for option in _OPTIONS:
@@ -82,14 +87,14 @@ def open_session(
     if kind == ONNX:
         from detr_export.runtimes.backends.ort.session import OrtSession
 
-        return OrtSession(user_path(path), device, threads, spinning=spinning is not False)
+        return OrtSession(onnx_file(path, revision), device, threads, spinning=spinning is not False)
     if kind == ENGINE:
         from detr_export.runtimes.backends.tensorrt.session import TensorRTSession
 
         return TensorRTSession(user_path(path), device, trust_engine)
     from detr_export.runtimes.backends.torch_session import TorchSession
 
-    return TorchSession.open(path, device, threads, attentions=attentions)
+    return TorchSession.open(path, device, threads, attentions=attentions, revision=revision)
 
 
 def kind_of(path: str | Path) -> str:

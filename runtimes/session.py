@@ -7,7 +7,7 @@ The arrays that it returns belong to the caller.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Optional, TypeVar, Union
@@ -66,6 +66,10 @@ class Session(ABC):
         """
         check_inputs(self.inputs, inputs, self.metadata)
         return self._run(inputs)
+
+    def check(self, inputs: Mapping[str, np.ndarray]) -> None:
+        """Raises the InputError that `run` would raise for arrays that do not fit, and runs nothing."""
+        check_inputs(self.inputs, inputs, self.metadata)
 
     @abstractmethod
     def _run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
@@ -129,6 +133,16 @@ def check_inputs(
         low, high = metadata.ranges.get(name, (1, None)) if metadata else (1, None)
         if size < low or (high is not None and size > high):
             raise InputError(f"{name} is {size}; this model takes {low} to {high if high is not None else 'any'}")
+
+
+def takes_padding(inputs: Sequence[TensorSpec]) -> bool:
+    """Whether a model is told which pixels are padding, by a mask or by the sizes of the images."""
+    return any(spec.name in ("pixel_mask", "valid_sizes") for spec in inputs)
+
+
+def as_declared(inputs: Sequence[TensorSpec], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Only the arrays that a model takes, in the dtypes that it declares: a file may have float16 inputs."""
+    return {spec.name: arrays[spec.name].astype(spec.dtype, copy=False) for spec in inputs if spec.name in arrays}
 
 
 def require_detr(session: Session) -> None:

@@ -15,6 +15,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it: a name that is n
 
 import pytest
 import torch
+from huggingface_hub import constants
+from huggingface_hub.utils import _http
 
 from detr_export.benchmarks.oracle import make_torchvision_importable
 
@@ -84,6 +86,16 @@ def segmenter_onnx(segmenter: Path) -> Path:
     """The checkpoint, exported; not to be changed."""
     options = ExportOptions(simplify=False, verify=False)
     return export_onnx(load_checkpoint(segmenter), segmenter.parent / "segmenter.onnx", options).path
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache of the hub, in offline mode; `models.publish` puts files into it."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    _http.reset_sessions()
+    yield tmp_path / "hub"
+    _http.reset_sessions()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +83,17 @@ def edit_config(directory: Path, **changes: Any) -> None:
     """Changes fields of a checkpoint's config.json."""
     file = directory / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def publish(
+    cache: Path, repository: str, source: Path, inside: str = ".", revision: str = "main", commit: str = "1" * 40
+) -> Path:
+    """Puts a file or folder into a cache of the hub, as after a download, and returns its place there."""
+    folder = cache / f"models--{repository.replace('/', '--')}"
+    place = folder / "snapshots" / commit / inside
+    place.parent.mkdir(parents=True, exist_ok=True)
+    copy = shutil.copytree if source.is_dir() else shutil.copyfile
+    copy(source, place)
+    (folder / "refs").mkdir(exist_ok=True)
+    (folder / "refs" / revision).write_text(commit)
+    return place

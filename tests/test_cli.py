@@ -16,6 +16,7 @@ from PIL import Image
 
 from detr_export.runtimes.processing.images import load_image
 from detr_export.verification.cases import GRID
+from tests import models
 
 ROOT = Path(__file__).parent.parent
 # A shell that starts tests in the background makes them deaf to Ctrl-C; the command is to hear it all the same.
@@ -111,6 +112,14 @@ def test_the_console_script_and_the_module() -> None:
         (("onnx", "a", "--nope"), "No such option: --nope"),
         (("onnx", "a", "b"), "unexpected extra argument"),
         (("verify",), "Missing argument"),
+        (("verify", "a", "--atol", "1"), "go with --against OTHER"),
+        (("verify", "a", "--images", "b"), "go with --against OTHER"),
+        (("verify", "a", "--inputs", "b"), "go with --against OTHER"),
+        (("verify", "a", "--device", "cpu"), "go with --against OTHER"),
+        (("verify", "a", "--against-device", "cpu"), "go with --against OTHER"),
+        (("verify", "a", "--against", "b", "--checkpoint", "c"), "--checkpoint and --dilation do not go with --against"),
+        (("verify", "a", "--against", "b", "--no-dilation"), "--checkpoint and --dilation do not go with --against"),
+        (("verify", "a", "--against", "b", "--inputs", "c", "--images", "d"), "--inputs and --images do not go together"),
         (("evaluate", "a", "--images", "b"), "Missing option '--annotations'"),
         (("demo-data", "a"), "Missing option '--images'"),
         (("demo-data", "a", "--images", "0"), "Invalid value for '--images'"),
@@ -192,6 +201,51 @@ def test_verify_with_the_checkpoint_that_the_file_names(tiny_onnx: Path, tmp_pat
     assert done.stderr.endswith("does not say which checkpoint it came from; add --checkpoint CHECKPOINT\n")
 
 
+@pytest.fixture
+def arrays(tmp_path: Path) -> Path:
+    """One small image for the tiny file."""
+    pixels = np.random.default_rng(0).normal(size=(1, 3, 64, 96)).astype(np.float32)
+    np.savez(tmp_path / "in.npz", pixel_values=pixels, pixel_mask=np.ones((1, 64, 96), np.int64))
+    return tmp_path / "in.npz"
+
+
+def test_verify_against_another_model(tiny_onnx: Path, tiny_checkpoint: Path, arrays: Path) -> None:
+    command = ("verify", tiny_onnx, "--against", tiny_checkpoint, "--inputs", arrays)
+    done = run(*command)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [
+        "compared",
+        "logits",
+        "in.npz",
+        "pred_boxes",
+        "in.npz",
+        "not",
+    ]
+    assert done.stderr == "  comparing 1/1 in.npz\n"
+
+    document = json.loads(succeeds(*command, "--atol", "1e-3", "--atol", "pred_boxes=1e-4", "--json"))
+    assert document["passed"] is True
+    assert document["limits"] == {"logits": 1e-3, "pred_boxes": 1e-4}
+    assert 0 < document["outputs"]["logits"]["max_abs_diff"] < 1e-3
+
+    done = run(*command, "--atol", "logits=1e-12")
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1].startswith("FAILED: logits differs by ")
+    message = f"error: {tiny_onnx} disagrees with {tiny_checkpoint}: logits differs by "
+    assert done.stderr.splitlines()[-1].startswith(message)
+
+
+def test_verify_against_a_file_on_the_hub(tiny_onnx: Path, arrays: Path, tmp_path: Path) -> None:
+    models.publish(tmp_path / "hub", "someone/tiny", tiny_onnx, "onnx/model.onnx", revision="v2")
+    command = ("verify", tiny_onnx, "--against", "someone/tiny/onnx/model.onnx", "--inputs", arrays, "--atol", "0")
+    done = run(*command, "--revision", "v2", HF_HUB_CACHE=str(tmp_path / "hub"))
+    assert done.returncode == 0, done.stderr
+    assert "passed: logits within 0, pred_boxes within 0" in done.stdout
+    done = run(*command, HF_HUB_CACHE=str(tmp_path / "hub"))
+    assert done.returncode == 1
+    assert "someone/tiny/onnx/model.onnx is neither an existing path nor in the hub's cache" in done.stderr
+
+
 def test_inspect(tiny_onnx: Path) -> None:
     done = run("inspect", tiny_onnx)
     assert done.returncode == 0
@@ -217,6 +271,14 @@ def test_inspect(tiny_onnx: Path) -> None:
         (("verify", "{tmp}/nothing.onnx", "--checkpoint", "{tiny}"), "nothing.onnx does not exist"),
         (("verify", "{tmp}/a.onnx", "--checkpoint", "{tiny}"), "a.onnx cannot be loaded by ONNX Runtime"),
         (("verify", "{onnx}", "--checkpoint", "{tmp}/empty"), "config.json does not exist"),
+        (("verify", "{tmp}/nothing.onnx", "--against", "{tiny}"), "nothing.onnx does not exist"),
+        (("verify", "{onnx}", "--against", "{tmp}/text.txt"), "text.txt is neither an .onnx file nor a checkpoint"),
+        (("verify", "{onnx}", "--against", "{onnx}", "--inputs", "{tmp}/text.txt"), "text.txt is not an .npz file"),
+        (("verify", "{onnx}", "--against", "{onnx}", "--images", "{tmp}/empty"), "contains no images"),
+        (("verify", "{onnx}", "--against", "{onnx}", "--atol", "x"), "limit is 'x'; expected VALUE or NAME=VALUE"),
+        (("verify", "{onnx}", "--against", "{onnx}", "--atol", "masks=1"), "there is a limit of masks; expected one of"),
+        (("verify", "{onnx}", "--against", "{onnx}", "--revision", "v2"), "--revision goes with a file on the hub"),
+        (("verify", "{onnx}", "--against", "{onnx}", "--device", "tpu"), "device is 'tpu'; expected cpu"),
         (("inspect", "{tmp}/nothing.onnx"), "does not exist or is not a file"),
         (("inspect", "{tmp}/a.onnx"), "is not an ONNX model"),
         (("inspect", "{tiny}"), "does not exist or is not a file"),
@@ -400,7 +462,8 @@ def test_names_that_are_no_text(tiny_onnx: Path, images: Path) -> None:
         ("onnxsim", ("onnx", "{tiny}"), "export"),
         ("onnxruntime", ("predict", "{onnx}", "{photo}"), "cpu"),
         ("onnxruntime", ("onnx", "{tiny}"), "cpu"),
-        ("huggingface_hub", ("onnx", "someone/something"), "export"),
+        ("huggingface_hub", ("onnx", "someone/something"), "hub"),
+        ("huggingface_hub", ("predict", "someone/something/model.onnx", "{photo}"), "hub"),
     ],
 )
 def test_a_missing_extra_names_its_install(
@@ -424,7 +487,16 @@ def test_a_missing_extra_names_its_install(
 EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnxsim", "safetensors", "huggingface_hub", "transformers", "scipy")
 
 
-@pytest.mark.parametrize("command", [("predict", "{onnx}", "{photo}"), ("inspect", "{onnx}"), ("doctor",)])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("predict", "{onnx}", "{photo}"),
+        ("inspect", "{onnx}"),
+        ("doctor",),
+        ("verify", "{onnx}", "--against", "{onnx}"),
+        ("verify", "{onnx}", "--against", "{onnx}", "--images", "{photo}"),
+    ],
+)
 def test_what_a_deployed_box_needs(command: tuple[str, ...], tiny_onnx: Path, photo: Path) -> None:
     """ONNX Runtime alone: nothing of the extra `export`."""
     arguments = [part.format(onnx=tiny_onnx, photo=photo) for part in command]

@@ -24,6 +24,7 @@ BACKENDS = {
     "tensorrt": "runtimes/backends/tensorrt/api.py",
     "pycuda": "runtimes/backends/cuda/",
     "cuda": "runtimes/backends/cuda/",
+    "huggingface_hub": "runtimes/hub.py",
     "pycocotools": "runtimes/processing/annotations/detection.py",
 }
 

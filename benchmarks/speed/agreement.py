@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 
 from detr_export.benchmarks.speed.gpu_state import TF32
+from detr_export.verification.differences import distance
 
 
 def tolerance(precision: str) -> Mapping[str, float]:
@@ -25,12 +27,9 @@ def largest_differences(outputs: Mapping[str, np.ndarray], reference: Mapping[st
     """By output that both have, the largest absolute difference; None where it is not finite or the shapes differ."""
     found: dict[str, float | None] = {}
     for name in (name for name in reference if name in outputs):
-        one, other = outputs[name].astype(np.float64), reference[name]
-        found[name] = None
-        if one.shape == other.shape:
-            with np.errstate(invalid="ignore"):  # infinity less infinity
-                difference = float(np.abs(one - other).max(initial=0.0))
-            found[name] = difference if np.isfinite(difference) else None
+        one, other = outputs[name], reference[name]
+        difference = distance(one, other) if one.shape == other.shape else math.nan
+        found[name] = difference if math.isfinite(difference) else None
     return found
 
 

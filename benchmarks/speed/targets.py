@@ -12,6 +12,7 @@ from pathlib import Path
 
 from detr_export.runtimes.errors import ArtifactError, BackendError, DetrError, InputError, missing_extra
 from detr_export.runtimes.files import user_path
+from detr_export.runtimes.hub import onnx_file
 from detr_export.runtimes.opening import ENGINE_SUFFIXES
 
 
@@ -78,6 +79,7 @@ def parse_target(text: str, cuda: bool = False) -> list[Target]:
 
     Raises:
         InputError: the backend is none of `BACKENDS`, or the model is left out.
+        ArtifactError: a file on the hub cannot be fetched.
     """
     backend, colon, source = text.partition(":")
     # A drive letter and a file with a colon in its name are no backends.
@@ -86,13 +88,13 @@ def parse_target(text: str, cuda: bool = False) -> list[Target]:
             raise InputError(f"{text}: there is no backend {backend!r}; expected one of {', '.join(BACKENDS)}, or a path")
         if not source:
             raise InputError(f"{text} names no model; expected {backend}:{BACKENDS[backend].example}")
-        return [Target(backend, source, _name(backend, source))]
+        return [_target(backend, source)]
     backends = ["torch"]
     if text.endswith(ENGINE_SUFFIXES):
         backends = ["tensorrt"]
     elif text.endswith(".onnx"):
         backends = ["ort", *(["ort-cuda"] if cuda else [])]
-    return [Target(backend, text, _name(backend, text)) for backend in backends]
+    return [_target(backend, text) for backend in backends]
 
 
 def demo_targets(checkpoint: str, directory: Path, onnx: Path, cuda: bool = False) -> list[Target]:
@@ -210,6 +212,12 @@ def _parsed(text: str, cuda: bool) -> tuple[list[Target], str | None]:
         return parse_target(text, cuda), None
     except DetrError as error:
         return [], str(error)
+
+
+def _target(backend: str, source: str) -> Target:
+    """A target under its usual name. An ONNX file on the hub is fetched."""
+    local = BACKENDS[backend].opens != "onnx" or os.path.exists(user_path(source))
+    return Target(backend, source if local else str(onnx_file(source)), _name(backend, source))
 
 
 def _name(backend: str, source: str) -> str:

@@ -6,7 +6,8 @@ import contextlib
 from pathlib import Path
 
 from detr_export.config import CONFIG_NAME
-from detr_export.runtimes.errors import CheckpointError, missing_extra
+from detr_export.runtimes.errors import CheckpointError
+from detr_export.runtimes.hub import hub_errors
 from detr_export.runtimes.processing.image_processor import CONFIG_NAME as PROCESSOR_NAME
 
 # The first of these that exists holds the weights.
@@ -27,24 +28,14 @@ def download(repository: str, revision: str | None = None) -> Path:
 
     Raises:
         CheckpointError: the id is invalid, or the repository is not there, needs a login, lacks a file or cannot be reached.
+        BackendError: huggingface_hub is not installed.
     """
     if Path(repository).suffix in _FILE_SUFFIXES:
         raise CheckpointError(f"{repository} does not exist; expected a directory, a .pth file or a hub id")
-    try:
-        from huggingface_hub import hf_hub_download, logging, snapshot_download
-        from huggingface_hub.errors import (
-            EntryNotFoundError,
-            GatedRepoError,
-            HFValidationError,
-            LocalEntryNotFoundError,
-            RepositoryNotFoundError,
-            RevisionNotFoundError,
-        )
-    except ImportError:
-        raise missing_extra("huggingface_hub", "export") from None
+    with hub_errors(repository, CONFIG_NAME, revision, CheckpointError):
+        from huggingface_hub import hf_hub_download, snapshot_download
+        from huggingface_hub.errors import EntryNotFoundError
 
-    logging.set_verbosity_error()  # it warns of each retry; the outcome is reported below
-    try:
         directory = Path(hf_hub_download(repository, CONFIG_NAME, revision=revision)).parent
         for name in WEIGHT_FILES:
             try:
@@ -58,22 +49,4 @@ def download(repository: str, revision: str | None = None) -> Path:
             break
         with contextlib.suppress(EntryNotFoundError):  # without the file, the defaults of facebook/detr-resnet-50 hold
             hf_hub_download(repository, PROCESSOR_NAME, revision=revision)
-    except HFValidationError:
-        raise CheckpointError(
-            f"{repository} is neither an existing path nor a hub id such as facebook/detr-resnet-50"
-        ) from None
-    except GatedRepoError:
-        raise CheckpointError(f"{repository} needs a login; run: hf auth login") from None
-    except RevisionNotFoundError:
-        raise CheckpointError(f"{repository} has no revision {revision!r}") from None
-    except RepositoryNotFoundError:
-        raise CheckpointError(f"{repository} is neither an existing path nor a repository on the hub") from None
-    except LocalEntryNotFoundError:
-        raise CheckpointError(
-            f"{repository} is neither an existing path nor in the hub's cache, and the hub could not be reached"
-        ) from None
-    except EntryNotFoundError:
-        raise CheckpointError(f"{repository} on the hub has no {CONFIG_NAME}") from None
-    except OSError as error:
-        raise CheckpointError(f"{repository} could not be fetched from the hub: {error}") from error
     return directory

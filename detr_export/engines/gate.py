@@ -1,7 +1,6 @@
 """The gate of an engine: it must give the checkpoint's numbers at the corners of every profile.
 
-Each profile is run at its smallest, its tuned and its largest size. At each size there is one batch of one image repeated,
-and one of different images with different paddings: only the second shows images that were mixed up in the batch.
+Each profile is run at its smallest, its tuned and its largest size.
 """
 
 from __future__ import annotations
@@ -9,31 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from detr_export.engines.ladder import step_after
-from detr_export.runtimes.backends.tensorrt.profiles import BatchSize, EngineProfile
+from detr_export.runtimes.backends.tensorrt.profiles import EngineProfile
 from detr_export.runtimes.errors import VerificationError
-from detr_export.verification.cases import Case
+from detr_export.verification.cases import Case, cases_of_size
 from detr_export.verification.comparison import Parity
 
 
 def engine_grid(profiles: Sequence[EngineProfile]) -> list[Case]:
     """The cases for profiles, each size once."""
     sizes = dict.fromkeys(size for profile in profiles for size in (profile.minimum, profile.optimum, profile.maximum))
-    return [case for size in sizes for case in _cases(size)]
-
-
-def _cases(size: BatchSize) -> list[Case]:
-    batch, height, width = size
-    full = Case(height, width, ((height, width),) * batch, identical=batch > 1)
-    # Images are made narrower and shorter by turns; no two are alike.
-    padded = tuple(
-        (max(1, height - index * height // (batch + 1)), width)
-        if index % 2
-        else (height, max(1, width - index * width // (batch + 1)))
-        for index in range(batch)
-    )
-    if batch == 1:
-        padded = ((max(1, 4 * height // 5), max(1, 3 * width // 4)),)
-    return [full, Case(height, width, padded)]
+    return [case for size in sizes for case in cases_of_size(*size)]
 
 
 def require_engine(parity: Parity, name: str, step: str) -> None:

@@ -11,6 +11,7 @@ from detr_export.graphs.export import export_onnx
 from detr_export.graphs.inspection import inspect_onnx
 from detr_export.graphs.options import DEFAULT_OPSET, SUFFIX
 from detr_export.runtimes.errors import ArtifactError, BackendError
+from detr_export.runtimes.hub import onnx_file
 from detr_export.runtimes.progress import SILENT, Progress
 
 
@@ -34,7 +35,7 @@ def make_graph(source: str, step: str, folder: Path, progress: Progress = SILENT
             raise ArtifactError(f"{source} is fp32; export its checkpoint with: detr-export onnx --precision fp16")
         if step not in (FIRST.name, LAST.name):
             raise ArtifactError(f"{step} cannot be made from {source}; give the checkpoint")
-        return Path(source)
+        return onnx_file(source)
     output = folder / f"{step}{SUFFIX}"
     if not output.exists():
         progress.stage(f"exporting {source}, {step}")

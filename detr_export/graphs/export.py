@@ -31,6 +31,7 @@ from detr_export.loading import load_model, reference_of_file, reference_session
 from detr_export.modeling.deployed import DeployedModel
 from detr_export.runtimes.errors import VerificationError, missing_extra
 from detr_export.runtimes.files import replacing, require_writable, writing
+from detr_export.runtimes.hub import onnx_file
 from detr_export.runtimes.metadata import METADATA_KEY, Metadata
 from detr_export.runtimes.progress import SILENT, Progress
 from detr_export.verification.comparison import Parity, compare, require
@@ -178,7 +179,7 @@ def verify_file(
     from detr_export.runtimes.backends.ort.session import OrtSession
     from detr_export.runtimes.session import require_detr
 
-    with OrtSession(file, spinning=False) as candidate:
+    with OrtSession(onnx_file(file), spinning=False) as candidate:
         require_detr(candidate)
         session = reference_of_file(file, candidate, checkpoint, dilation, revision, progress)
         return compare(candidate, reference_of(session), progress=progress)

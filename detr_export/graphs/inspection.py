@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from detr_export.runtimes.errors import ArtifactError
 from detr_export.runtimes.files import sha256_of_files
+from detr_export.runtimes.hub import onnx_file
 from detr_export.runtimes.metadata import METADATA_KEY, Metadata, read_metadata
 from detr_export.runtimes.processing.image_processor_fast import DetrImageProcessorFast
 from detr_export.runtimes.session import TensorSpec
@@ -91,13 +92,13 @@ def _parity(found: Mapping[str, Any]) -> str:
 
 
 def inspect_onnx(path: str | Path) -> Inspection:
-    """Reads an ONNX file; with `onnx`, without its external data.
+    """Reads an ONNX file, also one on the hub (`org/repo/file.onnx`); with `onnx`, without its external data.
 
     Raises:
         ArtifactError: the file is missing, empty, damaged or no ONNX model.
-        BackendError: neither `onnx` nor ONNX Runtime is installed.
+        BackendError: neither `onnx` nor ONNX Runtime is installed; or huggingface_hub is not, which the hub needs.
     """
-    file = Path(path)
+    file = onnx_file(path)
     if not file.is_file():
         raise ArtifactError(f"{file} does not exist or is not a file")
     return _read_with_onnxruntime(file) if importlib.util.find_spec("onnx") is None else _read_with_onnx(file)

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from detr_export.random_images import random_images
 from detr_export.runtimes.metadata import UINT8, Metadata
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 from detr_export.runtimes.processing.image_processor_fast import processor_from_dict
 from detr_export.runtimes.processing.transforms import LAST
-from detr_export.seeding import random_images
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,10 @@ class Case:
         padded = sum(size != (self.height, self.width) for size in self.valid)
         notes = [f"{padded} padded"] * bool(padded) + ["identical"] * self.identical
         return f"{len(self.valid)}x{self.height}x{self.width}" + (f" ({', '.join(notes)})" if notes else "")
+
+    def without_padding(self) -> Case:
+        """The same batch with images that fill it."""
+        return replace(self, valid=((self.height, self.width),) * len(self.valid))
 
 
 GRID = (
@@ -61,9 +65,26 @@ def fitting_cases(metadata: Metadata, grid: Iterable[Case] = GRID) -> list[Case]
         limits = {"batch": len(case.valid), "height": case.height, "width": case.width}
         ranges = ((size, *metadata.ranges.get(name, (1, None))) for name, size in limits.items())
         if all(size >= low and (high is None or size <= high) for size, low, high in ranges):
-            full = ((case.height, case.width),) * len(case.valid)
-            cases.append(case if metadata.pixel_mask else replace(case, valid=full))
+            cases.append(case if metadata.pixel_mask else case.without_padding())
     return cases
+
+
+def cases_of_size(batch: int, height: int, width: int) -> list[Case]:
+    """Two cases of one size: one image, repeated, and different images with different paddings.
+
+    Only the second shows images that were mixed up in the batch.
+    """
+    full = Case(height, width, ((height, width),) * batch, identical=batch > 1)
+    # Images are made narrower and shorter by turns; no two are alike.
+    padded = tuple(
+        (max(1, height - index * height // (batch + 1)), width)
+        if index % 2
+        else (height, max(1, width - index * width // (batch + 1)))
+        for index in range(batch)
+    )
+    if batch == 1:
+        padded = ((max(1, 4 * height // 5), max(1, 3 * width // 4)),)
+    return [full, Case(height, width, padded)]
 
 
 def make_inputs(case: Case, channels: int, pixel_mask: bool, seed: int) -> dict[str, np.ndarray]:
@@ -106,25 +127,45 @@ def make_feeds(case: Case, channels: int, metadata: Metadata, seed: int) -> Feed
         inputs = make_inputs(case, channels, metadata.pixel_mask, seed)
         return Feeds(inputs, inputs, {**inputs, "pixel_values": inputs["pixel_values"].astype(np.float64)})
     given = make_images(case, seed)
-    images = [image[:height, :width] for image, (height, width) in zip(given["pixel_values"], case.valid, strict=True)]
     processor = processor_from_dict(metadata.processor)
+    rounded = scale_and_pad(given, processor)
+    exact = {**rounded, "pixel_values": np.zeros(rounded["pixel_values"].shape, dtype=np.float64)}
+    for image, out in zip(_unpadded(given), exact["pixel_values"], strict=True):
+        out[:, : image.shape[0], : image.shape[1]] = _scaled(image, processor)
+    if not metadata.pixel_mask:
+        del given["valid_sizes"], rounded["pixel_mask"], exact["pixel_mask"]
+    return Feeds(given, rounded, exact)
+
+
+def scale_and_pad(images: Mapping[str, np.ndarray], processor: DetrImageProcessor) -> dict[str, np.ndarray]:
+    """What the processor makes of images that are resized already.
+
+    Args:
+        images: `pixel_values` uint8 (B, H, W, 3) and `valid_sizes` int64 (B, 2).
+        processor: it rescales and normalises.
+
+    Returns:
+        `pixel_values` float32 (B, 3, H, W) and `pixel_mask` int64 (B, H, W).
+    """
+    _, height, width, _ = images["pixel_values"].shape
     prepared = processor.preprocess(
-        images,
+        _unpadded(images),
         do_resize=False,
         do_pad=True,
-        pad_size={"height": case.height, "width": case.width},
+        pad_size={"height": height, "width": width},
         input_data_format=LAST,
         return_tensors="np",
     )
-    mask = {"pixel_mask": prepared["pixel_mask"]} if metadata.pixel_mask else {}
-    if not metadata.pixel_mask:
-        del given["valid_sizes"]
     # The processor gives uint8 where its settings scale nothing.
     pixels = prepared["pixel_values"].astype(np.float32, copy=False)
-    exact = np.zeros(pixels.shape, dtype=np.float64)
-    for image, out in zip(images, exact, strict=True):
-        out[:, : image.shape[0], : image.shape[1]] = _scaled(image, processor)
-    return Feeds(given, {"pixel_values": pixels, **mask}, {"pixel_values": exact, **mask})
+    return {"pixel_values": pixels, "pixel_mask": prepared["pixel_mask"]}
+
+
+def _unpadded(images: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Each image of a batch in its own size: uint8 (height, width, 3)."""
+    return [
+        image[:height, :width] for image, (height, width) in zip(images["pixel_values"], images["valid_sizes"], strict=True)
+    ]
 
 
 def _scaled(image: np.ndarray, processor: DetrImageProcessor) -> np.ndarray:

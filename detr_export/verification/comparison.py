@@ -20,9 +20,10 @@ import numpy as np
 from detr_export.runtimes.errors import ArtifactError, VerificationError
 from detr_export.runtimes.metadata import Metadata
 from detr_export.runtimes.progress import SILENT, Progress
-from detr_export.runtimes.session import Session
+from detr_export.runtimes.session import Session, as_declared, takes_padding
 from detr_export.verification.cases import GRID, Case, fitting_cases
-from detr_export.verification.reference import Reference, distance
+from detr_export.verification.differences import distance, rank
+from detr_export.verification.reference import Reference
 from detr_export.verification.tolerances import tolerance_of
 
 _WEAK_SPREAD = 10  # times the limit
@@ -118,8 +119,7 @@ def compare(
     absent = set(names) - {spec.name for spec in candidate.outputs}
     if absent:
         raise ArtifactError(f"the file has no output {', '.join(sorted(absent))}; expected {', '.join(names)}")
-    takes_padding = not {"pixel_mask", "valid_sizes"}.isdisjoint(spec.name for spec in candidate.inputs)
-    metadata = replace(metadata, pixel_mask=takes_padding)
+    metadata = replace(metadata, pixel_mask=takes_padding(candidate.inputs))
     cases = fitting_cases(metadata, grid)
     if not cases:
         raise ArtifactError(f"no case of the verification grid fits the model's ranges {dict(metadata.ranges)}")
@@ -136,7 +136,7 @@ def compare(
 
     floors = {} if allowed.multiple is None else {name: item.floor for name, item in found.items()}
     limits = {name: allowed.multiple * floors[name] if allowed.multiple else allowed.constant[name] for name in names}
-    worst = max(names, key=lambda name: _order(found[name].difference / limits[name]))
+    worst = max(names, key=lambda name: rank(found[name].difference / limits[name]))
     return Parity(
         {name: item.difference for name, item in found.items()},
         floors,
@@ -169,10 +169,10 @@ class _Measured:
     def add(self, case: Case, given: np.ndarray, truth: np.ndarray, noise: float | None) -> None:
         """Takes in the outputs for one batch, and how far the checkpoint was off."""
         difference = distance(given, truth)
-        if not self.worst_case or _order(difference) > _order(self.difference):
+        if not self.worst_case or rank(difference) > rank(self.difference):
             self.difference, self.worst_case = difference, str(case)
         if noise is not None:
-            self._noise = max(self._noise, noise, key=_order)
+            self._noise = max(self._noise, noise, key=rank)
             self._largest = max(self._largest, float(np.abs(truth).max()))
         # Maps have the size of their batch, so they are compared inside it; other outputs also from batch to batch.
         if self._first is None:
@@ -184,15 +184,8 @@ class _Measured:
     @property
     def floor(self) -> float:
         """The noise, or the step of float32 at the largest value, below which nothing can be told. It is never 0."""
-        return max(self._noise, _FLOAT32_STEP * self._largest, _SMALLEST, key=_order)
+        return max(self._noise, _FLOAT32_STEP * self._largest, _SMALLEST, key=rank)
 
 
 def _run(candidate: Session, reference: Reference, case: Case, metadata: Metadata, seed: int) -> dict[str, np.ndarray]:
-    dtypes = {spec.name: spec.dtype for spec in candidate.inputs}
-    images = reference.feeds(case, metadata, seed).file
-    return candidate.run({name: array.astype(dtypes[name], copy=False) for name, array in images.items()})
-
-
-def _order(value: float) -> float:
-    """NaN is worse than any number."""
-    return value if value == value else math.inf
+    return candidate.run(as_declared(candidate.inputs, reference.feeds(case, metadata, seed).file))

@@ -16,6 +16,7 @@ from detr_export.runtimes.backends.torch_session import TorchSession
 from detr_export.runtimes.metadata import Metadata
 from detr_export.runtimes.session import Session, TensorSpec
 from detr_export.verification.cases import Case, Feeds, make_feeds
+from detr_export.verification.differences import distance
 
 Outputs = Mapping[str, np.ndarray]
 
@@ -79,12 +80,6 @@ def reference_of(session: TorchSession) -> Reference:
     assert metadata is not None  # a checkpoint always has it
     double = TorchSession(copy.deepcopy(model).double(), metadata, channels)
     return Reference(double, {"fp32": session, "fp16": TorchSession(Fp16Products(model), metadata, channels)})
-
-
-def distance(one: np.ndarray, other: np.ndarray) -> float:
-    """The largest absolute difference; NaN where one of both is not finite."""
-    with np.errstate(invalid="ignore"):  # infinity less infinity is NaN, which passes no test
-        return float(np.abs(one.astype(np.float64) - other).max())
 
 
 class Fp16Products(nn.Module):

@@ -70,8 +70,11 @@ class TorchSession(Session):
         threads: Optional[int] = None,
         dilation: Optional[bool] = None,
         attentions: bool = False,
+        revision: Optional[str] = None,
     ) -> TorchSession:
         """Opens a checkpoint: a directory, a `.pth` file or a hub id. `attentions` adds the output `cross_attention`.
+
+        `dilation` and `revision` are those of `load_checkpoint`.
 
         Raises:
             CheckpointError: it is missing, damaged or not a DETR.
@@ -84,7 +87,7 @@ class TorchSession(Session):
 
         _checked_device(device)
         return reference_session(
-            load_checkpoint(checkpoint, dilation), attentions=attentions, device=device, threads=threads
+            load_checkpoint(checkpoint, dilation, revision), attentions=attentions, device=device, threads=threads
         )
 
     @property

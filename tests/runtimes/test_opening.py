@@ -66,6 +66,11 @@ def test_kinds(name: str, kind: str) -> None:
         ("engine", {"spinning": False}, r"a TensorRT engine, which does not take spinning: .*leave spinning out"),
         ("engine", {"spinning": True}, r"a TensorRT engine, which does not take spinning: .*leave spinning out"),
         ("engine", {"threads": 1}, r"a TensorRT engine, which does not take threads: .*leave threads out"),
+        (
+            "engine",
+            {"revision": "v2"},
+            r"a TensorRT engine, which does not take revision: .*leave revision \(--revision\) out",
+        ),
         ("checkpoint", {"spinning": False}, r"a checkpoint, which does not take spinning: .*leave spinning out"),
         ("checkpoint", {"trust_engine": True}, r"a checkpoint, which does not take trust_engine: .*leave trust_engine"),
     ],

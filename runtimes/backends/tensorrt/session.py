@@ -112,6 +112,10 @@ class TensorRTSession(Session):
         with self._slot():  # if memory is missing, it is better to fail now
             pass
 
+    def check(self, inputs: Mapping[str, np.ndarray]) -> None:
+        super().check(inputs)
+        self._choose(self._shapes_of(inputs))
+
     def _run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         shapes = self._shapes_of(inputs)
         profile = self._choose(shapes)

@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from huggingface_hub import constants
-from huggingface_hub.utils import _http
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -130,20 +128,12 @@ REPOSITORY, COMMIT, OTHER = "someone/tiny-detr", "1" * 40, "2" * 40
 
 
 @pytest.fixture
-def hub(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A hub cache in offline mode that holds the tiny checkpoint, with another dropout at revision `v2`."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    _http.reset_sessions()
-    repository = tmp_path / "hub" / "models--someone--tiny-detr"
-    for commit in (COMMIT, OTHER):
-        shutil.copytree(tiny_checkpoint, repository / "snapshots" / commit)
-    models.edit_config(repository / "snapshots" / OTHER, dropout=0.4)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(COMMIT)
-    (repository / "refs" / "v2").write_text(OTHER)
-    yield repository
-    _http.reset_sessions()
+def hub(hub_cache: Path, tiny_checkpoint: Path) -> Path:
+    """The tiny checkpoint in the hub's cache, with another dropout at revision `v2`."""
+    models.publish(hub_cache, REPOSITORY, tiny_checkpoint, revision="main", commit=COMMIT)
+    changed = models.publish(hub_cache, REPOSITORY, tiny_checkpoint, revision="v2", commit=OTHER)
+    models.edit_config(changed, dropout=0.4)
+    return hub_cache / "models--someone--tiny-detr"
 
 
 def test_hub_id_offline(hub: Path, tiny_checkpoint: Path) -> None:

@@ -1,0 +1,115 @@
+"""Files on the Hugging Face hub, through its cache and in its offline mode; and what the hub's errors mean.
+
+`huggingface_hub` is imported here alone in `runtimes`, and only when a name of the hub was given. It follows the environment
+variables `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE` and `HF_TOKEN`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Optional
+
+from detr_export.runtimes.errors import ArtifactError, BackendError, DetrError, missing_extra
+from detr_export.runtimes.files import user_path
+
+# A repository, which is two names, and a path inside it. No part begins like a path of this machine.
+_PART = r"(?![.~-])[\w.-]+"
+_ONNX_NAME = re.compile(rf"({_PART}/{_PART})/((?:{_PART}/)*{_PART}\.onnx)", re.ASCII)
+# How protobuf writes the entry `location` of a tensor whose values lie in another file; the length of the name comes next.
+_LOCATION = re.compile(rb"\n\x08location\x12([\x01-\x7f])", re.DOTALL)
+
+
+def onnx_file(name: str | Path, revision: Optional[str] = None) -> Path:
+    """Where an ONNX file lies on this machine. `org/repo/file.onnx` is fetched from the hub if no such file exists here.
+
+    Args:
+        name: a path, or a repository on the hub and a path inside it. A `Path` object never means the hub.
+        revision: a branch, tag or commit on the hub.
+
+    Returns:
+        The path. Under a name that cannot be the hub's the file need not exist; whoever opens it says so.
+
+    Raises:
+        ArtifactError: the file is not on the hub, cannot be fetched, or keeps its weights in another file; or it is on this
+            machine and has no revisions.
+        BackendError: huggingface_hub is not installed.
+    """
+    file = user_path(name)
+    match = _ONNX_NAME.fullmatch(name) if isinstance(name, str) else None
+    if os.path.exists(file):
+        if revision is not None:
+            raise ArtifactError(f"{file} is a file; --revision goes with a file on the hub: org/repo/file.onnx")
+        return file
+    if match is None:
+        return file
+    repository, inside = match.groups()
+    with hub_errors(str(name), inside, revision, ArtifactError):
+        from huggingface_hub import hf_hub_download
+
+        file = Path(hf_hub_download(repository, inside, revision=revision))
+    data = _external_data(file)
+    if data is not None:
+        raise ArtifactError(
+            f"{name} keeps weights in another file, {data}, which is not fetched; download both into one folder, "
+            "and name the ONNX file there"
+        )
+    return file
+
+
+@contextlib.contextmanager
+def hub_errors(name: str, wanted: str, revision: Optional[str], kind: type[DetrError]) -> Iterator[None]:
+    """Turns the hub's errors in its block into ours, and keeps `huggingface_hub` from warning of each retry.
+
+    Args:
+        name: what the user typed, for messages. Nothing on this machine has this name.
+        wanted: the file that the repository must have.
+        revision: a branch, tag or commit.
+        kind: the error to raise.
+
+    Raises:
+        BackendError: huggingface_hub is not installed.
+    """
+    try:
+        from huggingface_hub import logging
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            GatedRepoError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+    except ImportError:
+        raise BackendError(f"{name} does not exist here, and {missing_extra('huggingface_hub', 'hub')}") from None
+
+    logging.set_verbosity_error()  # the outcome is reported below
+    try:
+        yield
+    except HFValidationError:
+        raise kind(f"{name} is neither an existing path nor a hub id such as facebook/detr-resnet-50") from None
+    except GatedRepoError:
+        raise kind(f"{name} needs a login; run: hf auth login") from None
+    except RevisionNotFoundError:
+        raise kind(f"{name} has no revision {revision!r}") from None
+    except RepositoryNotFoundError:
+        raise kind(f"{name} is neither an existing path nor a repository on the hub") from None
+    except LocalEntryNotFoundError:
+        raise kind(f"{name} is neither an existing path nor in the hub's cache, and the hub could not be reached") from None
+    except EntryNotFoundError:
+        raise kind(f"{name} is not an existing path, and its repository on the hub has no {wanted}") from None
+    except OSError as error:
+        raise kind(f"{name} could not be fetched from the hub: {error}") from error
+
+
+def _external_data(file: Path) -> Optional[str]:
+    """The name of a file that holds weights of an ONNX file, None if it holds them all itself. Needs no `onnx`."""
+    if file.stat().st_size == 0:  # which cannot be mapped; whoever opens it says that it is no model
+        return None
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        match = _LOCATION.search(content)
+        return None if match is None else content[match.end() : match.end() + match[1][0]].decode(errors="replace")
