@@ -70,7 +70,8 @@ def test_reads_what_transformers_writes(layout: str, tiny_checkpoint: Path, tmp_
 def test_a_timm_backbone_behind_transformers_4s_own_class(tmp_path: Path) -> None:
     """`backbone_config` of `timm_backbone` with transformers 4: one more level in the names of the backbone's parameters."""
     described = transformers.TimmBackboneConfig("resnet18", out_indices=(1, 2, 3, 4), use_pretrained_backbone=False)
-    sizes = {name: models.TINY[name] for name in ("d_model", "encoder_attention_heads", "decoder_attention_heads", "num_queries")}
+    names = ("d_model", "encoder_attention_heads", "decoder_attention_heads", "num_queries")
+    sizes = {name: models.TINY[name] for name in names}
     config = transformers.DetrConfig(
         use_timm_backbone=False, use_pretrained_backbone=False, backbone_config=described, **sizes
     )
