@@ -335,6 +335,7 @@ def predict(
         Optional[Path], typer.Option("--output", "-o", help="A folder for annotated pictures and predictions.json.")
     ] = None,
     overwrite: OverwriteOption = False,
+    processor: ProcessorOption = None,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
     trust_engine: Annotated[
@@ -353,7 +354,10 @@ def predict(
     paths = iter_image_paths(images)
     outcomes = []
     attentions = explain and kind_of(model) == CHECKPOINT  # a file was exported with them, or does not have them
-    with Predictor.load(model, device, threads, attentions=attentions, trust_engine=trust_engine) as predictor:
+    backend = None if processor is None else processor.value
+    with Predictor.load(
+        model, device, threads, attentions=attentions, trust_engine=trust_engine, processor=backend
+    ) as predictor:
         for outcome in predict_files(predictor, paths, threshold, output, overwrite, "attention" if explain else task.value):
             outcomes.append(outcome.to_dict())
             if outcome.error is not None:

@@ -73,7 +73,8 @@ CheckpointArgument = Annotated[
     str,
     typer.Argument(
         metavar="[CHECKPOINT]",
-        help="A directory, an original .pth file, a hub id like facebook/detr-resnet-50, or demo: the one in this package.",
+        help="A directory, an original .pth file, a hub id like facebook/detr-resnet-50, or one of this package: demo, "
+        "demo-tables.",
     ),
 ]
 DilationOption = Annotated[

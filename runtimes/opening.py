@@ -40,6 +40,7 @@ _OPTIONS = (
     ),
     _Option("spinning", (ONNX,), "only ONNX Runtime's threads can spin; leave spinning out"),
     _Option("revision", (ONNX, CHECKPOINT), "only the hub has revisions; leave revision (--revision) out"),
+    _Option("processor", (CHECKPOINT,), "a file has the processor that it was exported with; leave processor out"),
     _Option("trust_engine", (ENGINE,), "only an engine needs trust; leave trust_engine (--trust-engine) out"),
 )
 
@@ -52,6 +53,7 @@ def open_session(
     spinning: Optional[bool] = None,
     trust_engine: bool = False,
     revision: Optional[str] = None,
+    processor: Optional[str] = None,
 ) -> Session:
     """Opens a file or checkpoint with the backend that it is for.
 
@@ -66,6 +68,7 @@ def open_session(
         trust_engine: for an engine: open it although its sidecar is missing or describes another file. An engine is
             executable code.
         revision: for a name on the hub: a branch, tag or commit.
+        processor: for a checkpoint: whose pixels it gets, `pil` or `torchvision`; None takes what the checkpoint names.
 
     Raises:
         ArtifactError: the file is missing, damaged or of an unknown kind.
@@ -79,6 +82,7 @@ def open_session(
         "spinning": spinning is not None,
         "revision": revision is not None,
         "trust_engine": trust_engine,
+        "processor": processor is not None,
     }
     for option in _OPTIONS:
         if given[option.name] and kind not in option.kinds:
@@ -94,7 +98,7 @@ def open_session(
         return TensorRTSession(user_path(path), device, trust_engine)
     from detr_export.runtimes.backends.torch_session import TorchSession
 
-    return TorchSession.open(path, device, threads, attentions=attentions, revision=revision)
+    return TorchSession.open(path, device, threads, attentions=attentions, revision=revision, processor=processor)
 
 
 def kind_of(path: str | Path) -> str:

@@ -58,9 +58,10 @@ class Predictor:
         attentions: bool = False,
         spinning: Optional[bool] = None,
         trust_engine: bool = False,
+        processor: Optional[str] = None,
     ) -> Predictor:
         """Opens a file or checkpoint; arguments and errors as in `open_session`."""
-        session = open_session(path, device, threads, attentions, spinning, trust_engine)
+        session = open_session(path, device, threads, attentions, spinning, trust_engine, processor=processor)
         try:
             return cls(session)
         except BaseException:

@@ -37,6 +37,10 @@ CLASSES: dict[str, tuple[type, tuple[str, ...]]] = {
     "DetrModel": (DetrModel, ("forward",)),
     "DetrForObjectDetection": (DetrForObjectDetection, ("forward",)),
     "DetrForSegmentation": (DetrForSegmentation, ("forward",)),
+    # A DetrConfig with `pre_norm`, and the models that it makes.
+    "TableTransformerConfig": (DetrConfig, ("__init__",)),
+    "TableTransformerModel": (DetrModel, ("forward",)),
+    "TableTransformerForObjectDetection": (DetrForObjectDetection, ("forward",)),
 }
 _IGNORED_UPSTREAM = (
     "differs because transformers 4.57 accepts it and does nothing with it; here it does what its documentation says"
@@ -44,6 +48,10 @@ _IGNORED_UPSTREAM = (
 _NUMPY = 'differs because the result is NumPy: None and "np" are taken'
 _TORCHVISION = "not applicable: an option of the torchvision backend; this class computes the same pixels in NumPy"
 _CROP = "not applicable: DETR's processors never crop"
+_NOT_FETCHED = "differs because nothing is fetched by calling a class; `from_config` fetches the backbone that it asks for"
+_BACKBONES = (
+    "differs because model types `resnet` and `timm_backbone` are the ones supported; a dictionary goes through `from_dict`"
+)
 _FIXED_SIZE = "differs because the reading of an int size is fixed, as DETR's own processors have it: its shortest edge"
 # What differs: (class or "*", argument) to the reason.
 REASONS: dict[tuple[str, str], str] = {
@@ -52,13 +60,10 @@ REASONS: dict[tuple[str, str], str] = {
     ("*", "decoder_inputs_embeds"): _IGNORED_UPSTREAM,
     ("*", "return_tensors"): _NUMPY,
     ("*", "past_key_values"): "not applicable: inherited from language models; no DETR fills it",
-    ("DetrConfig", "use_pretrained_backbone"): (
-        "differs because nothing is fetched by calling a class; `from_config` fetches the backbone that it asks for"
-    ),
-    (
-        "DetrConfig",
-        "backbone_config",
-    ): "differs because model type `resnet` is the one supported; a dictionary goes through `from_dict`",
+    ("DetrConfig", "use_pretrained_backbone"): _NOT_FETCHED,
+    ("TableTransformerConfig", "use_pretrained_backbone"): _NOT_FETCHED,
+    ("DetrConfig", "backbone_config"): _BACKBONES,
+    ("TableTransformerConfig", "backbone_config"): _BACKBONES,
     ("DetrImageProcessorFast", "device"): _TORCHVISION,
     ("DetrImageProcessorFast", "disable_grouping"): _TORCHVISION,
     ("DetrImageProcessorFast", "do_center_crop"): _CROP,
@@ -133,12 +138,39 @@ def rows() -> list[tuple[str, str, str, str]]:
     return table
 
 
+_CHECKPOINTS = (
+    "## Checkpoints",
+    "",
+    "| checkpoint | |",
+    "|---|---|",
+    "| facebook/detr-resnet-50, -101, their DC5 variants and -50-panoptic | detection; boxes, masks and panoptic maps |",
+    "| microsoft/table-transformer-detection, -structure-recognition and the v1.1 models | detection; [tables](predict.md#tables) |",
+    "| fine-tunes of them | with classes of their own: gaps in the ids, names that occur twice, only a number of labels |",
+    "| written by transformers 4 | hub names; `no_timm` backbones; one file, shards, `pytorch_model.bin`, half precision |",
+    "| written by transformers 5 | the same, `backbone_config` of `timm_backbone`, and its own parameter names |",
+    "| `.pth` of facebookresearch/detr | detection, DC5, panoptic; with or without `--pre_norm`; with or without training state |",
+    "| `.pth` of microsoft/table-transformer | bare state dicts; classes and image size are those of the published models |",
+    "",
+    "Backbones are ResNet-18 to -152 in either naming, and all of timm's that give feature maps (those need timm). A segmentation",
+    "model needs three feature maps or more. Whatever was read is written back in the layout that it had: by `train`, and by",
+    "`save_pretrained`. Without a network none of the published weights could be tried: the tests use their parameter names and",
+    "shapes, directories that transformers 4.57.6 writes, and a record of what transformers 5.24.0 writes and computes",
+    "(`make transformers5`).",
+    "",
+    "Other models with DETR in their name (Conditional, Deformable, RT-DETR, YOLOS) are refused by their `model_type`.",
+)
+
+
 def text() -> str:
     """The whole document."""
     lines = [
-        "# Compatibility with transformers",
+        "# Compatibility",
         "",
-        "The public classes, methods and arguments of transformers 4.57.6's DETR page, and how this project has them. Written by",
+        *_CHECKPOINTS,
+        "",
+        "## transformers, class by class",
+        "",
+        "The public classes, methods and arguments of transformers 4.57.6's DETR and Table Transformer pages, and how this project has them. Written by",
         "`python -m tests.compatibility` from the two packages' signatures; a test fails while it is out of date.",
         "",
         "`DetrImageProcessor` reproduces the PIL backend bit for bit; `DetrImageProcessorFast` the torchvision backend, uint8 pixels",

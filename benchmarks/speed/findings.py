@@ -211,4 +211,4 @@ def _variant(contestant: Contestant) -> Variant:
 def _file_bytes(source: str) -> int | None:
     from detr_export.checkpoints import reading
 
-    return file_bytes(str(reading.DEMO_DIRECTORY) if source == reading.DEMO else source)
+    return file_bytes(str(reading.PACKAGED.get(source, source)))

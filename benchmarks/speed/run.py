@@ -192,4 +192,4 @@ def _export_demo(folder: Path) -> list[Target]:
     file = folder / f"{reading.DEMO}.onnx"
     # Its outputs are compared with the checkpoint's anyway, at the sizes that are measured.
     export_onnx(reading.load_checkpoint(reading.DEMO), file, ExportOptions(verify=False))
-    return demo_targets(reading.DEMO, reading.DEMO_DIRECTORY, file, ort_has_cuda())
+    return demo_targets(reading.DEMO, reading.PACKAGED[reading.DEMO], file, ort_has_cuda())

@@ -29,9 +29,10 @@ from detr_export.runtimes.files import sha256_of_files, user_path
 from detr_export.runtimes.opening import ENGINE_SUFFIXES
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 
-# The name of the trained checkpoint in this package. A folder of that name is given as ./demo.
-DEMO = "demo"
-DEMO_DIRECTORY = Path(__file__).parents[1] / "demo_checkpoint"
+# The trained checkpoints in this package: a panoptic DETR, a Table Transformer. A folder of that name is given as ./demo.
+DEMO, DEMO_TABLES = "demo", "demo-tables"
+_PACKAGE = Path(__file__).parents[1]
+PACKAGED = {DEMO: _PACKAGE / "demo_checkpoint", DEMO_TABLES: _PACKAGE / "demo_tables_checkpoint"}
 
 _LFS_HEADER = b"version https://git-lfs"
 # How torch's messages name what it refuses to unpickle: an object of another class, or a program.
@@ -62,8 +63,8 @@ def load_checkpoint(
 
     Args:
         source: a directory with `config.json` and weights, a `.pth` file of facebookresearch/detr, or a hub id such as
-            `facebook/detr-resnet-50`. What exists on disk is never looked for on the hub. The name `demo` always means the
-            small checkpoint in this package, whatever lies on disk.
+            `facebook/detr-resnet-50`. What exists on disk is never looked for on the hub. The names `demo` and `demo-tables`
+            always mean the small checkpoints in this package, whatever lies on disk.
         dilation: for `.pth` files, whether it is a DC5 model; refused for others, whose configuration says it.
         revision: for hub ids, a branch, tag or commit.
         processor: for directories and hub ids, whose pixels to take: `pil` or `torchvision`. None takes what the files
@@ -73,10 +74,10 @@ def load_checkpoint(
         CheckpointError: it is missing, damaged, or not a DETR; the message says which file and why.
     """
     require_backend(processor)
-    if source == DEMO:
+    if source in PACKAGED:
         given = any(option is not None for option in (dilation, revision, processor))
-        _refuse(given, f"{DEMO} comes with the package; leave the other options out")
-        return _load_directory(DEMO_DIRECTORY, DEMO)
+        _refuse(given, f"{source} comes with the package; leave the other options out")
+        return _load_directory(PACKAGED[str(source)], str(source))
     path = user_path(source)
     if os.path.isfile(path):  # of a name that is too long this is false, where `Path.is_file` raises
         _refuse(revision is not None, f"{path} is a file; --revision goes with a hub id")

@@ -71,6 +71,7 @@ class TorchSession(Session):
         dilation: Optional[bool] = None,
         attentions: bool = False,
         revision: Optional[str] = None,
+        processor: Optional[str] = None,
     ) -> TorchSession:
         """Opens a checkpoint: a directory, a `.pth` file or a hub id. `attentions` adds the output `cross_attention`.
 
@@ -87,7 +88,7 @@ class TorchSession(Session):
 
         _checked_device(device)
         return reference_session(
-            load_checkpoint(checkpoint, dilation, revision), attentions=attentions, device=device, threads=threads
+            load_checkpoint(checkpoint, dilation, revision, processor), attentions=attentions, device=device, threads=threads
         )
 
     @property
