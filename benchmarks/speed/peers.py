@@ -17,11 +17,12 @@ from detr_export.runtimes.errors import ArtifactError, BackendError, CheckpointE
 from detr_export.runtimes.metadata import METADATA_KEY, Metadata, read_metadata
 from detr_export.runtimes.session import UNKNOWN, Session, TensorSpec
 
+_CLASSES = {"detr": "DetrForObjectDetection", "table-transformer": "TableTransformerForObjectDetection"}
 _HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}  # OpenVINO's names of precisions
 
 
 class TransformersSession(Session):
-    """transformers' own DETR, eager, in eval mode and float32.
+    """transformers' own DETR or Table Transformer, eager, in eval mode and float32.
 
     Args:
         directory: a checkpoint as `save_pretrained` writes it.
@@ -39,7 +40,9 @@ class TransformersSession(Session):
         torch.set_num_threads(threads)
         transformers.logging.set_verbosity_error()
         try:
-            config = transformers.DetrConfig.from_pretrained(directory, local_files_only=True)
+            config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
+            if config.model_type not in _CLASSES:
+                raise CheckpointError(f"{directory} is of the model type {config.model_type}; expected a DETR")
             config.use_pretrained_backbone = False  # else timm downloads weights, which the checkpoint's then replace
             # Some checkpoints do not name their class; then the names of their weights tell it.
             segments = "DetrForSegmentation" in (config.architectures or ())
@@ -146,7 +149,7 @@ class OpenVinoSession(Session):
 
 def _load(transformers: Any, directory: str | Path, config: Any, segments: bool) -> Any:
     """The model in float32, and the names of weights that are missing or left over."""
-    kind = transformers.DetrForSegmentation if segments else transformers.DetrForObjectDetection
+    kind = getattr(transformers, "DetrForSegmentation" if segments else _CLASSES[config.model_type])
     return kind.from_pretrained(directory, config=config, local_files_only=True, output_loading_info=True, dtype="float32")
 
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from detr_export.benchmarks.accuracy.evaluation import evaluate
+from detr_export.benchmarks.speed.peers import TransformersSession
 from detr_export.checkpoints.reading import load_checkpoint
 from detr_export.graphs.export import ExportOptions, ExportResult, export_onnx
 from detr_export.loading import load_model
@@ -19,6 +20,7 @@ from detr_export.pubtables import STRUCTURE_LABELS
 from detr_export.runtimes import Predictor
 from detr_export.runtimes.backends.ort.session import OrtSession
 from detr_export.runtimes.backends.tensorrt.profiles import default_profiles
+from detr_export.runtimes.errors import CheckpointError
 from detr_export.runtimes.processing.images import load_image
 from detr_export.seeding import random_images
 from detr_export.training.options import TrainingOptions
@@ -152,6 +154,16 @@ def test_fine_tuning_keeps_the_architecture(directory: Path, drawn: Path, tmp_pa
     moved = (tuned.state_dict["model.encoder.layernorm.weight"] - before).abs().max()
     assert 0 < moved < 0.01
     transformers.TableTransformerForObjectDetection.from_pretrained(tmp_path / "tuned")
+
+
+def test_detr_bench_measures_transformers_own_class(directory: Path, theirs: Any, tmp_path: Path) -> None:
+    images, mask = random_images((1, 3, 96, 128), 1), np.ones((1, 96, 128), dtype=np.int64)
+    with TransformersSession(directory, 1) as session, torch.no_grad():
+        given = session.run({"pixel_values": images, "pixel_mask": mask})
+    assert np.array_equal(given["logits"], theirs(torch.from_numpy(images), torch.from_numpy(mask)).logits.numpy())
+    (tmp_path / "config.json").write_text('{"model_type": "yolos"}')
+    with pytest.raises(CheckpointError, match="of the model type yolos; expected a DETR"):
+        TransformersSession(tmp_path, 1)
 
 
 def test_scores(exported: ExportResult, directory: Path, drawn: Path) -> None:
