@@ -160,7 +160,8 @@ def test_detr_bench_measures_transformers_own_class(directory: Path, theirs: Any
     images, mask = random_images((1, 3, 96, 128), 1), np.ones((1, 96, 128), dtype=np.int64)
     with TransformersSession(directory, 1) as session, torch.no_grad():
         given = session.run({"pixel_values": images, "pixel_mask": mask})
-    assert np.array_equal(given["logits"], theirs(torch.from_numpy(images), torch.from_numpy(mask)).logits.numpy())
+        expected = theirs(torch.from_numpy(images), torch.from_numpy(mask))
+    assert np.array_equal(given["logits"], expected.logits.numpy())
     (tmp_path / "config.json").write_text('{"model_type": "yolos"}')
     with pytest.raises(CheckpointError, match="of the model type yolos; expected a DETR"):
         TransformersSession(tmp_path, 1)
