@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import shutil
@@ -17,6 +19,7 @@ from PIL import Image
 from detr_export.runtimes.processing.images import load_image
 from detr_export.verification.cases import GRID
 from tests import models
+from tests.warm import WarmCommands
 
 ROOT = Path(__file__).parent.parent
 # A shell that starts tests in the background makes them deaf to Ctrl-C; the command is to hear it all the same.
@@ -37,9 +40,18 @@ def run(*arguments: str | Path, before: str = "", **environment: str) -> subproc
     return done
 
 
+@functools.cache
+def warm() -> WarmCommands:
+    """For commands that fail early."""
+    commands = WarmCommands("detr_export.cli", ENVIRONMENT)
+    atexit.register(commands.close)
+    return commands
+
+
 def fails(*arguments: str | Path, before: str = "") -> str:
     """Runs a command that must fail with exit code 1 and one line about it, and returns the line."""
-    done = run(*arguments, before=before)
+    done = run(*arguments, before=before) if before else warm().run([*map(str, arguments)])
+    assert "Traceback" not in done.stderr, done.stderr
     assert done.returncode == 1, done.stderr
     assert done.stdout == ""
     errors = [line for line in done.stderr.splitlines() if not line.startswith("  ")]  # progress is indented
