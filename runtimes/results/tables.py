@@ -114,11 +114,12 @@ def tables_from_detections(found: Detections) -> list[Table]:
 
     1. Of tables, of rows and of columns that overlap by more than half, the one with the best score stays.
     2. An object belongs to the table that contains its centre. If no table was found, all rows and columns are one table.
-    3. Rows are those of the header if it covers more than half of their height, from the top row on, without a gap.
-    4. A projected row header merges the row that it covers most, by more than half. It does so below the header only.
-    5. A spanning cell merges the rows and columns that it covers by more than half, if these are at least two positions. It
+    3. Neighbouring rows, and neighbouring columns, meet in the middle between their edges, so cells leave no gap.
+    4. Rows are those of the header if it covers more than half of their height, from the top row on, without a gap.
+    5. A projected row header merges the row that it covers most, by more than half. It does so below the header only.
+    6. A spanning cell merges the rows and columns that it covers by more than half, if these are at least two positions. It
        does not cross the lower edge of the header: it keeps the side on which it has more rows, the lower one if equal.
-    6. If several objects want to merge the same position, the one with the best score gets it, and the others merge nothing.
+    7. If several objects want to merge the same position, the one with the best score gets it, and the others merge nothing.
 
     Args:
         found: what a model found whose classes have the names of Table Transformer's; upper and lower case are the same.
@@ -161,6 +162,8 @@ def _table(box: np.ndarray, objects: dict[str, _Objects], image_size: tuple[int,
     rows, columns = _in_order(_distinct(objects[ROW], (_Y,)), _Y), _in_order(_distinct(objects[COLUMN], (_X,)), _X)
     rows.boxes[:, [0, 2]] = box[[0, 2]]
     columns.boxes[:, [1, 3]] = box[[1, 3]]
+    _close_gaps(rows.boxes, _Y)
+    _close_gaps(columns.boxes, _X)
 
     if not len(rows) or not len(columns):
         return Table(box, rows.boxes, columns.boxes, (), image_size)
@@ -244,6 +247,13 @@ def _distinct(found: _Objects, axes: tuple[int, ...]) -> _Objects:
 def _in_order(found: _Objects, axis: int) -> _Objects:
     """By their centres along an axis."""
     return found[np.argsort(found.boxes[:, axis] + found.boxes[:, axis + 2], kind="stable")]
+
+
+def _close_gaps(boxes: np.ndarray, axis: int) -> None:
+    """Moves the edges between neighbours to their middle: rows and columns tile a table, and what is found is a bit off."""
+    middles = (boxes[:-1, axis + 2] + boxes[1:, axis]) / 2
+    boxes[:-1, axis + 2] = middles
+    boxes[1:, axis] = middles
 
 
 def _owners(tables: np.ndarray, boxes: np.ndarray) -> np.ndarray:

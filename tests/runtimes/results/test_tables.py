@@ -52,6 +52,8 @@ def assert_complete(table: Table) -> None:
         assert cell.box.tolist() == list(corners)
         assert 0 < cell.score <= 1
     assert (covered == 1).all()
+    assert (table.rows[1:, 1] == table.rows[:-1, 3]).all()
+    assert (table.columns[1:, 0] == table.columns[:-1, 2]).all()
     places = [(cell.rows[0], cell.columns[0]) for cell in table.cells]
     assert places == sorted(places)
     assert table.box.dtype == table.rows.dtype == table.columns.dtype == np.float32
@@ -70,11 +72,11 @@ def test_a_cell_is_where_row_and_column_meet() -> None:
     objects[2] = ("table row", (25, 31, 160, 48), 0.7)  # shorter than the table, as models find them
     table = only_table(objects[::-1])  # in any order
     assert (table.rows.shape, table.columns.shape, len(table.cells)) == ((2, 4), (3, 4), 6)
-    assert table.rows.tolist() == [[20, 10, 170, 30], [20, 31, 170, 48]]
+    assert table.rows.tolist() == [[20, 10, 170, 30.5], [20, 30.5, 170, 48]]  # no gap
     assert table.columns[:, [0, 2]].tolist() == [[20, 70], [70, 120], [120, 170]]
     cell = table.cells[4]
     assert (cell.rows, cell.columns) == ((1, 2), (1, 2))
-    assert cell.box.tolist() == [70, 31, 120, 48]
+    assert cell.box.tolist() == [70, 30.5, 120, 48]
     assert cell.score == pytest.approx(0.7)  # its row's, the lower one
     assert table.cells[0].score == pytest.approx(0.9)
     assert not any(cell.is_column_header or cell.is_projected_row_header for cell in table.cells)
@@ -90,8 +92,8 @@ def test_the_best_of_overlapping_rows_and_columns_stays() -> None:
         ("table column", (24, 10, 74, 90), 0.95),
     ]
     table = only_table(objects)
-    assert table.rows[:, 1].tolist() == [10, 32, 50, 63]
-    assert table.columns[:, 0].tolist() == [24, 70]
+    assert table.rows[:, 1].tolist() == [10, 31, 51, 66.5]  # in the middle between 30 and 32, ...
+    assert table.columns[:, 0].tolist() == [24, 72]
 
 
 def test_rows_of_a_header_follow_each_other_from_the_top() -> None:
