@@ -11,11 +11,14 @@ DEMO := $(DEMO_VENV)/bin/detr-export
 SHAPES := demo/shapes/annotations
 
 demo: $(DEMO_VENV)/installed
-	rm -rf demo/shapes
+	rm -rf demo/shapes demo/drawn-tables
 	$(DEMO) demo-data demo/shapes --images 100 --split val
+	$(DEMO) demo-data demo/drawn-tables --images 10 --split val --kind tables
 	$(DEMO) onnx --output demo/model.onnx --overwrite
+	$(DEMO) onnx demo-tables --output demo/tables.onnx --overwrite
 	$(DEMO) predict demo/model.onnx demo/shapes/val/000015.jpg --threshold 0.8 --output demo/detection --overwrite
 	$(DEMO) predict demo/model.onnx demo/shapes/val/000015.jpg --threshold 0.8 --task panoptic --output demo/panoptic --overwrite
+	$(DEMO) predict demo/tables.onnx demo/drawn-tables/val --task tables --output demo/tables --overwrite
 	$(DEMO) evaluate demo/model.onnx --images demo/shapes/val --annotations $(SHAPES)/instances_val.json \
 	    --panoptic $(SHAPES)/panoptic_val.json $(SHAPES)/panoptic_val --against demo
 

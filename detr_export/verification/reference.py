@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from detr_export.modeling.deployed import DeployedModel
+from detr_export.modeling.segmentation import DetrForSegmentation
 from detr_export.runtimes.backends.torch_session import TorchSession
 from detr_export.runtimes.metadata import Metadata
 from detr_export.runtimes.session import Session, TensorSpec
@@ -19,6 +20,7 @@ from detr_export.verification.cases import Case, Feeds, make_feeds
 from detr_export.verification.differences import distance
 
 Outputs = Mapping[str, np.ndarray]
+_MASKS_AT_ONCE = 10
 
 
 class Reference:
@@ -78,6 +80,8 @@ def reference_of(session: TorchSession) -> Reference:
     assert isinstance(model, DeployedModel)
     assert isinstance(channels, int)
     assert metadata is not None  # a checkpoint always has it
+    if isinstance(model.model, DetrForSegmentation):
+        model.model.masks_at_once = _MASKS_AT_ONCE
     double = TorchSession(copy.deepcopy(model).double(), metadata, channels)
     return Reference(double, {"fp32": session, "fp16": TorchSession(Fp16Products(model), metadata, channels)})
 

@@ -70,6 +70,17 @@ def test_all_outputs_and_tuples() -> None:
     )
 
 
+@torch.no_grad()
+def test_masks_may_be_drawn_a_few_at_a_time() -> None:
+    ours, _ = pair()
+    pixel_values = torch.from_numpy(random_images((2, 3, 96, 128), 5))
+    expected = ours(pixel_values).pred_masks
+    ours.masks_at_once = 4  # of 9
+    given = ours(pixel_values).pred_masks
+    assert given.shape == expected.shape
+    assert (given - expected).abs().max() <= 3e-4
+
+
 def test_refuses() -> None:
     with pytest.raises(CheckpointError, match="needs a multiple of 8"):
         DetrForSegmentation(models.config())
