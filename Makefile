@@ -18,7 +18,7 @@ demo: $(DEMO_VENV)/installed
 	$(DEMO) onnx demo-tables --output demo/tables.onnx --overwrite
 	$(DEMO) predict demo/model.onnx demo/shapes/val/000015.jpg --threshold 0.8 --output demo/detection --overwrite
 	$(DEMO) predict demo/model.onnx demo/shapes/val/000015.jpg --threshold 0.8 --task panoptic --output demo/panoptic --overwrite
-	$(DEMO) predict demo/tables.onnx demo/drawn-tables/val --task tables --output demo/tables --overwrite
+	$(DEMO) predict demo/tables.onnx demo/drawn-tables/val --task tables --threshold 0.7 --output demo/tables --overwrite
 	$(DEMO) evaluate demo/model.onnx --images demo/shapes/val --annotations $(SHAPES)/instances_val.json \
 	    --panoptic $(SHAPES)/panoptic_val.json $(SHAPES)/panoptic_val --against demo
 

@@ -258,7 +258,7 @@ def test_other_channels() -> None:
 
 def test_a_refused_session_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     session = FourChannels()
-    monkeypatch.setattr("detr_export.runtimes.predictor.open_session", lambda *args: session)
+    monkeypatch.setattr("detr_export.runtimes.predictor.open_session", lambda *args, **options: session)
     with pytest.raises(ArtifactError):
         Predictor.load("a.onnx")
     assert session.closed

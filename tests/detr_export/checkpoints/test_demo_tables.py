@@ -1,0 +1,86 @@
+"""The Table Transformer that comes along: it reads drawn tables as its record says, as a checkpoint and as a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from detr_export.checkpoints.reading import PACKAGED, load_checkpoint
+from detr_export.graphs.export import export_onnx
+from detr_export.graphs.options import ExportOptions
+from detr_export.pubtables import STRUCTURE_LABELS
+from detr_export.runtimes import Predictor, Table
+from detr_export.runtimes.folder import predict_files
+from detr_export.training.table_data import TablePicture, draw_picture
+
+FOLDER = PACKAGED["demo-tables"]
+IMAGES = 100
+THRESHOLD = 0.7
+SAMPLE = 24  # a picture with a header and merged cells, which it reads right at any threshold from 0.5 to 0.9
+
+
+def is_right(picture: TablePicture, tables: list[Table]) -> bool:
+    """Whether one table was found, and each of its cells covers the rows and columns that it was drawn over."""
+    drawn = {(cell.rows, cell.columns) for cell in picture.table.layout.cells}
+    return len(tables) == 1 and {(cell.rows, cell.columns) for cell in tables[0].cells} == drawn
+
+
+def test_it_is_small_and_half_precision() -> None:
+    assert sum(file.stat().st_size for file in FOLDER.iterdir()) <= 4e6
+    stored = load_file(FOLDER / "model.safetensors")
+    assert all(value.dtype == (torch.float16 if value.dim() > 1 else torch.float32) for value in stored.values())
+    checkpoint = load_checkpoint("demo-tables")
+    assert checkpoint.config.pre_norm
+    assert checkpoint.config.id2label == STRUCTURE_LABELS
+    assert checkpoint.source == "demo-tables"
+
+
+def test_transformers_reads_it() -> None:
+    import transformers
+
+    model = transformers.TableTransformerForObjectDetection.from_pretrained(FOLDER).eval()
+    ours = load_checkpoint("demo-tables").state_dict
+    for name, value in model.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(value, ours[name]), name
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[TablePicture]:
+    return [draw_picture("val", index) for index in range(IMAGES)]
+
+
+def test_it_reads_tables_as_well_as_recorded(pictures: list[TablePicture], tmp_path: Path) -> None:
+    """The pictures differ a little from those of the record where Pillow has another version: its font."""
+    recorded = json.loads((FOLDER / "scores.json").read_text())[f"first {IMAGES} images"]
+    assert recorded["threshold"] == THRESHOLD
+    file = export_onnx(load_checkpoint("demo-tables"), tmp_path / "tables.onnx", ExportOptions(verify=False)).path
+    shares = []
+    for source in ("demo-tables", file):
+        with Predictor.load(source) as predictor:
+            right = [is_right(picture, predictor.tables(picture.pixels, THRESHOLD)) for picture in pictures]
+        shares.append(sum(right) / IMAGES)
+    assert abs(shares[0] - recorded["right tables"]) <= 0.05
+    assert abs(shares[0] - shares[1]) <= 0.02
+
+
+def test_predict_draws_the_grid(pictures: list[TablePicture], tmp_path: Path) -> None:
+    image = tmp_path / "table.png"
+    Image.fromarray(pictures[SAMPLE].pixels).save(image)
+    with Predictor.load("demo-tables") as predictor:
+        (outcome,) = predict_files(predictor, [image], THRESHOLD, tmp_path / "out", False, "tables")
+        (table,) = predictor.tables(image, THRESHOLD)
+    layout = pictures[SAMPLE].table.layout
+    assert outcome.summary() == f"{image}: a table of {layout.rows} rows and {layout.columns} columns"
+    assert is_right(pictures[SAMPLE], [table])
+    (written,) = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert written["tables"][0]["rows"] == table.rows.tolist()
+    assert len(written["tables"][0]["cells"]) == len(layout.cells)
+    assert outcome.picture is not None
+    with Image.open(outcome.picture) as picture:
+        assert picture.size == (pictures[SAMPLE].pixels.shape[1], pictures[SAMPLE].pixels.shape[0])
