@@ -26,6 +26,7 @@ from detr_export.choices import (
     ProcessorOption,
     RevisionOption,
     TrainTask,
+    value_of,
 )
 from detr_export.extras import require_extra, require_python
 from detr_export.terminal import (
@@ -36,6 +37,7 @@ from detr_export.terminal import (
     VersionOption,
     print_error,
     print_json,
+    print_result,
     reports_errors,
     tolerate_any_name,
 )
@@ -120,7 +122,7 @@ def onnx_command(
         opset=opset or DEFAULT_OPSET,
         precision=precision.value,
         fp16_io=fp16_io,
-        keep_fp32=None if keep_fp32 is None else keep_fp32.value,
+        keep_fp32=value_of(keep_fp32),
         input=image_input.value,
         simplify=not no_simplify,
         verify=not no_verify,
@@ -136,7 +138,7 @@ def onnx_command(
     from detr_export.checkpoints.reading import load_checkpoint
     from detr_export.graphs.export import exported
 
-    loaded = load_checkpoint(checkpoint, dilation, revision, None if processor is None else processor.value)
+    loaded = load_checkpoint(checkpoint, dilation, revision, value_of(processor))
     scores = None
     with exported(loaded, output, options, progress) as draft:
         if accuracy is not None:
@@ -219,10 +221,7 @@ def trt_command(
     )
     with TerminalProgress("building") as progress:
         result = build_from_source(source, output, options, steps(fp16, fallback), progress)
-    if as_json:
-        print_json(result.to_dict())
-    else:
-        typer.echo(result.summary())
+    print_result(result, as_json)
 
 
 @app.command()
@@ -285,10 +284,7 @@ def verify(
             revision=revision,
             progress=TerminalProgress(),
         )
-        if as_json:
-            print_json(comparison.to_dict())
-        else:
-            typer.echo(comparison.summary())
+        print_result(comparison, as_json)
         require_agreement(comparison, model, against)
         return
     require_extra("export")
@@ -296,10 +292,7 @@ def verify(
     from detr_export.verification.comparison import require
 
     parity = verify_file(model, checkpoint, dilation, revision, TerminalProgress())
-    if as_json:
-        print_json(parity.to_dict())
-    else:
-        typer.echo(parity.summary())
+    print_result(parity, as_json)
     require(parity, model)
 
 
@@ -313,10 +306,7 @@ def inspect(
     from detr_export.graphs.inspection import inspect_onnx
 
     found = inspect_onnx(model)
-    if as_json:
-        print_json(found.to_dict())
-    else:
-        typer.echo(found.summary())
+    print_result(found, as_json)
 
 
 @app.command()
@@ -326,7 +316,6 @@ def predict(
     images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Files, folders and patterns like *.jpg.")],
     task: Annotated[
         PredictTask,
-        ProcessorOption,
         typer.Option(help="panoptic, instances and semantic need a segmentation model, tables a Table Transformer."),
     ] = PredictTask.detection,
     explain: Annotated[bool, typer.Option("--explain", help="Draw where the decoder looked for each detection.")] = False,
@@ -354,9 +343,8 @@ def predict(
     paths = iter_image_paths(images)
     outcomes = []
     attentions = explain and kind_of(model) == CHECKPOINT  # a file was exported with them, or does not have them
-    backend = None if processor is None else processor.value
     with Predictor.load(
-        model, device, threads, attentions=attentions, trust_engine=trust_engine, processor=backend
+        model, device, threads, attentions=attentions, trust_engine=trust_engine, processor=value_of(processor)
     ) as predictor:
         for outcome in predict_files(predictor, paths, threshold, output, overwrite, "attention" if explain else task.value):
             outcomes.append(outcome.to_dict())
@@ -377,10 +365,7 @@ def doctor(as_json: JsonOption = False) -> None:
     from detr_export.runtimes.doctor import diagnose
 
     found = diagnose()
-    if as_json:
-        print_json(found.to_dict())
-    else:
-        typer.echo(found.summary())
+    print_result(found, as_json)
 
 
 @app.command()
@@ -416,10 +401,7 @@ def evaluate(
         found = evaluate_model(
             model, images, annotations, panoptic, limit, batch, device, threads, threshold, against, progress
         )
-    if as_json:
-        print_json(found.to_dict())
-    else:
-        typer.echo(found.summary())
+    print_result(found, as_json)
 
 
 @app.command("demo-data")
@@ -500,6 +482,8 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train or fine-tune on a COCO folder, also under torchrun. Ctrl-C keeps the state for --resume."""
+    if checkpoint is None and processor is not None:
+        raise typer.BadParameter("--processor goes with --from CHECKPOINT")
     require_extra("export", "train")
     from detr_export.checkpoints.reading import load_checkpoint
     from detr_export.training.options import TrainingOptions
@@ -523,10 +507,7 @@ def train(
         seed=seed,
         fp16_weights=fp16_weights,
     )
-    if checkpoint is None and processor is not None:
-        raise typer.BadParameter("--processor goes with --from CHECKPOINT")
-    backend = None if processor is None else processor.value
-    start = None if checkpoint is None else load_checkpoint(checkpoint, dilation, revision, backend)
+    start = None if checkpoint is None else load_checkpoint(checkpoint, dilation, revision, value_of(processor))
     with TerminalProgress("training") as progress:
         result = train_model(data, output, options, config, start, device, workers, resume, overwrite, progress)
     if result is None:  # the first process of a torchrun reports, and this is another

@@ -26,6 +26,7 @@ from detr_export.terminal import (
     VersionOption,
     print_error,
     print_json,
+    print_result,
     reports_errors,
     tolerate_any_name,
 )
@@ -269,10 +270,7 @@ def processors_command(
     loaded = None if images is None else [load_image(path) for path in iter_image_paths(str(images))]
     with TerminalProgress() as progress:
         found = run_processors(loaded, rounds, threads, progress)
-    if as_json:
-        print_json(found.to_dict())
-    else:
-        typer.echo(found.summary())
+    print_result(found, as_json)
 
 
 def _require_bench(packages: Sequence[str]) -> None:

@@ -69,6 +69,11 @@ class DemoKind(str, Enum):
     tables = "tables"
 
 
+def value_of(choice: Optional[Enum]) -> Optional[str]:
+    """The text of a choice that may be left out."""
+    return None if choice is None else str(choice.value)
+
+
 CheckpointArgument = Annotated[
     str,
     typer.Argument(

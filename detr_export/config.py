@@ -209,9 +209,8 @@ class DetrConfig:
             for name in _REPLACED_IN_5:
                 del result[name]
         elif self.backbone_kwargs is None:
-            del result[
-                "backbone_kwargs"
-            ]  # transformers 4 fills it in; with it, transformers 5 asks the hub for the backbone
+            # transformers 4 fills it in. With it, transformers 5 asks the hub for the backbone.
+            del result["backbone_kwargs"]
         result["backbone_config"] = self.backbone_config.to_dict() if self.backbone_config else None
         result["id2label"] = {str(index): name for index, name in self.id2label.items()}
         result.update(model_type=_MODEL_TYPES[self.pre_norm], label2id=self.label2id, num_hidden_layers=self.encoder_layers)

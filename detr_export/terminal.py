@@ -12,7 +12,7 @@ import io
 import json
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Optional, Protocol
 
 import typer
 
@@ -46,6 +46,24 @@ def print_error(error: Exception) -> None:
 def print_json(document: Any) -> None:
     """Print one JSON document on stdout."""
     typer.echo(json.dumps(document, indent=2))
+
+
+class Result(Protocol):
+    """What a command found."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+
+    def summary(self) -> str:
+        """For people."""
+
+
+def print_result(found: Result, as_json: bool) -> None:
+    """Print a result on stdout, for people or as one JSON document."""
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        typer.echo(found.summary())
 
 
 def show_version(wanted: bool) -> None:

@@ -14,7 +14,9 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 _PRELOADED = (
     "torch",
@@ -59,9 +61,7 @@ class WarmCommands:
 
     def close(self) -> None:
         """Ends the process."""
-        assert self._server.stdin is not None
-        self._server.stdin.close()
-        self._server.wait()
+        self._server.communicate()  # closes its input, at which it ends
 
 
 def serve(program: str) -> None:
@@ -79,18 +79,14 @@ def serve(program: str) -> None:
         answers.flush()
 
 
-def _command(main: object, request: dict[str, object]) -> int:
+def _command(main: Callable[[], None], request: dict[str, Any]) -> int:
     """What a fresh interpreter would do with `main()`; returns the exit code."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.chdir(str(request["folder"]))
-    outputs, arguments = request["outputs"], request["arguments"]
-    assert isinstance(outputs, list)
-    assert isinstance(arguments, list)
-    assert callable(main)
-    for number, path in enumerate(outputs, start=1):
+    os.chdir(request["folder"])
+    for number, path in enumerate(request["outputs"], start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    sys.argv = ["-c", *arguments]
+    sys.argv = ["-c", *request["arguments"]]
     try:
         main()
         code = 0

@@ -1,4 +1,4 @@
-"""The checkpoint that comes along: it is what its record says, in PyTorch and as an exported file."""
+"""The checkpoints that come along; and `demo` is what its record says, in PyTorch and as an exported file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from detr_export.benchmarks.accuracy.evaluation import evaluate
-from detr_export.checkpoints.reading import load_checkpoint
+from detr_export.checkpoints.reading import PACKAGED, load_checkpoint
 from detr_export.graphs.export import export_onnx
 from detr_export.graphs.options import ExportOptions
 from detr_export.loading import reference_session
@@ -22,18 +22,22 @@ from detr_export.verification.cases import GRID
 from detr_export.verification.comparison import compare, require
 from detr_export.verification.reference import reference_of
 
-FOLDER = Path(demo_data.__file__).parents[1] / "demo_checkpoint"
 IMAGES = 100
 
 
-def test_it_is_small_and_half_precision() -> None:
-    assert sum(file.stat().st_size for file in FOLDER.iterdir()) <= 10e6
-    stored = load_file(FOLDER / "model.safetensors")
+@pytest.mark.parametrize(("name", "most_bytes"), [("demo", 10e6), ("demo-tables", 4e6)])
+def test_it_is_small_and_half_precision(name: str, most_bytes: float) -> None:
+    assert sum(file.stat().st_size for file in PACKAGED[name].iterdir()) <= most_bytes
+    stored = load_file(PACKAGED[name] / "model.safetensors")
     assert all(value.dtype == (torch.float16 if value.dim() > 1 else torch.float32) for value in stored.values())
-    checkpoint = load_checkpoint("demo")
+    checkpoint = load_checkpoint(name)
     assert all(value.dtype == torch.float32 for value in checkpoint.state_dict.values())
+    assert checkpoint.source == name
+
+
+def test_it_segments_shapes() -> None:
+    checkpoint = load_checkpoint("demo")
     assert checkpoint.task == "segmentation"
-    assert checkpoint.source == "demo"
     assert checkpoint.config.id2label == {0: "N/A", **demo_data.THINGS, **demo_data.STUFF}
 
 
@@ -47,14 +51,17 @@ def test_the_name_is_taken_whatever_lies_on_disk(tmp_path: Path, monkeypatch: py
         load_checkpoint("demo", revision="main")
 
 
-def test_transformers_reads_it() -> None:
+@pytest.mark.parametrize(
+    ("name", "kind"), [("demo", "DetrForSegmentation"), ("demo-tables", "TableTransformerForObjectDetection")]
+)
+def test_transformers_reads_it(name: str, kind: str) -> None:
     import transformers
 
-    model = transformers.DetrForSegmentation.from_pretrained(FOLDER).eval()
-    ours = load_checkpoint("demo").state_dict
-    for name, value in model.state_dict().items():
-        if not name.endswith("num_batches_tracked"):
-            assert torch.equal(value, ours[name]), name
+    model = getattr(transformers, kind).from_pretrained(PACKAGED[name]).eval()
+    ours = load_checkpoint(name).state_dict
+    for key, value in model.state_dict().items():
+        if not key.endswith("num_batches_tracked"):
+            assert torch.equal(value, ours[key]), key
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +70,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_reaches_its_recorded_scores_as_a_checkpoint_and_as_a_file(shapes: Path, tmp_path: Path) -> None:
-    recorded = json.loads((FOLDER / "scores.json").read_text())[f"first {IMAGES} images"]
+    recorded = json.loads((PACKAGED["demo"] / "scores.json").read_text())[f"first {IMAGES} images"]
     file = export_onnx(load_checkpoint("demo"), tmp_path / "demo.onnx", ExportOptions(verify=False)).path
     annotations = shapes / "annotations"
     found = evaluate(
