@@ -19,7 +19,7 @@ import onnxruntime
 
 from tests.tensorrt_double.host_device import HostDevice
 
-_CONTEXT_BYTES = 4096  # of activations, in every engine
+_ALIGNMENT = 256  # of a tensor's address
 _STEPS = 5  # of a build
 
 
@@ -35,8 +35,11 @@ class Knobs:
     build_error: str | None = None
     wrong_by: float = 0.0  # added to what an engine with fp16 convolutions computes
     refuses_contexts: bool = False
+    refuses_profiles: bool = False
+    refuses_runs: bool = False
     builds: list[dict[str, Any]] = field(default_factory=list)  # the settings of each
     contexts: int = 0  # ever made
+    plugins: bool = False  # whether they were registered
     timing_caches: list[bytes] = field(default_factory=list)  # given to builds
 
 
@@ -114,7 +117,15 @@ def fake_tensorrt(version: str, knobs: Knobs) -> types.ModuleType:
             if plan["settings"].get("version_compatible") and not self.engine_host_code_allowed:
                 self.logger.log(Severity.ERROR, "engine host code is not allowed")
                 return None
-            return ICudaEngine(plan)
+            engine = ICudaEngine(plan)
+            if (
+                major < 10
+                and not knobs.plugins
+                and any(node.op_type == "InstanceNormalization" for node in engine._model.graph.node)
+            ):
+                self.logger.log(Severity.ERROR, "getPluginCreator could not find plugin: InstanceNormalization_TRT")
+                return None
+            return engine
 
     class ICudaEngine:
         def __init__(self, plan: dict[str, Any]) -> None:
@@ -157,11 +168,15 @@ def fake_tensorrt(version: str, knobs: Knobs) -> types.ModuleType:
         def create_engine_inspector(self) -> Any:
             return EngineInspector(self)
 
-    def context_bytes(self: Any) -> int:
-        return _CONTEXT_BYTES
+    def context_bytes(self: Any, profile_index: int) -> int:
+        """Of activations: a byte for every four that the largest inputs have."""
+        return sum(math.prod(shapes[2]) for shapes in self._plan["profiles"][profile_index].values()) // 4
+
+    def largest_context_bytes(self: Any) -> int:
+        return max(context_bytes(self, index) for index in range(self.num_optimization_profiles))
 
     if major < 10:
-        ICudaEngine.device_memory_size = property(context_bytes)  # type: ignore[attr-defined]
+        ICudaEngine.device_memory_size = property(largest_context_bytes)  # type: ignore[attr-defined]
 
         def create_execution_context_without_device_memory(self: Any) -> Any:
             return _new_context(self)
@@ -170,7 +185,7 @@ def fake_tensorrt(version: str, knobs: Knobs) -> types.ModuleType:
             create_execution_context_without_device_memory
         )
     else:
-        ICudaEngine.device_memory_size_v2 = property(context_bytes)  # type: ignore[attr-defined]
+        ICudaEngine.get_device_memory_size_for_profile_v2 = context_bytes  # type: ignore[attr-defined]
 
         class ExecutionContextAllocationStrategy(enum.Enum):
             STATIC, ON_PROFILE_CHANGE, USER_MANAGED = range(3)
@@ -196,19 +211,20 @@ def fake_tensorrt(version: str, knobs: Knobs) -> types.ModuleType:
             self._profile: int | None = None
             self._shapes: dict[str, tuple[int, ...]] = {}
             self._addresses: dict[str, int] = {}
-            self._memory: int | None = None
+            self._memory: tuple[int, int] = (0, 0)  # address and size
             self._state = 0  # counts changes
             engine._contexts.add(self)
 
         def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
-            assert stream_handle in knobs.device.streams
-            if profile_index >= self.engine.num_optimization_profiles:
-                return False
+            knobs.device.queue(stream_handle)  # or there is no such stream
+            refused = knobs.refuses_profiles or profile_index >= self.engine.num_optimization_profiles
             if major < 10:
                 gc.collect()
                 if any(other._profile == profile_index for other in self.engine._contexts if other is not self):
                     module._log(Severity.ERROR, f"Profile {profile_index} has been chosen for another execution context")
-                    return False
+                    refused = True
+            if refused:
+                raise RuntimeError("Error in set optimization profile async.")
             self._profile, self._shapes = profile_index, {}
             self._state += 1
             return True
@@ -230,13 +246,22 @@ def fake_tensorrt(version: str, knobs: Knobs) -> types.ModuleType:
             return _output_shape(self.engine, name, self._shapes)
 
         def set_tensor_address(self, name: str, memory: int) -> bool:
+            if name not in self.engine._names or memory % _ALIGNMENT:
+                module._log(Severity.ERROR, f"{name} at {memory:#x}")
+                return False
             self._addresses[name] = memory
             self._state += 1
             return True
 
         def execute_async_v3(self, stream_handle: int) -> bool:
-            if self._memory not in knobs.device.blocks:
-                module._log(Severity.ERROR, "no device memory was set")
+            if knobs.refuses_runs:
+                module._log(Severity.ERROR, "Cuda Runtime (launch failure)")
+                return False
+            assert self._profile is not None
+            memory, size = self._memory
+            needed = context_bytes(self.engine, self._profile) if major >= 10 else largest_context_bytes(self.engine)
+            if memory not in knobs.device.blocks or (major >= 10 and size < needed):
+                module._log(Severity.ERROR, "no device memory was set, or not enough")
                 return False
             if set(self._addresses) != set(self.engine._names) or set(self._shapes) != set(self.engine._inputs):
                 module._log(Severity.ERROR, "not all shapes and addresses were set")
@@ -246,6 +271,7 @@ def fake_tensorrt(version: str, knobs: Knobs) -> types.ModuleType:
 
             def compute() -> None:
                 assert not captured or self._state == state, "a context was changed after its graph was captured"
+                knobs.device.memory(memory, needed)[:] = 0xAA  # the activations
                 feeds = {}
                 for name in self.engine._inputs:
                     dtype = np.dtype(_NUMPY[self.engine.get_tensor_dtype(name)])
@@ -264,14 +290,15 @@ def fake_tensorrt(version: str, knobs: Knobs) -> types.ModuleType:
     if major < 10:
 
         def set_device_memory_8(self: Any, memory: int) -> None:
-            self._memory = memory
+            self._memory = (memory, 0)
+            self._state += 1
 
         IExecutionContext.device_memory = property(None, set_device_memory_8)  # type: ignore[attr-defined]
     else:
 
         def set_device_memory(self: Any, memory: int, size: int) -> None:
-            assert size >= _CONTEXT_BYTES
-            self._memory = memory
+            self._memory = (memory, size)
+            self._state += 1
 
         IExecutionContext.set_device_memory = set_device_memory  # type: ignore[attr-defined]
 
@@ -502,6 +529,12 @@ def fake_tensorrt(version: str, knobs: Knobs) -> types.ModuleType:
                 pass
 
         module.IProgressMonitor = IProgressMonitor
+
+    def init_libnvinfer_plugins(logger: Any, namespace: str) -> bool:
+        knobs.plugins = True
+        return True
+
+    module.init_libnvinfer_plugins = init_libnvinfer_plugins
 
     def _log(severity: Severity, text: str) -> None:
         from detr_export.runtimes.backends.tensorrt import api as tensorrt_api

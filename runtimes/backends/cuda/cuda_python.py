@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 
@@ -15,13 +15,16 @@ from detr_export.runtimes.errors import BackendError
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 _DRIVER_TOO_OLD = 35  # cudaErrorInsufficientDriver, which CUDA also gives when there is no driver
 _NO_DEVICE = 100  # cudaErrorNoDevice
+_NOT_READY = 600  # cudaErrorNotReady
+_DEVICE_MEMORY = 2  # cudaMemoryTypeDevice
 
 
 class CudaPythonDevice(CudaDevice):
     """One GPU. The functions of the bindings return (error, values...).
 
     Args:
-        runtime: the module with the bindings.
+        runtime: the module with the bindings of the CUDA runtime.
+        driver: the module with those of the CUDA driver.
         index: number of the GPU.
 
     Raises:
@@ -30,9 +33,10 @@ class CudaPythonDevice(CudaDevice):
 
     captures_graphs = True
 
-    def __init__(self, runtime: Any, index: int) -> None:
+    def __init__(self, runtime: Any, driver: Any, index: int) -> None:
         self._runtime = runtime
-        self._index = index
+        self._driver = driver
+        self.index = index
         version = self._call("cudaDriverGetVersion")
         if not version:
             raise BackendError("no NVIDIA driver is loaded; install one and check it with nvidia-smi, or use device 'cpu'")
@@ -44,6 +48,8 @@ class CudaPythonDevice(CudaDevice):
         name = properties.name
         self.name = (name.decode() if isinstance(name, bytes) else str(name)).rstrip("\0")
         self.compute_capability = (int(properties.major), int(properties.minor))
+        self._call_driver("cuInit", 0)
+        self._context = self._call_driver("cuDevicePrimaryCtxRetain", self._call_driver("cuDeviceGet", index))
 
     def _call(self, function: str, *arguments: Any) -> Any:
         error, *values = getattr(self._runtime, function)(*arguments)
@@ -59,13 +65,23 @@ class CudaPythonDevice(CudaDevice):
             )
         if code == _NO_DEVICE:
             return BackendError("the NVIDIA driver sees no GPU; check with nvidia-smi, or use device 'cpu'")
-        text = self._runtime.cudaGetErrorString(error)[1]
-        return BackendError(f"CUDA failed in {function}: {text.decode() if isinstance(text, bytes) else text} ({code})")
+        return _failure(function, self._runtime.cudaGetErrorString(error)[1], code)
+
+    def _call_driver(self, function: str, *arguments: Any) -> Any:
+        error, *values = getattr(self._driver, function)(*arguments)
+        if int(error) != 0:
+            raise _failure(function, self._driver.cuGetErrorString(error)[1], int(error))
+        return values[0] if values else None
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        self._call("cudaSetDevice", self._index)
-        yield
+        # Not with cudaSetDevice: to set the caller's device again would make a context there, if there was none before,
+        # and would lose a context that is not the primary one.
+        self._call_driver("cuCtxPushCurrent", self._context)
+        try:
+            yield
+        finally:
+            self._call_driver("cuCtxPopCurrent")
 
     def allocate(self, nbytes: int) -> int:
         error, address = self._runtime.cudaMalloc(nbytes)
@@ -99,6 +115,13 @@ class CudaPythonDevice(CudaDevice):
     def synchronize(self, stream: Stream) -> None:
         self._call("cudaStreamSynchronize", stream.handle)
 
+    def synchronize_all(self) -> None:
+        self._call("cudaDeviceSynchronize")
+
+    def gpu_of(self, address: int) -> Optional[int]:
+        attributes = self._call("cudaPointerGetAttributes", address)
+        return int(attributes.device) if int(attributes.type) == _DEVICE_MEMORY else None
+
     def upload(self, address: int, source: np.ndarray, stream: Stream) -> None:
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._call("cudaMemcpyAsync", address, source.ctypes.data, source.nbytes, kind, stream.handle)
@@ -114,6 +137,12 @@ class CudaPythonDevice(CudaDevice):
 
     def wait(self, stream: Stream, event: Any) -> None:
         self._call("cudaStreamWaitEvent", stream.handle, event, 0)
+
+    def happened(self, event: Any) -> bool:
+        error = self._runtime.cudaEventQuery(event)[0]
+        if int(error) not in (0, _NOT_READY):
+            raise self._error(int(error), error, "cudaEventQuery")
+        return int(error) == 0
 
     def wait_on_host(self, event: Any) -> None:
         self._call("cudaEventSynchronize", event)
@@ -144,3 +173,7 @@ class CudaPythonDevice(CudaDevice):
 
     def release_graph(self, graph: Any) -> None:
         self._call("cudaGraphExecDestroy", graph)
+
+
+def _failure(function: str, text: Any, code: int) -> BackendError:
+    return BackendError(f"CUDA failed in {function}: {text.decode() if isinstance(text, bytes) else text} ({code})")

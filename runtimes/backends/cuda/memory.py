@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 
@@ -25,16 +25,25 @@ class Stream:
     native: Any = None  # PyCUDA's object, if PyCUDA is used
 
 
+# The default stream by its name cudaStreamLegacy; what 0 means depends on how the caller was compiled. Work in it comes
+# after all earlier work in the streams that are not non-blocking, and the default streams of threads belong to those.
+LEGACY_STREAM = Stream(1)
+
+
 class CudaDevice(ABC):
     """One GPU, ready to use. Calls need `active()` around them, because each thread has its own current device in CUDA.
 
     Attributes:
+        index: its number.
         name: its name from the driver, such as "NVIDIA H200".
         compute_capability: (9, 0) for that GPU.
         driver: the newest CUDA version that the driver supports, such as "13.0".
         captures_graphs: whether `capture` works.
+        dlpack_kind: what DLPack calls its memory, kDLCUDA.
     """
 
+    dlpack_kind = 2
+    index: int
     name: str
     compute_capability: tuple[int, int]
     driver: str
@@ -42,7 +51,7 @@ class CudaDevice(ABC):
 
     @abstractmethod
     def active(self) -> AbstractContextManager[None]:
-        """Makes the device current in this thread."""
+        """Makes the device current in this thread. Afterwards the caller's device is current again."""
 
     @abstractmethod
     def allocate(self, nbytes: int) -> int:
@@ -73,6 +82,14 @@ class CudaDevice(ABC):
         """Waits until all queued work is done."""
 
     @abstractmethod
+    def synchronize_all(self) -> None:
+        """Waits for the work of all streams, whoever made them."""
+
+    @abstractmethod
+    def gpu_of(self, address: int) -> Optional[int]:
+        """The number of the GPU whose memory this is. None if several can read it, or if the library cannot tell."""
+
+    @abstractmethod
     def upload(self, address: int, source: np.ndarray, stream: Stream) -> None:
         """Queues a copy from contiguous host memory to the device."""
 
@@ -82,18 +99,23 @@ class CudaDevice(ABC):
 
     @abstractmethod
     def record(self, stream: Stream) -> Any:
-        """An event that happens when all work that is queued now is done."""
+        """An event that happens when all work that is queued in the stream now is done."""
 
     @abstractmethod
     def wait(self, stream: Stream, event: Any) -> None:
         """Makes work that is queued from now on start after the event. Returns at once."""
 
     @abstractmethod
+    def happened(self, event: Any) -> bool:
+        """Whether the event has happened. Returns at once."""
+
+    @abstractmethod
     def wait_on_host(self, event: Any) -> None:
         """Waits until the event has happened."""
 
     @abstractmethod
-    def release_event(self, event: Any) -> None: ...
+    def release_event(self, event: Any) -> None:
+        """Gives the event back. It may still be ahead, and streams may wait for it."""
 
     @abstractmethod
     def capture(self, stream: Stream) -> AbstractContextManager[list[Any]]:

@@ -15,7 +15,8 @@ from detr_export.runtimes.backends.cuda.memory import CudaDevice
 from detr_export.runtimes.backends.cuda.pycuda import PyCudaDevice, current_context
 from detr_export.runtimes.errors import BackendError, first_line, missing_extra
 
-_RUNTIME_MODULES = ("cuda.bindings.runtime", "cuda.cudart")  # cuda-python from 12.8 on, and before, for Python 3.9
+# The runtime and the driver of cuda-python from 12.8 on, and before, for Python 3.9
+_MODULES = (("cuda.bindings.runtime", "cuda.bindings.driver"), ("cuda.cudart", "cuda.cuda"))
 
 
 def open_device(index: int = 0) -> CudaDevice:
@@ -34,9 +35,9 @@ def open_device(index: int = 0) -> CudaDevice:
         if context is not None:
             return PyCudaDevice(pipeline, context, index)
 
-    for name in _RUNTIME_MODULES:
+    for runtime, driver in _MODULES:
         with contextlib.suppress(ImportError):
-            return CudaPythonDevice(importlib.import_module(name), index)
+            return CudaPythonDevice(importlib.import_module(runtime), importlib.import_module(driver), index)
 
     try:
         import pycuda.driver

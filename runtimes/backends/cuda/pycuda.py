@@ -9,7 +9,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from detr_export.runtimes.backends.cuda.memory import CudaDevice, Stream, out_of_memory, version_text
+from detr_export.runtimes.backends.cuda.memory import LEGACY_STREAM, CudaDevice, Stream, out_of_memory, version_text
 from detr_export.runtimes.errors import BackendError, first_line
 
 
@@ -31,6 +31,7 @@ class PyCudaDevice(CudaDevice):
         self._driver = driver
         self._context = context
         self._allocations: dict[int, Any] = {}
+        self.index = index
         with self.active():
             device = driver.Context.get_device()
             if device != driver.Device(index):
@@ -92,6 +93,13 @@ class PyCudaDevice(CudaDevice):
         with self._reported():
             stream.native.synchronize()
 
+    def synchronize_all(self) -> None:
+        with self._reported():
+            self._driver.Context.synchronize()
+
+    def gpu_of(self, address: int) -> Optional[int]:
+        return None  # PyCUDA cannot tell
+
     def upload(self, address: int, source: np.ndarray, stream: Stream) -> None:
         with self._reported():
             self._driver.memcpy_htod_async(address, source, stream.native)
@@ -101,14 +109,21 @@ class PyCudaDevice(CudaDevice):
             self._driver.memcpy_dtoh_async(target, address, stream.native)
 
     def record(self, stream: Stream) -> Any:
-        if stream.native is None:
+        if stream.native is None and stream != LEGACY_STREAM:
             raise BackendError("PyCUDA cannot wait for another library's stream; synchronise it before the call")
-        with self._reported():
+        with self._reported():  # without a stream, PyCUDA takes the default one
             return self._driver.Event(self._driver.event_flags.DISABLE_TIMING).record(stream.native)
 
     def wait(self, stream: Stream, event: Any) -> None:
         with self._reported():
-            stream.native.wait_for_event(event)
+            if stream.native is None:  # PyCUDA cannot queue anything in another library's stream
+                event.synchronize()
+            else:
+                stream.native.wait_for_event(event)
+
+    def happened(self, event: Any) -> bool:
+        with self._reported():
+            return bool(event.query())
 
     def wait_on_host(self, event: Any) -> None:
         with self._reported():

@@ -11,6 +11,7 @@ import numpy as np
 
 from detr_export.runtimes.backends.cuda import opening as cuda_opening
 from detr_export.runtimes.backends.cuda.arrays import DeviceArray, described, device_view, is_device_array
+from detr_export.runtimes.backends.cuda.memory import CudaDevice
 from detr_export.runtimes.backends.ort.providers import (
     add_rtx,
     engine_cache,
@@ -136,7 +137,8 @@ class OrtSession(Session):
             inputs: as in `run`, or contiguous arrays with DLPack or `__cuda_array_interface__`, of the inputs' dtypes.
 
         Returns:
-            An array for each of `self.outputs`. It is finished, and belongs to the caller.
+            An array for each of `self.outputs`. It is finished, and belongs to the caller; see `DeviceArray`. Where it is
+            dropped, the host waits for the work that reads it.
 
         Raises:
             InputError: a name, dtype, rank, size or memory layout does not fit.
@@ -180,7 +182,7 @@ class OrtSession(Session):
                 values = binding.get_outputs()
             except Exception as error:
                 raise BackendError(f"ONNX Runtime failed: {first_line(error)}") from error
-        return {spec.name: _device_array(value, spec.dtype) for spec, value in zip(self.outputs, values)}
+        return {spec.name: _device_array(device, value, spec.dtype) for spec, value in zip(self.outputs, values)}
 
     def close(self) -> None:
         self._session = None
@@ -242,9 +244,22 @@ def _spec(item: Any) -> TensorSpec:
     return TensorSpec(item.name, _DTYPES.get(item.type, item.type), shape)
 
 
-def _device_array(value: Any, dtype: str) -> DeviceArray:
+def _device_array(device: CudaDevice, value: Any, dtype: str) -> DeviceArray:
     """An OrtValue as an array, which keeps it alive."""
     held = [value]
+
+    def release(events: list[Any]) -> None:
+        for event in events:  # ONNX Runtime does not know of streams that read its memory
+            device.wait_on_host(event)
+            device.release_event(event)
+        held.clear()
+
     return DeviceArray(
-        value.data_ptr(), tuple(value.shape()), np.dtype(dtype), None, held.clear, lambda array: np.array(held[0].numpy())
+        device,
+        value.data_ptr(),
+        tuple(value.shape()),
+        np.dtype(dtype),
+        None,
+        release,
+        lambda array: np.array(held[0].numpy()),
     )

@@ -97,16 +97,20 @@ class Generation:
         """Turns TF32 off, which is on by default and less precise than fp32. The graph says the rest."""
         config.clear_flag(trt.BuilderFlag.TF32)
 
-    def context_bytes(self, engine: Any) -> int:
-        """Bytes of device memory that one execution needs, beside inputs, outputs and weights."""
-        return int(engine.device_memory_size_v2)
+    def context_bytes(self, engine: Any, profile: int) -> int:
+        """Bytes of device memory that one execution in a profile needs, beside inputs, outputs and weights."""
+        return int(engine.get_device_memory_size_for_profile_v2(profile))
 
-    def create_context(self, engine: Any, address: int, nbytes: int) -> Any:
-        """An execution context that computes in the given memory; None if TensorRT cannot make one."""
-        context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        if context is not None and nbytes:
-            context.set_device_memory(address, nbytes)
-        return context
+    def create_context(self, engine: Any) -> Any:
+        """An execution context, which is given memory by `set_memory`; None if TensorRT cannot make one."""
+        return engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+
+    def set_memory(self, context: Any, address: int, nbytes: int) -> None:
+        """Gives a context, whose profile is set, the device memory that it computes in."""
+        context.set_device_memory(address, nbytes)
+
+    def register_plugins(self) -> None:
+        """Makes TensorRT's own plugins known, where engines need them."""
 
     def allow_host_code(self, runtime: Any) -> None:
         """Allows an engine to bring its own lean runtime, as version-compatible engines do."""
@@ -173,14 +177,18 @@ class Generation8(Generation):
                 layer.precision = trt.DataType.FLOAT
                 layer.set_output_type(0, trt.DataType.FLOAT)
 
-    def context_bytes(self, engine: Any) -> int:
-        return int(engine.device_memory_size)
+    def context_bytes(self, engine: Any, profile: int) -> int:
+        return int(engine.device_memory_size)  # of the largest profile
 
-    def create_context(self, engine: Any, address: int, nbytes: int) -> Any:
-        context = engine.create_execution_context_without_device_memory()
-        if context is not None and nbytes:
-            context.device_memory = address
-        return context
+    def create_context(self, engine: Any) -> Any:
+        return engine.create_execution_context_without_device_memory()
+
+    def set_memory(self, context: Any, address: int, nbytes: int) -> None:
+        context.device_memory = address
+
+    def register_plugins(self) -> None:
+        """InstanceNormalization is one. If this fails, TensorRT logs it, and an engine that needs one does not load."""
+        trt.init_libnvinfer_plugins(log, "")
 
     def watch(self, config: Any, report: Callable[[str, int, int], None], go_on: Callable[[], bool]) -> Any:
         return None
@@ -229,6 +237,7 @@ def load_engine(plan: bytes, host_code: bool) -> tuple[Any, Any]:
     Raises:
         BackendError: TensorRT refuses the plan; the message has TensorRT's reason.
     """
+    generation().register_plugins()
     runtime = trt.Runtime(log)
     if host_code:
         generation().allow_host_code(runtime)

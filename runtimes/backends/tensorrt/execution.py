@@ -2,7 +2,8 @@
 
 A captured graph is valid for one state of one context only ("Graphs captured with TensorRT are specific to the input size
 for which they were captured, and also to the state of the execution context", TensorRT developer guide). So each graph has
-its own context, which never changes again. All contexts of a slot compute in the same memory, one after another.
+its own context, which does not change as long as the graph lives. All contexts of a slot compute in the same memory, one
+after another. Graphs use only memory of the slot: a caller's arrays have other addresses in every call.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Optional
@@ -22,7 +23,11 @@ from detr_export.runtimes.backends.tensorrt.api import Generation, log
 from detr_export.runtimes.errors import BackendError
 
 _LOGGER = logging.getLogger("detr_export.tensorrt")
+_AHEAD = 4  # runs with inputs from the host that a slot queues before it waits for the first of them
 _SEEN_KEPT = 64  # how many works that ran once are remembered; a work that comes again becomes a graph
+# A graph gives way to another only after so many runs without it. It is more than _SEEN_KEPT, so works that come in turns
+# never drive each other out: either a work comes back before its graph is stale, or it is forgotten and not captured.
+_STALE = 256
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]  # shapes of the inputs, in the engine's order
 Addresses = tuple[tuple[str, int], ...]  # addresses of all tensors
@@ -34,42 +39,58 @@ class Work:
 
     profile: int
     shapes: Shapes
-    addresses: Addresses
+
+
+@dataclass(frozen=True)
+class _Scratch:
+    """Device memory for the activations of one run at a time."""
+
+    address: int = 0
+    nbytes: int = 0
 
 
 class _Context:
     """An execution context that remembers its state, so that it sets only what has changed."""
 
-    def __init__(self, context: Any) -> None:
+    def __init__(self, generation: Generation, context: Any) -> None:
+        self._generation = generation
         self._context = context
         self._profile: Optional[int] = None
         self._shapes: Optional[Shapes] = None
+        self._scratch: Optional[_Scratch] = None
         self._addresses: Optional[Addresses] = None
 
-    def set_shapes(self, profile: int, shapes: Shapes, stream: Stream) -> None:
+    def set_shapes(self, work: Work, stream: Stream) -> None:
         context = self._context
-        if profile != self._profile:
+        if work.profile != self._profile:
             self._profile = self._shapes = None
-            _require(context.set_optimization_profile_async(profile, stream.handle), f"does not take profile {profile}")
-            self._profile = profile
-        if shapes != self._shapes:
+            refused = f"does not take profile {work.profile}"
+            try:
+                _require(context.set_optimization_profile_async(work.profile, stream.handle), refused)
+            except RuntimeError as error:  # the bindings raise it and never return False
+                raise BackendError(f"the engine {refused}: {log.cause()}") from error
+            self._profile = work.profile
+        if work.shapes != self._shapes:
             self._shapes = None
-            for name, shape in shapes:
+            for name, shape in work.shapes:
                 _require(context.set_input_shape(name, shape), f"does not take {name} of shape {shape}")
-            self._shapes = shapes
+            self._shapes = work.shapes
 
     def output_shapes(self, names: list[str]) -> dict[str, tuple[int, ...]]:
         context = self._context
         return {name: tuple(context.get_tensor_shape(name)) for name in names}
 
-    def enqueue(self, work: Work, stream: Stream) -> None:
-        self.set_shapes(work.profile, work.shapes, stream)
+    def enqueue(self, work: Work, scratch: _Scratch, addresses: Addresses, stream: Stream) -> None:
+        self.set_shapes(work, stream)
         context = self._context
-        if work.addresses != self._addresses:
+        if scratch != self._scratch:
+            self._generation.set_memory(context, scratch.address, scratch.nbytes)
+            self._scratch = scratch
+        if addresses != self._addresses:
             self._addresses = None
-            for name, address in work.addresses:
+            for name, address in addresses:
                 _require(context.set_tensor_address(name, address), f"does not take the address of {name}")
-            self._addresses = work.addresses
+            self._addresses = addresses
         self.enqueue_again(stream)
 
     def enqueue_again(self, stream: Stream) -> None:
@@ -77,41 +98,57 @@ class _Context:
 
 
 class _Staging:
-    """Memory of a tensor on the device, and pinned memory on the host. It grows when needed, and is reused by all calls."""
+    """Memory of a tensor: a block on the device, and pinned blocks of the same size on the host. All calls reuse them."""
 
-    def __init__(self, device: CudaDevice) -> None:
+    def __init__(self, device: CudaDevice, nbytes: int) -> None:
+        self.nbytes = _block(nbytes)
+        self.address = device.allocate(self.nbytes)
+        self.pinned: list[np.ndarray] = []  # all of them
+        self.free: list[np.ndarray] = []  # those that no copy uses
         self._device = device
-        self._address: Optional[int] = None
-        self._pinned: Optional[np.ndarray] = None
-        self._nbytes = 0
 
-    def reserve(self, nbytes: int) -> tuple[int, np.ndarray]:
-        """The address on the device, and uint8 (nbytes,) in pinned memory."""
-        if nbytes > self._nbytes or self._address is None or self._pinned is None:
-            self.free()
-            self._address = self._device.allocate(nbytes)
-            self._pinned = self._device.allocate_pinned(nbytes)
-            self._nbytes = nbytes
-        return self._address, self._pinned[:nbytes]
+    def take_pinned(self) -> np.ndarray:
+        """uint8 (nbytes,), from or to which a copy can be queued."""
+        if not self.free:
+            self.pinned.append(self._device.allocate_pinned(self.nbytes))
+            return self.pinned[-1]
+        return self.free.pop()
 
-    def free(self) -> None:
-        address, pinned = self._address, self._pinned
-        self._address, self._pinned, self._nbytes = None, None, 0
-        if address is not None:
-            self._device.free(address)
-        if pinned is not None:
-            self._device.free_pinned(pinned)
+    def close(self) -> None:
+        self._device.free(self.address)
+        for block in self.pinned:
+            self._device.free_pinned(block)
+
+
+@dataclass
+class _Graph:
+    graph: Any
+    context: _Context
+    used: int  # number of the run that launched it last
+
+
+@dataclass(frozen=True)
+class _Queued:
+    """A run that was left in a caller's stream."""
+
+    stream: Stream
+    done: Any  # the event after it
+    held: Any  # the arrays that it reads
+    pinned: list[tuple[_Staging, np.ndarray]]
 
 
 class ExecutionSlot:
     """What a run needs. One thread uses it at a time. All calls need the device to be active.
+
+    Runs follow each other on the device, in whatever streams they are: `start` comes first, and `finish` or `leave_running`
+    last. Only when the slot needs more memory than before, the host waits for the runs that were left in a caller's stream.
 
     Args:
         device: the GPU.
         generation: how this TensorRT makes contexts.
         engine: the deserialised engine.
         runtime: the runtime that deserialised it. It is kept because the engine needs it.
-        graphs: how many CUDA graphs are kept. The one that was not used for longest goes first; 0 captures none.
+        graphs: how many CUDA graphs are kept; 0 captures none. Each has an execution context.
     """
 
     def __init__(self, device: CudaDevice, generation: Generation, engine: Any, runtime: Any, graphs: int) -> None:
@@ -121,124 +158,202 @@ class ExecutionSlot:
         self._engine = engine
         self._runtime = runtime
         self._limit = graphs
-        self._memory = 0
+        self._scratch = _Scratch()
         self._staging: dict[str, _Staging] = {}
-        self._graphs: OrderedDict[Work, tuple[_Context, Any]] = OrderedDict()
+        self._pinned: list[tuple[_Staging, np.ndarray]] = []  # what the current run copies from
+        self._queued: deque[_Queued] = deque()  # in the order in which the device does them
+        self._graphs: OrderedDict[Work, _Graph] = OrderedDict()  # the one that was not used for longest comes first
+        self._spare: list[_Context] = []  # contexts whose graph is gone
         self._seen: OrderedDict[Work, None] = OrderedDict()
-        self._pending: Optional[Any] = None  # the event after which the caller's stream is done with this slot
-        self._held: Any = None  # the arrays that this stream still reads
+        self._runs = 0
+        self._plain: Optional[_Context] = None
         try:
-            self._memory_bytes = generation.context_bytes(engine)
-            if self._memory_bytes:
-                self._memory = device.allocate(self._memory_bytes)
-            self._plain: Optional[_Context] = self._new_context()
+            self._plain = self._new_context()
         except BaseException:
             self.close()
             raise
 
+    def is_busy(self, stream: Optional[Stream]) -> bool:
+        """Whether a run, in the caller's stream if there is one, would wait here for a run in another stream."""
+        while self._queued and self._device.happened(self._queued[0].done):
+            self._settle_oldest()
+        return bool(self._queued) and self._queued[-1].stream != stream
+
+    def start(self, stream: Stream) -> None:
+        """Makes `stream` wait, on the device, for the runs that were left in other streams."""
+        if self.is_busy(stream):
+            self._device.wait(stream, self._queued[-1].done)
+
     def upload(self, name: str, array: np.ndarray, dtype: str, stream: Stream) -> int:
         """Converts an input to the engine's dtype, queues its copy to the device, and returns its address there."""
-        self.settle()  # an earlier copy may still read the pinned memory
         nbytes = array.size * np.dtype(dtype).itemsize
-        address, pinned = self._reserve(name, nbytes)
-        np.copyto(pinned.view(dtype).reshape(array.shape), array, casting="same_kind")
-        self._device.upload(address, pinned, stream)
-        return address
+        staging = self._reserve(name, nbytes)
+        while not staging.free and len(staging.pinned) >= _AHEAD and self._queued:
+            self._settle_oldest()  # its copies still read the pinned memory
+        block = staging.take_pinned()
+        self._pinned.append((staging, block))
+        np.copyto(block[:nbytes].view(dtype).reshape(array.shape), array, casting="same_kind")
+        self._device.upload(staging.address, block[:nbytes], stream)
+        return staging.address
 
     def output_address(self, name: str, shape: tuple[int, ...], dtype: str) -> int:
         """The address at which the slot keeps an output."""
-        return self._reserve(name, math.prod(shape) * np.dtype(dtype).itemsize)[0]
+        return self._reserve(name, math.prod(shape) * np.dtype(dtype).itemsize).address
 
     def download(self, outputs: Mapping[str, tuple[tuple[int, ...], str]]) -> dict[str, np.ndarray]:
-        """Waits for the slot's stream and copies the outputs to new arrays. `outputs` has their shapes and dtypes."""
+        """Ends a run in the slot's stream: waits for it, and copies the outputs, given by shape and dtype, to new arrays."""
         views = {}
         for name, (shape, dtype) in outputs.items():
-            address, pinned = self._reserve(name, math.prod(shape) * np.dtype(dtype).itemsize)
-            self._device.download(pinned, address, self.stream)
-            views[name] = pinned.view(dtype).reshape(shape)
+            nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+            staging = self._staging[name]
+            block = staging.take_pinned()
+            self._pinned.append((staging, block))
+            self._device.download(block[:nbytes], staging.address, self.stream)
+            views[name] = block[:nbytes].view(dtype).reshape(shape)
         self._device.synchronize(self.stream)
-        return {name: view.copy() for name, view in views.items()}
+        results = {name: view.copy() for name, view in views.items()}
+        self.finish()
+        return results
 
-    def output_shapes(self, profile: int, shapes: Shapes, names: list[str], stream: Stream) -> dict[str, tuple[int, ...]]:
+    def output_shapes(self, work: Work, names: list[str], stream: Stream) -> dict[str, tuple[int, ...]]:
         """The shapes of the outputs for these shapes of the inputs."""
         plain = self._require_open()
-        plain.set_shapes(profile, shapes, stream)
+        plain.set_shapes(work, stream)
         return plain.output_shapes(names)
 
-    def execute(self, work: Work, stream: Stream) -> None:
-        """Queues the computation. A work is captured when it comes again, and runs as a graph from the third time on."""
-        captured = self._graphs.get(work)
-        if captured is not None:
+    def execute(self, work: Work, addresses: Addresses, stream: Stream) -> None:
+        """Queues the computation on any memory."""
+        self._require_scratch(work.profile)
+        self._require_open().enqueue(work, self._scratch, addresses, stream)
+
+    def execute_staged(self, work: Work, addresses: Addresses) -> None:
+        """Queues the computation on the slot's own memory, in its stream.
+
+        A work is captured when it comes again, and runs as a graph from the third time on.
+        """
+        self._require_scratch(work.profile)
+        self._runs += 1
+        graph = self._graphs.get(work)
+        if graph is not None:
             self._graphs.move_to_end(work)
-            self._device.launch(captured[1], stream)
-        elif work in self._seen and self._limit:
-            self._capture(work, stream)
+            graph.used = self._runs
+            self._device.launch(graph.graph, self.stream)
+        elif work in self._seen and self._has_room():
+            self._capture(work, addresses)
         else:
             self._seen[work] = None
+            self._seen.move_to_end(work)
             if len(self._seen) > _SEEN_KEPT:
                 self._seen.popitem(last=False)
-            self._require_open().enqueue(work, stream)
+            self._require_open().enqueue(work, self._scratch, addresses, self.stream)
 
-    def start(self, stream: Stream) -> None:
-        """Makes `stream` wait for the work of another stream in this slot."""
-        if self._pending is not None:
-            self._device.wait(stream, self._pending)
+    def finish(self) -> None:
+        """Ends a run for which the host has waited."""
+        self._recycle(self._pinned)
+        self._pinned = []
+        self._settle()  # all are done, because the run came after them
 
     def leave_running(self, stream: Stream, held: Any) -> None:
-        """Lets the work continue in the caller's stream. `held` stays alive until it is done."""
-        self.settle()
-        self._pending, self._held = self._device.record(stream), held
-
-    def settle(self) -> None:
-        """Waits for the work that was left running."""
-        if self._pending is not None:
-            event, self._pending = self._pending, None
-            self._device.wait_on_host(event)
-            self._device.release_event(event)
-            self._held = None
+        """Ends a run that continues in the caller's stream. `held` stays alive until it is done."""
+        self._queued.append(_Queued(stream, self._device.record(stream), held, self._pinned))
+        self._pinned = []
 
     def close(self) -> None:
         """Frees everything. No run may use the slot."""
-        self.settle()
-        while self._graphs:
-            self._drop_oldest()
-        self._plain = self._engine = self._runtime = None  # contexts go before the engine, and the engine before its runtime
+        self._settle()
+        self._device.synchronize(self.stream)
+        self._drop_graphs()
+        # Contexts go before the engine, and the engine before its runtime
+        self._spare.clear()
+        self._plain = self._engine = self._runtime = None
         for staging in self._staging.values():
-            staging.free()
+            staging.close()
         self._staging.clear()
-        if self._memory:
-            self._device.free(self._memory)
-            self._memory = 0
+        if self._scratch.address:
+            self._device.free(self._scratch.address)
+            self._scratch = _Scratch()
         self._device.destroy_stream(self.stream)
 
-    def _capture(self, work: Work, stream: Stream) -> None:
-        captured = self._new_context()
-        captured.enqueue(work, stream)  # this gives the result, and does the work for a new shape that must not be captured
+    def _settle(self) -> None:
+        """Waits for the runs that were left in a caller's stream."""
+        while self._queued:
+            self._settle_oldest()
+
+    def _settle_oldest(self) -> None:
+        run = self._queued.popleft()
+        if not self._device.happened(run.done):
+            self._device.wait_on_host(run.done)
+        self._device.release_event(run.done)
+        self._recycle(run.pinned)
+
+    @staticmethod
+    def _recycle(pinned: list[tuple[_Staging, np.ndarray]]) -> None:
+        for staging, block in pinned:
+            staging.free.append(block)
+
+    def _reserve(self, name: str, nbytes: int) -> _Staging:
+        """The memory of a tensor, at least `nbytes`."""
+        staging = self._staging.get(name)
+        if staging is not None and nbytes > staging.nbytes:
+            self._forget_addresses()
+            self._staging.pop(name).close()
+            staging = None
+        if staging is None:
+            staging = self._staging[name] = _Staging(self._device, nbytes)
+        return staging
+
+    def _require_scratch(self, profile: int) -> None:
+        """Sees to memory for the activations of a profile. It grows when a larger profile is first used."""
+        nbytes = self._generation.context_bytes(self._engine, profile)
+        if nbytes > self._scratch.nbytes:
+            self._forget_addresses()
+            old, self._scratch = self._scratch, _Scratch()
+            if old.address:
+                self._device.free(old.address)
+            self._scratch = _Scratch(self._device.allocate(nbytes), nbytes)
+
+    def _forget_addresses(self) -> None:
+        """Waits until nothing uses the slot's memory, and drops the graphs, which have its addresses."""
+        self._settle()
+        self._drop_graphs()
+
+    def _has_room(self) -> bool:
+        """Whether another graph may be kept; makes room if the oldest one is stale."""
+        if self._limit and len(self._graphs) >= self._limit:
+            oldest = next(iter(self._graphs))
+            if self._runs - self._graphs[oldest].used > _STALE:
+                self._drop_graph(oldest)
+        return len(self._graphs) < self._limit
+
+    def _capture(self, work: Work, addresses: Addresses) -> None:
+        captured = self._spare.pop() if self._spare else self._new_context()
+        # This gives the result, and does the work for a new shape that must not be captured.
+        captured.enqueue(work, self._scratch, addresses, self.stream)
         try:
             with self._device.capture(self.stream) as graphs:
                 captured.enqueue_again(self.stream)
         except BackendError as error:
             self._limit = 0
             _LOGGER.warning("no CUDA graph could be captured, so kernels are launched one by one: %s", error)
-            self._device.synchronize(stream)  # its context is freed on return
+            self._device.synchronize(self.stream)  # its context is freed on return
             return
-        if len(self._graphs) == self._limit:
-            self._device.synchronize(stream)
-            self._drop_oldest()
-        self._graphs[work] = (captured, graphs[0])
+        self._graphs[work] = _Graph(graphs[0], captured, self._runs)
 
-    def _drop_oldest(self) -> None:
-        _, (_, graph) = self._graphs.popitem(last=False)
-        self._device.release_graph(graph)
+    def _drop_graph(self, work: Work) -> None:
+        """Drops a graph, which does not run now: all that ran in this slot's stream have ended."""
+        dropped = self._graphs.pop(work)
+        self._device.release_graph(dropped.graph)
+        self._spare.append(dropped.context)
+
+    def _drop_graphs(self) -> None:
+        for work in list(self._graphs):
+            self._drop_graph(work)
 
     def _new_context(self) -> _Context:
-        context = self._generation.create_context(self._engine, self._memory, self._memory_bytes)
+        context = self._generation.create_context(self._engine)
         if context is None:
             raise BackendError(f"TensorRT gives no execution context: {log.cause()}; use fewer contexts or cuda_graphs")
-        return _Context(context)
-
-    def _reserve(self, name: str, nbytes: int) -> tuple[int, np.ndarray]:
-        return self._staging.setdefault(name, _Staging(self._device)).reserve(nbytes)
+        return _Context(self._generation, context)
 
     def _require_open(self) -> _Context:
         if self._plain is None:
@@ -254,31 +369,29 @@ class OutputPool:
 
     def __init__(self, device: CudaDevice) -> None:
         self._device = device
-        self._free: dict[int, list[tuple[int, Any]]] = {}
-        self._lock = threading.Lock()
+        self._free: dict[int, list[tuple[int, list[Any]]]] = {}
+        self._lock = threading.RLock()  # an array may be collected, and come back, while its thread is in here
         self._closed = False
 
     def take(self, nbytes: int, stream: Stream) -> int:
-        """The address of at least `nbytes` bytes, for work in `stream`."""
+        """The address of at least `nbytes` bytes, for work in `stream`, which waits for what still reads them."""
         with self._lock:
             blocks = self._free.get(_block(nbytes))
-            address, event = blocks.pop() if blocks else (None, None)
+            address, events = blocks.pop(0) if blocks else (None, [])  # the one that was dropped first
         if address is None:
             return self._device.allocate(_block(nbytes))
-        if event is not None:
+        for event in events:
             self._device.wait(stream, event)
             self._device.release_event(event)
         return address
 
-    def give_back(self, address: int, nbytes: int, stream: Optional[Stream]) -> None:
-        """Takes memory back. Work in `stream` may still read it; None means that nothing does."""
-        with self._device.active():
-            event = None if stream is None else self._device.record(stream)
-            with self._lock:
-                if not self._closed:
-                    self._free.setdefault(_block(nbytes), []).append((address, event))
-                    return
-            self._device.free(address)
+    def give_back(self, address: int, nbytes: int, events: list[Any]) -> None:
+        """Takes memory back, and events after which nothing uses it any more."""
+        with self._lock:
+            if not self._closed:
+                self._free.setdefault(_block(nbytes), []).append((address, events))
+                return
+        self._free_block(address, events)
 
     def close(self) -> None:
         """Frees the memory that is here. Memory that callers still hold is freed when they drop it."""
@@ -286,11 +399,14 @@ class OutputPool:
             self._closed = True
             blocks = [block for size in self._free.values() for block in size]
             self._free.clear()
-        for address, event in blocks:
-            if event is not None:
-                self._device.wait_on_host(event)
-                self._device.release_event(event)
-            self._device.free(address)
+        for address, events in blocks:
+            self._free_block(address, events)
+
+    def _free_block(self, address: int, events: list[Any]) -> None:
+        for event in events:
+            self._device.wait_on_host(event)
+            self._device.release_event(event)
+        self._device.free(address)
 
 
 def _block(nbytes: int) -> int:

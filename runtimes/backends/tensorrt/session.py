@@ -16,7 +16,7 @@ from detr_export.runtimes.backends.cuda.arrays import DeviceArray, DeviceView, d
 from detr_export.runtimes.backends.cuda.memory import Stream
 from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
 from detr_export.runtimes.backends.tensorrt.admission import require_gpu, require_known, require_tensorrt
-from detr_export.runtimes.backends.tensorrt.execution import Addresses, ExecutionSlot, OutputPool, Shapes, Work
+from detr_export.runtimes.backends.tensorrt.execution import ExecutionSlot, OutputPool, Shapes, Work
 from detr_export.runtimes.backends.tensorrt.profiles import ShapeProfile, describe_profiles, tightest
 from detr_export.runtimes.backends.tensorrt.sidecar import read_sidecar
 from detr_export.runtimes.devices import CUDA, parse_device
@@ -24,6 +24,7 @@ from detr_export.runtimes.errors import ArtifactError, BackendError, InputError
 from detr_export.runtimes.session import UNKNOWN, Session, TensorSpec, check_inputs
 
 _DEFAULT_GRAPHS = 8  # for each context, if CUDA graphs are available and the caller gave no number
+_ALIGNMENT = 256  # bytes, of a tensor's address (NvInferRuntime.h, setTensorAddress)
 _SHAPES_KEPT = 256  # inputs whose output shapes are remembered
 
 
@@ -34,9 +35,10 @@ class TensorRTSession(Session):
         path: the engine, a plain TensorRT plan with its sidecar `<path>.json`.
         device: `cuda` or `cuda:N`.
         trust_engine: whether to open a plan whose sidecar is missing or describes another file. A plan is executable code.
-        contexts: how many runs may happen at the same time. Each needs memory for its activations, allocated on first use.
-        cuda_graphs: how many shapes each context keeps as CUDA graphs, which start faster. 0 keeps none; None keeps 8, if
-            the installed libraries have graphs.
+        contexts: how many runs may happen at the same time. Each needs memory for the activations of the largest profile
+            that it has run, allocated on first use.
+        cuda_graphs: how many shapes each context keeps as CUDA graphs, which start faster, for `run`. 0 keeps none; None
+            keeps 8, if the installed libraries have graphs.
 
     Attributes:
         profiles: the shapes that the engine takes.
@@ -108,8 +110,8 @@ class TensorRTSession(Session):
         self._closed = False
         self._changed = threading.Condition()
         self._pool = OutputPool(self._device)
-        self._shapes: dict[tuple[int, Shapes], dict[str, tuple[int, ...]]] = {}
-        with self._slot():  # if memory is missing, it is better to fail now
+        self._shapes: dict[Work, dict[str, tuple[int, ...]]] = {}
+        with self._slot():  # if there is no execution context to be had, it is better to fail now
             pass
 
     def check(self, inputs: Mapping[str, np.ndarray]) -> None:
@@ -118,15 +120,15 @@ class TensorRTSession(Session):
 
     def _run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         shapes = self._shapes_of(inputs)
-        profile = self._choose(shapes)
+        work = Work(self._choose(shapes), shapes)
         with self._slot() as slot:
             slot.start(slot.stream)
             addresses = [
                 (name, slot.upload(name, inputs[name], self._dtypes[name], slot.stream)) for name in self._input_names
             ]
-            outputs = self._outputs(slot, profile, shapes, slot.stream)
+            outputs = self._outputs(slot, work, slot.stream)
             addresses += [(name, slot.output_address(name, *what)) for name, what in outputs.items()]
-            slot.execute(Work(profile, shapes, tuple(addresses)), slot.stream)
+            slot.execute_staged(work, tuple(addresses))
             return slot.download(outputs)
 
     def run_on_device(self, inputs: Mapping[str, Any], stream: Any = None) -> dict[str, DeviceArray]:
@@ -135,19 +137,23 @@ class TensorRTSession(Session):
         Args:
             inputs: as in `run`, or contiguous arrays on the session's GPU with DLPack or `__cuda_array_interface__`, of the
                 dtype that the engine declares.
-            stream: a stream of the caller. The run is queued there and the call returns at once; inputs must not change
-                before the run is done. With None the call returns when the outputs are there.
+            stream: a stream of the caller. The run is queued there and the call returns at once. It waits for earlier runs
+                only if it needs more memory than they did, or if the copies of four sets of inputs from the host are still
+                ahead. Arrays on the device must not change before the run is done; they are kept alive until then.
+                With None the call returns when the outputs are there.
 
         Returns:
-            An array for each of `self.outputs`. Its memory is the caller's as long as the array is held.
+            An array for each of `self.outputs`. Its memory is the caller's as long as the array is held, or one that shares
+            it by DLPack; `DeviceArray` says when it is used again.
 
         Raises:
-            InputError: a name, dtype, rank, size or memory layout does not fit.
+            InputError: a name, dtype, rank, size or memory layout does not fit, or an array lies on another GPU.
             BackendError: the backend failed, or the session is closed.
         """
-        with self._slot() as slot:
-            # Inputs: checked, and copied only if they are in host memory
-            queue = slot.stream if stream is None else self._device.adopt_stream(stream)
+        callers = None if stream is None else self._device.adopt_stream(stream)
+        with self._slot(callers) as slot:
+            # Inputs: checked before anything is queued
+            queue = callers or slot.stream
             slot.start(queue)
             views = {
                 name: device_view(name, value, self._device, queue)
@@ -155,26 +161,35 @@ class TensorRTSession(Session):
                 if is_device_array(value)
             }
             self._check(inputs, views)
+            _require_aligned(views)
             shapes = self._shapes_of({**inputs, **views})
-            profile = self._choose(shapes)
-            addresses: Addresses = tuple(
-                (name, views[name].address)
-                if name in views
-                else (name, slot.upload(name, inputs[name], self._dtypes[name], queue))
-                for name in self._input_names
-            )
-            # Outputs, and the run
-            outputs = {
-                name: self._device_array(shape, dtype, queue, None if stream is None else queue)
-                for name, (shape, dtype) in self._outputs(slot, profile, shapes, queue).items()
-            }
-            addresses += tuple((name, array.address) for name, array in outputs.items())
-            slot.execute(Work(profile, shapes, addresses), queue)
-            if stream is None:
+            work = Work(self._choose(shapes), shapes)
+
+            # Inputs in host memory are copied. Outputs get memory that the caller may keep, so there is no CUDA graph.
+            found: dict[str, DeviceArray] = {}
+            try:
+                addresses = [
+                    (name, views[name].address)
+                    if name in views
+                    else (name, slot.upload(name, inputs[name], self._dtypes[name], queue))
+                    for name in self._input_names
+                ]
+                for name, what in self._outputs(slot, work, queue).items():
+                    found[name] = self._device_array(*what, queue)
+                    addresses.append((name, found[name].address))
+                slot.execute(work, tuple(addresses), queue)
+                if callers is not None:
+                    slot.leave_running(queue, views)
+                    return found
                 self._device.synchronize(queue)
-            else:
-                slot.leave_running(queue, views)
-            return outputs
+                slot.finish()
+            except BaseException:
+                with contextlib.suppress(BackendError):  # what was queued uses the memory of the slot, which is freed now
+                    self._device.synchronize(queue)
+                _finish(found)
+                raise
+            _finish(found)
+            return found
 
     @property
     def device_dtypes(self) -> dict[str, str]:
@@ -197,25 +212,39 @@ class TensorRTSession(Session):
         self._plan = b""
 
     @contextlib.contextmanager
-    def _slot(self) -> Iterator[ExecutionSlot]:
-        """Lends a slot, with the device active: an idle slot, a new one, or the next that is given back."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._idle or self._made < self._contexts)
-            if self._closed:
-                raise BackendError("the session is closed")
-            slot = self._idle.pop() if self._idle else None  # the slot that was used last, whose graphs are warm
-            self._made += slot is None
-        try:
-            with self._device.active():
+    def _slot(self, stream: Optional[Stream] = None) -> Iterator[ExecutionSlot]:
+        """Lends a slot for a run in a stream of its own or of the caller's, with the device active."""
+        slot: Optional[ExecutionSlot] = None
+        with self._device.active():
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._idle or self._made < self._contexts)
+                if self._closed:
+                    raise BackendError("the session is closed")
+                slot = self._choose_slot(stream)
+                self._made += slot is None
+            try:
                 slot = slot or self._new_slot()
                 yield slot
-        except InputError:  # it is raised before anything is queued
+            except InputError:  # it is raised before anything is queued
+                self._give_back(slot)
+                raise
+            except BaseException:
+                self._discard(slot)  # nobody knows what is queued in it
+                raise
             self._give_back(slot)
-            raise
-        except BaseException:
-            self._discard(slot)  # nobody knows what is queued in it
-            raise
-        self._give_back(slot)
+
+    def _choose_slot(self, stream: Optional[Stream]) -> Optional[ExecutionSlot]:
+        """An idle slot; None stands for a new one.
+
+        The slot that was used last comes first, because its graphs are warm; but not if the run would have to wait there for
+        one in another stream, and need not elsewhere.
+        """
+        free = [slot for slot in self._idle if not slot.is_busy(stream)]
+        if not free and self._made < self._contexts:
+            return None
+        slot = (free or self._idle)[-1]
+        self._idle.remove(slot)
+        return slot
 
     def _give_back(self, slot: Optional[ExecutionSlot]) -> None:
         with self._changed:
@@ -227,8 +256,7 @@ class TensorRTSession(Session):
 
     def _discard(self, slot: Optional[ExecutionSlot]) -> None:
         if slot is not None:
-            with contextlib.suppress(BackendError), self._device.active():
-                self._device.synchronize(slot.stream)
+            with contextlib.suppress(BackendError):
                 slot.close()
         self._give_back(None)
 
@@ -260,15 +288,13 @@ class TensorRTSession(Session):
             raise InputError(f"the engine has no profile for {given}; it takes {describe_profiles(self.profiles)}")
         return profile
 
-    def _outputs(
-        self, slot: ExecutionSlot, profile: int, shapes: Shapes, stream: Stream
-    ) -> dict[str, tuple[tuple[int, ...], str]]:
+    def _outputs(self, slot: ExecutionSlot, work: Work, stream: Stream) -> dict[str, tuple[tuple[int, ...], str]]:
         """The shape and dtype of each output."""
-        found = self._shapes.get((profile, shapes))
+        found = self._shapes.get(work)
         if found is None:
-            found = slot.output_shapes(profile, shapes, self._output_names, stream)
+            found = slot.output_shapes(work, self._output_names, stream)
             if len(self._shapes) < _SHAPES_KEPT:
-                self._shapes[profile, shapes] = found
+                self._shapes[work] = found
         return {name: (shape, self._dtypes[name]) for name, shape in found.items()}
 
     def _check(self, inputs: Mapping[str, Any], views: Mapping[str, DeviceView]) -> None:
@@ -287,27 +313,41 @@ class TensorRTSession(Session):
             raise InputError(f"{name} is {view.dtype} on the device; the engine takes {self._dtypes[name]} there")
         return next((np.dtype(spec.dtype) for spec in self.inputs if spec.name == name), view.dtype)
 
-    def _device_array(self, shape: tuple[int, ...], dtype: str, queue: Stream, unfinished: Optional[Stream]) -> DeviceArray:
+    def _device_array(self, shape: tuple[int, ...], dtype: str, writer: Stream) -> DeviceArray:
         nbytes = math.prod(shape) * np.dtype(dtype).itemsize
-        address = self._pool.take(nbytes, queue)
+        address = self._pool.take(nbytes, writer)
         return DeviceArray(
+            self._device,
             address,
             shape,
             np.dtype(dtype),
-            None if unfinished is None else unfinished.handle,
-            lambda: self._pool.give_back(address, nbytes, unfinished),
-            lambda array: self._to_host(array, unfinished),
+            writer,
+            lambda events: self._pool.give_back(address, nbytes, events),
+            self._to_host,
         )
 
-    def _to_host(self, array: DeviceArray, unfinished: Optional[Stream]) -> np.ndarray:
+    def _to_host(self, array: DeviceArray) -> np.ndarray:
         result = np.empty(array.shape, array.dtype)
         with self._device.active():
-            stream = unfinished or self._device.create_stream()
+            stream = array.writer or self._device.create_stream()
             self._device.download(result, array.address, stream)
             self._device.synchronize(stream)
-            if unfinished is None:
+            if array.writer is None:
                 self._device.destroy_stream(stream)
         return result
+
+
+def _require_aligned(views: Mapping[str, DeviceView]) -> None:
+    for name, view in views.items():
+        if view.address % _ALIGNMENT:
+            raise InputError(
+                f"{name} begins at {view.address:#x}, which is no multiple of {_ALIGNMENT}; with torch, pass {name}.clone()"
+            )
+
+
+def _finish(arrays: Mapping[str, DeviceArray]) -> None:
+    for array in arrays.values():
+        array.finish()
 
 
 def _sizes(shapes: Any) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:

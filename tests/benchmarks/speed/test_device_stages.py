@@ -37,7 +37,7 @@ def test_an_engine(version: str, install_tensorrt: Install, tiny_onnx: Path, tmp
     with OrtSession(tiny_onnx, threads=1) as reference:
         expected = reference.run(inputs)
     with TensorRTSession(engine) as session:
-        for _ in range(3):  # CUDA graphs come in at the second
+        for _ in range(3):  # memory is used again from the second on
             outputs, stages = run_engine_in_stages(session, inputs)
             assert outputs.keys() == expected.keys()
             for name, array in outputs.items():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from detr_export.runtimes.backends.cuda import cuda_python
-from detr_export.runtimes.backends.cuda.memory import Stream, stream_handle
+from detr_export.runtimes.backends.cuda.memory import LEGACY_STREAM, Stream, stream_handle
 from detr_export.runtimes.backends.cuda.opening import open_device
 from detr_export.runtimes.errors import BackendError
 
@@ -19,11 +19,12 @@ Functions = dict[str, Callable[..., tuple[Any, ...]]]
 
 
 class Runtime(types.ModuleType):
-    """cuda-python's runtime with one GPU; functions return (error, values...)."""
+    """cuda-python's runtime and driver with one GPU; functions return (error, values...)."""
 
     def __init__(self, **changes: Callable[..., tuple[Any, ...]]) -> None:
         super().__init__("cuda.bindings.runtime")
         self.calls: list[tuple[Any, ...]] = []
+        self.contexts: list[Any] = []  # of this thread; the last one is current
         self.functions: Functions = {
             "cudaDriverGetVersion": lambda: (0, 13010),
             "cudaGetDeviceCount": lambda: (0, 1),
@@ -34,6 +35,11 @@ class Runtime(types.ModuleType):
             "cudaStreamEndCapture": lambda stream: (0, "template"),
             "cudaGraphInstantiate": lambda graph, flags: (0, "graph"),
             "cudaMalloc": lambda nbytes: (0, 4096),
+            "cuDeviceGet": lambda index: (0, f"device {index}"),
+            "cuDevicePrimaryCtxRetain": lambda device: (0, f"primary context of {device}"),
+            "cuCtxPushCurrent": lambda context: (0, self.contexts.append(context))[:1],
+            "cuCtxPopCurrent": lambda: (0, self.contexts.pop()),
+            "cuGetErrorString": lambda error: (0, b"invalid device context"),
             **changes,
         }
         self.cudaStreamNonBlocking = 1
@@ -42,7 +48,7 @@ class Runtime(types.ModuleType):
         self.cudaStreamCaptureMode = types.SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
 
     def __getattr__(self, name: str) -> Any:
-        if not name.startswith("cuda"):
+        if not name.startswith("cu"):
             raise AttributeError(name)
 
         def call(*arguments: Any) -> tuple[Any, ...]:
@@ -59,13 +65,15 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Runtime]:
 
     def install(place: str = "cuda.bindings.runtime", **changes: Callable[..., tuple[Any, ...]]) -> Runtime:
         runtime = Runtime(**changes)
-        for name in ("cuda", "cuda.bindings", "cuda.bindings.runtime", "cuda.cudart"):
+        for name in ("cuda", "cuda.bindings", "cuda.bindings.runtime", "cuda.bindings.driver", "cuda.cudart", "cuda.cuda"):
             monkeypatch.setitem(sys.modules, name, None)
         for name in {place.rpartition(".")[0], "cuda"}:
             package = types.ModuleType(name)
             package.__path__ = []  # type: ignore[attr-defined]
             monkeypatch.setitem(sys.modules, name, package)
         monkeypatch.setitem(sys.modules, place, runtime)
+        driver = {"cuda.cudart": "cuda.cuda", "cuda.bindings.runtime": "cuda.bindings.driver"}[place]
+        monkeypatch.setitem(sys.modules, driver, runtime)
         return runtime
 
     return install
@@ -126,13 +134,59 @@ def test_calls_reach_cuda(install: Callable[..., Runtime]) -> None:
         device.synchronize(stream)
         device.free(4096)
     assert runtime.calls == [
-        ("cudaSetDevice", 0),
+        ("cuCtxPushCurrent", "primary context of device 0"),
         ("cudaStreamCreateWithFlags", 1),
         ("cudaMemcpyAsync", 4096, data.ctypes.data, 24, 1, 77),
         ("cudaMemcpyAsync", data.ctypes.data, 4096, 24, 2, 77),
         ("cudaStreamSynchronize", 77),
         ("cudaFree", 4096),
+        ("cuCtxPopCurrent",),
     ]
+
+
+def test_the_callers_device_is_current_again(install: Callable[..., Runtime]) -> None:
+    """Also a context that is not the primary one, and none at all."""
+    runtime = install(cudaGetDeviceCount=lambda: (0, 2))
+    device = open_device(1)
+    assert runtime.contexts == []
+    runtime.contexts.append("the caller's")
+    with device.active():
+        assert runtime.contexts[-1] == "primary context of device 1"
+        with pytest.raises(RuntimeError, match="inside"), device.active():
+            raise RuntimeError("inside")
+        assert runtime.contexts[-1] == "primary context of device 1"
+    assert runtime.contexts == ["the caller's"]
+    assert not any(call[0] == "cudaSetDevice" for call in runtime.calls)
+
+
+def test_a_context_that_cannot_be_used(install: Callable[..., Runtime]) -> None:
+    install(cuCtxPushCurrent=lambda context: (201,))
+    device = open_device()
+    with (
+        pytest.raises(BackendError, match=r"CUDA failed in cuCtxPushCurrent: invalid device context \(201\)"),
+        device.active(),
+    ):
+        pytest.fail("it is not active")
+
+
+@pytest.mark.parametrize(("kind", "gpu"), [(0, None), (1, None), (2, 3), (3, None)])
+def test_whose_memory_it_is(kind: int, gpu: int | None, install: Callable[..., Runtime]) -> None:
+    """That of the host, and managed memory, can be read by all."""
+    install(cudaPointerGetAttributes=lambda address: (0, types.SimpleNamespace(type=kind, device=address // 4096)))
+    assert open_device().gpu_of(3 * 4096) == gpu
+
+
+@pytest.mark.parametrize(("error", "happened"), [(0, True), (600, False)])
+def test_an_event_is_asked_without_waiting(error: int, happened: bool, install: Callable[..., Runtime]) -> None:
+    runtime = install(cudaEventQuery=lambda event: (error,))
+    assert open_device().happened("event") == happened
+    assert not any(call[0] == "cudaEventSynchronize" for call in runtime.calls)
+
+
+def test_an_event_after_an_error(install: Callable[..., Runtime]) -> None:
+    install(cudaEventQuery=lambda event: (700,))
+    with pytest.raises(BackendError, match=r"CUDA failed in cudaEventQuery: an illegal memory access .*\(700\)"):
+        open_device().happened("event")
 
 
 def test_captures_a_graph(install: Callable[..., Runtime]) -> None:
@@ -173,6 +227,22 @@ class PyCuda(types.ModuleType):
 
     class Stream:
         handle = 99
+
+        def wait_for_event(self, event: Any) -> None:
+            event.calls.append("device waits")
+
+    class Event:
+        def __init__(self, flags: int) -> None:
+            self.calls: list[Any] = [flags]
+
+        def record(self, stream: Any = None) -> Any:
+            self.calls.append(stream)
+            return self
+
+        def synchronize(self) -> None:
+            self.calls.append("host waits")
+
+    event_flags = types.SimpleNamespace(DISABLE_TIMING=2)
 
     def __init__(self, current: bool) -> None:
         super().__init__("pycuda.driver")
@@ -236,6 +306,7 @@ def test_a_current_pycuda_context_is_shared(install: Callable[..., Runtime], mon
     with pytest.raises(BackendError, match="PyCUDA captures no CUDA graphs; set cuda_graphs=0"):
         device.capture(Stream(1))
     assert device.adopt_stream(PyCuda.Stream()).handle == 99
+    assert device.gpu_of(4096) is None  # PyCUDA cannot tell
     with pytest.raises(BackendError, match=r"stream is a int; with a PyCUDA context, pass a pycuda.driver.Stream"):
         device.adopt_stream(99)
     with pytest.raises(BackendError, match="context is not of GPU 1"):
@@ -256,6 +327,22 @@ def test_pycuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycuda", package)
     monkeypatch.setitem(sys.modules, "pycuda.driver", driver)
     assert open_device().name == "Orin"
+
+
+def test_pycuda_and_other_libraries_streams(install: Callable[..., Runtime], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes no handles. Of the default stream it knows, and in place of another library's stream the host waits."""
+    install()
+    monkeypatch.setitem(sys.modules, "pycuda.driver", PyCuda(current=True))
+    device = open_device()
+    ours = device.adopt_stream(PyCuda.Stream())
+    assert device.record(LEGACY_STREAM).calls == [2, None]
+    event = device.record(ours)
+    assert event.calls == [2, ours.native]
+    device.wait(ours, event)
+    device.wait(Stream(7), event)
+    assert event.calls[2:] == ["device waits", "host waits"]
+    with pytest.raises(BackendError, match="PyCUDA cannot wait for another library's stream"):
+        device.record(Stream(7))
 
 
 # ---- streams of other libraries -----------------------------------------------------------------------------------------
@@ -288,8 +375,17 @@ def test_the_real_cuda_python_names_what_is_used_here() -> None:
     import re
     from pathlib import Path
 
-    used = set(re.findall(r"\bcuda(?:[A-Z]\w+)", Path(cuda_python.__file__).read_text(encoding="utf-8")))
-    comments = {"cudaErrorMemoryAllocation", "cudaErrorInsufficientDriver", "cudaErrorNoDevice"}
+    text = Path(cuda_python.__file__).read_text(encoding="utf-8")
+    used = set(re.findall(r"\bcuda(?:[A-Z]\w+)", text))
+    comments = {"cudaErrorMemoryAllocation", "cudaErrorInsufficientDriver", "cudaErrorNoDevice", "cudaErrorNotReady"}
+    comments |= {"cudaMemoryTypeDevice", "cudaSetDevice"}
     modes = {"cudaMemcpyHostToDevice", "cudaMemcpyDeviceToHost", "cudaStreamCaptureModeThreadLocal"}
     assert len(used) > 20
     assert [name for name in used - comments - modes if not hasattr(runtime, name)] == []
+    driver = pytest.importorskip("cuda.bindings.driver", reason="cuda-python is not installed")
+    used = set(re.findall(r"\bcu(?:[A-Z]\w+)", text))
+    assert len(used) > 4
+    assert [name for name in used if not hasattr(driver, name)] == []
+    assert int(runtime.cudaError_t.cudaErrorNotReady) == cuda_python._NOT_READY
+    assert int(runtime.cudaMemoryType.cudaMemoryTypeDevice) == cuda_python._DEVICE_MEMORY
+    assert LEGACY_STREAM.handle == int(runtime.cudaStreamLegacy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import types
 from pathlib import Path
@@ -12,6 +13,7 @@ import onnxruntime
 import pytest
 
 from detr_export.runtimes.backends.cuda import opening as cuda_opening
+from detr_export.runtimes.backends.cuda.memory import LEGACY_STREAM
 from detr_export.runtimes.backends.ort.providers import profile_options, provider_list
 from detr_export.runtimes.backends.ort.session import OrtSession
 from detr_export.runtimes.backends.tensorrt.profiles import ShapeProfile
@@ -168,6 +170,17 @@ def test_device_arrays(on_gpu: Any) -> None:
         for name, array in outputs.items():
             assert array.__cuda_array_interface__["shape"] == expected[name].shape
             assert np.array_equal(array.numpy(), expected[name])
+
+
+def test_an_output_stays_as_long_as_its_memory_is_read(on_gpu: Any) -> None:
+    session, device = on_gpu
+    outputs = session.run_on_device(INPUTS)
+    read: list[int] = []
+    device.enqueue(LEGACY_STREAM.handle, lambda: read.append(1))
+    outputs.clear()
+    gc.collect()
+    assert read
+    assert not device.events
 
 
 def test_refuses_device_arrays(on_gpu: Any) -> None:
