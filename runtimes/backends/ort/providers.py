@@ -69,12 +69,13 @@ def linked_tensorrt() -> Optional[tuple[int, int]]:
 
 
 def require_right_cumsum(file: Path, tensorrt: Optional[tuple[int, int]]) -> None:
-    """Refuses a file with CumSum nodes on a TensorRT that gives two of them the same output, whatever their axes.
+    """Refuses a file with CumSum nodes on a TensorRT that is reported to give two of one tensor the same output.
 
-    Such a pair is DETR's sine encoding. Sources: onnx/onnx-tensorrt 1034, NVIDIA/TensorRT 4551. Nothing compares what ONNX
-    Runtime builds with the checkpoint, so the outputs would be wrong without a word. An unknown TensorRT is refused too: the
-    wheels of onnxruntime-gpu from 1.21 on are made for 10.8 and later. TensorRT-RTX is not asked about: 1.7 was seen to
-    compile such a pair to two kernels, each the one that it makes for its axis alone.
+    It then does so whatever their axes are. Such a pair is DETR's sine encoding. Sources: onnx/onnx-tensorrt 1034 and
+    NVIDIA/TensorRT 4551. Nothing compares what ONNX Runtime builds with the checkpoint, so outputs would be wrong without a
+    word. An unknown TensorRT is refused too: the wheels of onnxruntime-gpu from 1.21 on are made for 10.8 and later.
+    TensorRT-RTX is not asked about: 1.7 was seen to compile such a pair to two kernels, each the one that it makes for its
+    axis alone.
 
     Args:
         file: the ONNX file.
@@ -90,8 +91,9 @@ def require_right_cumsum(file: Path, tensorrt: Optional[tuple[int, int]]) -> Non
             return
     which = "a TensorRT of unknown version" if tensorrt is None else f"TensorRT {tensorrt[0]}.{tensorrt[1]}"
     raise ArtifactError(
-        f"{file} has CumSum nodes, and TensorRT from 10.8 on gives two of them the same output (NVIDIA/TensorRT 4551); "
-        f"onnxruntime {onnxruntime.__version__} runs {which} here; export the file again with: detr-export onnx"
+        f"{file} has CumSum nodes, and TensorRT from 10.8 on may give two of one tensor the same output "
+        f"(NVIDIA/TensorRT 4551); onnxruntime {onnxruntime.__version__} runs {which} here; "
+        "export the file again with: detr-export onnx"
     )
 
 
