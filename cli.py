@@ -175,7 +175,10 @@ def trt_command(
         Optional[Path], typer.Option(help="A file with measurements of kernels; it is read, and written after the build.")
     ] = None,
     version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="Build for later TensorRTs of the same major version, too.")
+        bool,
+        typer.Option(
+            "--version-compatible", help="Build for later TensorRTs, too: of the same major version, and 11 for 10."
+        ),
     ] = False,
     hardware_compatible: Annotated[
         bool, typer.Option("--hardware-compatible", help="Build for every GPU from Ampere on.")
@@ -187,8 +190,8 @@ def trt_command(
         bool,
         typer.Option(
             "--fallback",
-            help="With --fp16: if the engine disagrees with its checkpoint, keep the attention in fp32, then the "
-            "transformer, then everything.",
+            help="With --fp16: if the engine disagrees with its checkpoint or computes in another precision, keep the "
+            "attention in fp32, then the transformer, then everything.",
         ),
     ] = False,
     checkpoint: Annotated[

@@ -15,6 +15,7 @@ from importlib import resources
 from typing import Any, Optional
 
 from detr_export.runtimes.backends.cuda import opening as cuda_opening
+from detr_export.runtimes.devices import TENSORRT
 from detr_export.runtimes.errors import DetrError, first_line
 
 _PACKAGES = (
@@ -35,12 +36,23 @@ class KnownIssue:
     what: str
     oldest: str  # first version of TensorRT that has it
     newest: Optional[str]  # last version of TensorRT that has it; None: no version without it is known
+    onnxruntime: Optional[str]  # first ONNX Runtime whose TensorRT provider has it; None: it is in TensorRT itself
     compute_capability: Optional[tuple[tuple[int, int], ...]]  # GPUs that have it; None: all
     precisions: tuple[str, ...]
     remedy: str
 
-    def concerns(self, tensorrt: str, compute_capability: Optional[tuple[int, int]]) -> bool:
-        """Whether the issue may occur here. On an unknown GPU, every issue of some GPUs may."""
+    def concerns(
+        self, tensorrt: str, compute_capability: Optional[tuple[int, int]], onnxruntime: Optional[str] = None
+    ) -> bool:
+        """Whether the issue may occur here. On an unknown GPU, every issue of some GPUs may.
+
+        Args:
+            tensorrt: its version.
+            compute_capability: the GPU's.
+            onnxruntime: the version whose provider runs this TensorRT; None where it runs by itself.
+        """
+        if self.onnxruntime is not None and (onnxruntime is None or _version(onnxruntime) < _version(self.onnxruntime)):
+            return False
         here = _version(tensorrt)
         if here < _version(self.oldest) or (self.newest is not None and here > _version(self.newest)):
             return False
@@ -65,11 +77,12 @@ class Diagnosis:
     packages: dict[str, Optional[str]]  # versions; None = not installed
     providers: tuple[str, ...]  # execution providers of ONNX Runtime
     tensorrt: Optional[str]  # the version that the library gives, if it loads
+    provider_tensorrt: Optional[str]  # the version that ONNX Runtime's TensorRT provider runs, if it has one and that loads
     gpu: Optional[str]
     compute_capability: Optional[tuple[int, int]]
     driver_cuda: Optional[str]  # newest CUDA version that the driver supports
     abilities: tuple[Ability, ...]
-    issues: tuple[KnownIssue, ...]  # known issues of this TensorRT and GPU
+    issues: tuple[KnownIssue, ...]  # known issues of these TensorRTs and this GPU
 
     def to_dict(self) -> dict[str, Any]:
         """The findings in types that JSON has."""
@@ -83,10 +96,14 @@ class Diagnosis:
             gpu = f"{self.gpu} (compute capability {major}.{minor}), driver for CUDA up to {self.driver_cuda}"
         lines = [f"Python {self.python} on {self.platform}", f"GPU: {gpu}", "installed:"]
         lines += [f"  {name} {version or '-'}" for name, version in self.packages.items()]
-        lines += [f"  ONNX Runtime's providers: {', '.join(self.providers) or '-'}", "what works:"]
+        lines += [f"  ONNX Runtime's providers: {', '.join(self.providers) or '-'}"]
+        if self.provider_tensorrt is not None:
+            lines += [f"  ONNX Runtime's TensorRT provider runs TensorRT {self.provider_tensorrt}"]
+        lines += ["what works:"]
         lines += [f"  {'yes' if item.works else 'no '} {item.name}: {item.note}" for item in self.abilities]
         if self.issues:
-            lines += [f"known to go wrong with TensorRT {self.tensorrt}" + (" here:" if self.gpu else ", on some GPUs:")]
+            versions = " and ".join(dict.fromkeys(filter(None, (self.tensorrt, self.provider_tensorrt))))
+            lines += [f"known to go wrong with TensorRT {versions}" + (" here:" if self.gpu else ", on some GPUs:")]
             lines += [f"  {item.what}; {item.remedy} ({item.reference})" for item in self.issues]
         return "\n".join(lines)
 
@@ -97,6 +114,7 @@ def diagnose() -> Diagnosis:
     device, no_device = _try(cuda_opening.open_device)
     providers, no_onnxruntime = _try(_onnxruntime_providers)
     tensorrt, no_tensorrt = _try(_tensorrt_version)
+    provider, onnxruntime = _try(_provider_tensorrt)[0] or (None, None)
     capability = device.compute_capability if device is not None else None
 
     # What can be done with it
@@ -118,11 +136,17 @@ def diagnose() -> Diagnosis:
         packages={name: version for group in _PACKAGES for name, version in [_installed(group)]},
         providers=providers or (),
         tensorrt=tensorrt,
+        provider_tensorrt=provider,
         gpu=device.name if device is not None else None,
         compute_capability=capability,
         driver_cuda=device.driver if device is not None else None,
         abilities=abilities,
-        issues=tuple(item for item in known_issues() if tensorrt is not None and item.concerns(tensorrt, capability)),
+        issues=tuple(
+            item
+            for item in known_issues()
+            if (tensorrt is not None and item.concerns(tensorrt, capability))
+            or (provider is not None and item.concerns(provider, capability, onnxruntime))
+        ),
     )
 
 
@@ -151,6 +175,16 @@ def _onnxruntime_providers() -> tuple[str, ...]:
     from detr_export.runtimes.backends.ort import providers as ort_providers
 
     return tuple(ort_providers.onnxruntime.get_available_providers())
+
+
+def _provider_tensorrt() -> Optional[tuple[str, str]]:
+    """The versions of the TensorRT that ONNX Runtime's provider runs, and of ONNX Runtime; None without such a provider."""
+    from detr_export.runtimes.backends.ort import providers as ort_providers
+
+    if ort_providers.PROVIDERS[TENSORRT] not in _onnxruntime_providers():
+        return None
+    version = ort_providers.linked_tensorrt()
+    return None if version is None else (f"{version[0]}.{version[1]}", ort_providers.onnxruntime.__version__)
 
 
 def _tensorrt_version() -> str:

@@ -8,6 +8,7 @@
     ├── AnnotationError        an annotation is malformed
     ├── ArtifactError          an exported file is missing, damaged, or not a DETR
     │   └── VerificationError  an exported file disagrees with the checkpoint it came from
+    │       └── AttestationError  an engine computes in another precision than its graph
     ├── InputError             an argument is out of its range, or arrays do not fit
     ├── OptionError            an image processor was given an option or a value that it does not know
     ├── BackendError           a runtime, a device or an extra is missing, or failed
@@ -40,7 +41,14 @@ class ArtifactError(DetrError):
 
 
 class VerificationError(ArtifactError):
-    """An exported file disagrees with the checkpoint it came from by more than the tolerance."""
+    """An exported file is not the model that was asked for: it disagrees with its checkpoint by more than the tolerance.
+
+    `--fallback` goes on to its next step after this error and its subclass, and after no other.
+    """
+
+
+class AttestationError(VerificationError):
+    """An engine computes in another precision than its graph says, or does not show in which it computes."""
 
 
 class InputError(DetrError):

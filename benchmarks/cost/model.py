@@ -127,7 +127,11 @@ def _sized_graph(path: Path, sizes: Mapping[str, int]) -> tuple[ir.Graph, dict[s
 def _give_sizes(value: onnx.ValueInfoProto, sizes: Mapping[str, int]) -> None:
     """Writes the sizes into an input, by the names or, where it has none, the order of its dimensions."""
     dimensions = value.type.tensor_type.shape.dim
-    by_order = {4: ("batch", "", "height", "width"), 3: ("batch", "height", "width")}.get(len(dimensions), ())
+    by_order = {4: ("batch", "", "height", "width"), 3: ("batch", "height", "width"), 2: ("batch", "")}.get(
+        len(dimensions), ()
+    )
+    if value.type.tensor_type.elem_type == onnx.TensorProto.UINT8:  # the channels of such images come last
+        by_order = ("batch", "height", "width", "")
     for dimension, name in zip(dimensions, by_order, strict=False):
         if name and dimension.HasField("dim_value") and dimension.dim_value != sizes[name]:
             raise InputError(f"{name} is {sizes[name]}; this file takes {dimension.dim_value} alone")

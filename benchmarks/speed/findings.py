@@ -205,6 +205,7 @@ def _variant(contestant: Contestant) -> Variant:
         peak_resident_bytes=memory.peak_resident_bytes if memory else None,
         device_memory_bytes=memory.device_bytes if memory else None,
         error=contestant.error,
+        input=(opened.input or None) if opened else None,
     )
 
 

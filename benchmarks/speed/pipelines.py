@@ -149,13 +149,14 @@ class TransformersPipeline(Pipeline):
         return output_size(*USUAL_SIZE, dict(self.session.processor.size))
 
 
-def open_pipeline(backend: str, source: str, threads: int, max_batch: int = 1) -> Pipeline:
+def open_pipeline(backend: str, source: str, threads: int, max_batch: int = 1, uint8: bool = False) -> Pipeline:
     """Opens a model in a backend of `targets.BACKENDS`.
 
     Args:
         backend, source: the target's.
         threads: of one run on the CPU.
         max_batch: the largest batch that will be run, for backends that build engines when they open a file.
+        uint8: whether a checkpoint on a GPU takes uint8 images. What a file takes, it says itself.
 
     Raises:
         ArtifactError, CheckpointError: the model is missing, damaged or no DETR.
@@ -173,7 +174,7 @@ def open_pipeline(backend: str, source: str, threads: int, max_batch: int = 1) -
     if backend == "transformers":
         transformers = TransformersSession(user_path(source), threads)
         return TransformersPipeline(transformers, transformers.version)
-    return _open_torch(backend, source, threads)
+    return _open_torch(backend, source, threads, uint8)
 
 
 def _open_ort(backend: str, source: str, threads: int, max_batch: int) -> Pipeline:
@@ -191,7 +192,7 @@ def _open_ort(backend: str, source: str, threads: int, max_batch: int) -> Pipeli
     return kind(session, version, precision)
 
 
-def _open_torch(backend: str, source: str, threads: int) -> Pipeline:
+def _open_torch(backend: str, source: str, threads: int, uint8: bool) -> Pipeline:
     from detr_export.benchmarks.speed import torch_variants
     from detr_export.runtimes.backends.torch_session import TorchSession
 
@@ -199,11 +200,11 @@ def _open_torch(backend: str, source: str, threads: int) -> Pipeline:
     if backend == "torch-compile":
         return CompiledPipeline(torch_variants.open_compiled(source, threads), version)
     if backend == "torch-cuda-fp16":
-        return OwnPipeline(torch_variants.AutocastSession(source), version, "fp16")
+        return OwnPipeline(torch_variants.AutocastSession(source, uint8=uint8), version, "fp16")
     if backend == "torch-compile-cuda-fp16":
-        return CompiledPipeline(torch_variants.AutocastSession(source, compiled=True), version, "fp16")
+        return CompiledPipeline(torch_variants.AutocastSession(source, compiled=True, uint8=uint8), version, "fp16")
     if backend == "torch-cuda":
-        session = TorchSession.open(source, "cuda")
+        session = torch_variants.DeployedSession(source, uint8=uint8)
         return OwnPipeline(session, version, TF32 if torch_variants.convolutions_use_tf32() else "fp32")
     return OwnPipeline(TorchSession.open(source, threads=threads), version)
 

@@ -60,6 +60,7 @@ class Variant:
     peak_resident_bytes: int | None = None  # of its process, over its life
     device_memory_bytes: int | None = None  # of the GPU, held by its process when it was asked last
     error: str | None = None
+    input: str | None = None  # dtype of the images that it takes, and whether they lie in page-locked memory
 
 
 @dataclass(frozen=True)

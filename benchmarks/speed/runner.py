@@ -103,12 +103,15 @@ class Runner:
         return [contestant for contestant in self.contestants if contestant.opened and contestant.error is None]
 
     def measure(self, workloads: Sequence[Workload], pace: Pace) -> None:
-        """For each workload, compares the outputs, and times the variants that are right."""
-        self._expected += len(workloads) * sum(steps_of_a_workload(item.target, pace) for item in self.able)
+        """For each workload, compares the outputs, and if it is to be timed, times the variants that are right."""
+        for workload in workloads:
+            self._expected += sum(steps_of_a_workload(item.target, pace) if workload.timed else 1 for item in self.able)
         for workload in workloads:
             raws = {contestant.target.name: Raw(contestant.target.name, workload) for contestant in self.able}
             self.results += raws.values()
             self._compare(workload, raws)
+            if not workload.timed:
+                continue
             ready = [item for item in self.able if item.target.timed and raws[item.target.name].correct]
             self._time(ready, raws, pace)
             for contestant in ready:
@@ -120,7 +123,7 @@ class Runner:
         with self._noting(contestant):
             require_runnable(target)
             contestant.process = self._start(self._threads)
-            command = Open(target.backend, target.source, self._threads, self._max_batch)
+            command = Open(target.backend, target.source, self._threads, self._max_batch, target.lean_input)
             contestant.opened = self._ask(contestant, command)
         if contestant.opened is None:
             self._end(contestant)

@@ -45,6 +45,7 @@ class Workload:
     width: int
     batch: int
     batches: tuple[tuple[np.ndarray, ...], ...]  # each of `batch` RGB pictures (h, w, 3) uint8
+    timed: bool = True  # False: outputs are compared and nothing is timed
 
     def __str__(self) -> str:
         return f"{self.height}x{self.width}" + (f", batch {self.batch}" if self.batch > 1 else "")
@@ -69,6 +70,7 @@ class Settings:
     limit: int | None  # images that are scored; all when None
     profile: bool
     noise: bool = True  # the baseline is measured twice
+    checked: tuple[tuple[int, int, int], ...] = ()  # (height, width, batch) that are compared first and not timed
 
     @property
     def max_batch(self) -> int:
@@ -81,8 +83,9 @@ class Settings:
             sweep_sizes(own) if self.sweep else [(*size, batch) for size in self.sizes or [own] for batch in self.batches]
         )
         return [
-            Workload(height, width, batch, make_batches(self.pictures, batch))
-            for height, width, batch in dict.fromkeys(wanted)
+            Workload(height, width, batch, make_batches(self.pictures, batch), timed)
+            for timed, group in ((False, self.checked), (True, wanted))
+            for height, width, batch in dict.fromkeys(group)
         ]
 
 

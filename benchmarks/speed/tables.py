@@ -33,7 +33,17 @@ _MEASURED = (
     "GFLOP/s (of peak)",
     "rounds",
 )
-_VARIANTS = ("variant", "version", "precision", "file MB", "load s", "first run ms", "peak memory MB", "GPU memory MB")
+_VARIANTS = (
+    "variant",
+    "version",
+    "precision",
+    "input",
+    "file MB",
+    "load s",
+    "first run ms",
+    "peak memory MB",
+    "GPU memory MB",
+)
 _STAGED = ("variant", "size", "batch", *(name.removesuffix("_ms").replace("_", " ") + " ms" for name in STAGES))
 _ACCURACY = ("variant", "images", "box AP", "box AP50", "mask AP", "PQ")
 _EMPTY = "-"
@@ -276,6 +286,7 @@ def _described(item: Variant) -> list[str]:
         item.name,
         item.version or _EMPTY,
         item.precision or _EMPTY,
+        item.input or _EMPTY,
         _megabytes(item.file_bytes),
         _number(item.load_s, ".2f"),
         _number(item.first_inference_ms, ".0f"),

@@ -58,6 +58,7 @@ class Target:
     name: str  # what the report calls it, different for each target of a run
     timed: bool = True  # False: it only gives the outputs that others are compared with
     again: bool = False  # True: the baseline once more, for the noise; its scores and its profile are not asked for
+    lean_input: bool = False  # True: inputs lie in page-locked memory, and a checkpoint on a GPU takes uint8 images
 
     @property
     def onnx(self) -> Path | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import onnx
 
-from detr_export.runtimes.errors import ArtifactError
+from detr_export.runtimes.errors import ArtifactError, AttestationError
 
 _COMPUTE_OPERATORS = ("Conv", "MatMul", "Gemm", "ConvTranspose")
 _COMPUTE_LAYERS = re.compile(r"conv|gemm|matmul|matrix|mha", re.IGNORECASE)
@@ -73,7 +73,7 @@ def attest(layers: Sequence[Any], nodes: Mapping[str, str]) -> dict[str, int]:
         How many layers compute in each precision.
 
     Raises:
-        ArtifactError: a layer computes in a precision that none of its nodes has, or the inspector does not show any.
+        AttestationError: a layer computes in a precision that none of its nodes has, or the inspector does not show any.
     """
     counts: Counter[str] = Counter()
     wrong = []
@@ -88,13 +88,13 @@ def attest(layers: Sequence[Any], nodes: Mapping[str, str]) -> dict[str, int]:
         if wanted and precision not in wanted:
             wrong.append(f"{layer.get('Name')} in {precision} instead of {' or '.join(sorted(wanted))}")
     if wrong:
-        raise ArtifactError(
+        raise AttestationError(
             f"the engine is not what was asked for: TensorRT runs {len(wrong)} of {counts.total()} computing layers in "
             f"another precision than the graph's, such as {'; '.join(wrong[:_NAMED])}"
         )
     wanted = set(nodes.values()) - {"fp32"}
     if not counts or (wanted and not wanted & set(counts)):
-        raise ArtifactError(
+        raise AttestationError(
             "the engine's precision cannot be attested: the engine inspector shows "
             f"{dict(counts) or 'no layer that computes'}, and the graph has {dict(Counter(nodes.values()))}"
         )

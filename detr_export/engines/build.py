@@ -89,11 +89,12 @@ def build_engine(
         options: defaults when None.
         progress: is told each stage, and the steps of TensorRT's builder.
         step: the name of the ladder's step that the graph is, when it is one of several that are tried.
-        fell_back: whether an earlier step was tried and disagreed, which the sidecar then records.
+        fell_back: whether an earlier step was tried and failed, which the sidecar then records.
 
     Raises:
         OutputError: the output exists, or its folder cannot be written.
-        ArtifactError: the ONNX file is not detr-export's, TensorRT does not read it, or the engine is of another precision.
+        ArtifactError: the ONNX file is not detr-export's, or TensorRT does not read it.
+        AttestationError: the engine computes in another precision than the graph; nothing was written.
         VerificationError: the engine disagrees with the checkpoint; nothing was written.
         BackendError: no GPU or no TensorRT, or the build failed.
         InputError: no profile can be derived from the processor's settings.
@@ -156,7 +157,7 @@ def build_with_fallback(
     progress: Progress = SILENT,
     tried: Sequence[Step] = LADDER,
 ) -> EngineResult:
-    """Builds the first engine of `tried` that agrees with the checkpoint; the sidecar records which it was.
+    """Builds the first engine of `tried` that is attested and agrees with the checkpoint; the sidecar records which it was.
 
     Args:
         make_graph: gives the ONNX file of a step.
@@ -164,13 +165,13 @@ def build_with_fallback(
         tried: steps in their order.
 
     Raises:
-        VerificationError: none agrees; the last one's.
-        DetrError: as `build_engine`; only a disagreement leads to the next step.
+        VerificationError: none agrees, or none is attested (AttestationError); the last one's.
+        DetrError: as `build_engine`; only these two lead to the next step.
     """
     for number, step in enumerate(tried):
         try:
             return build_engine(make_graph(step), output, options, progress, step.name, fell_back=number > 0)
-        except VerificationError as error:  # noqa: PERF203  # a build takes minutes
+        except VerificationError as error:  # noqa: PERF203  # AttestationError, too; a build takes minutes
             if number + 1 == len(tried):
                 raise
             progress.stage(f"{step.name} is not good enough, trying {tried[number + 1].name}: {error}")

@@ -16,7 +16,7 @@ class BuildSettings:
 
     workspace_mib: int | None = None  # scratch memory that a kernel may use, MiB
     optimization_level: int | None = None  # 0, fast to build, to 5, fast to run
-    version_compatible: bool = False  # runs on later TensorRTs of the same major version
+    version_compatible: bool = False  # runs on later TensorRTs: of the same major version, and 11 for 10
     hardware_compatible: bool = False  # runs on every GPU from Ampere on
     aux_streams: int | None = None  # CUDA streams beside the main one
 

@@ -15,7 +15,7 @@ from detr_export.runtimes.hub import onnx_file
 from detr_export.runtimes.progress import SILENT, Progress
 
 
-def make_graph(source: str, step: str, folder: Path, progress: Progress = SILENT) -> Path:
+def make_graph(source: str, step: str, folder: Path, progress: Progress = SILENT, input: str = "float") -> Path:
     """The ONNX file of a step of the ladder.
 
     Args:
@@ -23,6 +23,7 @@ def make_graph(source: str, step: str, folder: Path, progress: Progress = SILENT
         step: the step's name: "fp16", "fp32-attention", "fp32-transformer" or "fp32".
         folder: where a file may be written.
         progress: is told each stage of an export.
+        input: of an export, as in `ExportOptions`.
 
     Raises:
         ArtifactError: an ONNX file is of another precision.
@@ -39,7 +40,8 @@ def make_graph(source: str, step: str, folder: Path, progress: Progress = SILENT
     output = folder / f"{step}{SUFFIX}"
     if not output.exists():
         progress.stage(f"exporting {source}, {step}")
-        export_onnx(load_checkpoint(source), output, replace(step_named(step).options, opset=_opset()), progress)
+        options = replace(step_named(step).options, opset=_opset(), input=input)
+        export_onnx(load_checkpoint(source), output, options, progress)
     return output
 
 

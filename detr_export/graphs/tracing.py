@@ -100,13 +100,13 @@ def _example(
     if options.input == UINT8:
         images = torch.zeros((_BATCH, _HEIGHT, _WIDTH, channels), dtype=torch.uint8)
         sizes = torch.tensor([(_HEIGHT, _WIDTH)] * _BATCH)
-        return _with_scaling(model, checkpoint.processor), (images, sizes) if options.pixel_mask else (images,)
+        return with_scaling(model, checkpoint.processor), (images, sizes) if options.pixel_mask else (images,)
     images = torch.zeros((_BATCH, channels, _HEIGHT, _WIDTH))
     mask = torch.ones((_BATCH, _HEIGHT, _WIDTH), dtype=torch.int64)
     return model, (images, mask) if options.pixel_mask else (images,)
 
 
-def _with_scaling(model: DeployedModel, processor: DetrImageProcessor) -> Uint8Model:
+def with_scaling(model: DeployedModel, processor: DetrImageProcessor) -> Uint8Model:
     """The model behind the scaling that a processor's settings ask for."""
     factor = processor.rescale_factor if processor.do_rescale else None
     normalization = (processor.image_mean, processor.image_std) if processor.do_normalize else (None, None)

@@ -8,9 +8,12 @@ from importlib import metadata as distributions
 import pytest
 
 from detr_export.runtimes.backends.cuda import opening as cuda_opening
+from detr_export.runtimes.backends.ort import providers as ort_providers
 from detr_export.runtimes.doctor import Diagnosis, diagnose, known_issues
 from detr_export.runtimes.errors import BackendError
 from tests.tensorrt_double.fixtures import NEWEST, OLDEST, TEN, Install
+
+FP16, CUMSUM = {"4796", "4397"}, {"1034", "4551", "4513"}  # of TensorRT 10 and later, and from 10.8 on
 
 
 def works(found: Diagnosis) -> dict[str, bool]:
@@ -44,18 +47,25 @@ def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("version", "capability", "expected"),
     [
-        (NEWEST, (9, 0), {"4477"}),
-        (NEWEST, (12, 0), {"4477", "4837"}),
-        (TEN, (12, 0), {"4477", "4837"}),
-        ("10.7.0.23", (8, 9), {"4477", "4333"}),
-        ("10.7.0.23", (8, 6), {"4477"}),
+        (NEWEST, (9, 0), {"4477", "4813", "4853", *FP16, *CUMSUM}),
+        (NEWEST, (12, 0), {"4477", "4813", "4853", "4837", *FP16, *CUMSUM}),
+        (TEN, (12, 0), {"4477", "4813", "4853", "4837", *FP16, *CUMSUM}),
+        ("10.12.0.36", (9, 0), {"4477", "4853", *FP16, *CUMSUM}),
+        ("10.8.0.43", (9, 0), {"4477", *FP16, *CUMSUM}),
+        ("10.7.0.23", (8, 9), {"4477", "4333", *FP16}),
+        ("10.7.0.23", (8, 6), {"4477", *FP16}),
         (OLDEST, (8, 7), {"3657", "2781"}),
     ],
 )
 def test_with_a_gpu_it_names_what_goes_wrong_with_it(
-    version: str, capability: tuple[int, int], expected: set[str], install_tensorrt: Install
+    version: str,
+    capability: tuple[int, int],
+    expected: set[str],
+    install_tensorrt: Install,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     knobs = install_tensorrt(version)
+    monkeypatch.setattr(ort_providers, "linked_tensorrt", lambda: None)
     knobs.device.compute_capability = capability
     found = diagnose()
     assert works(found)["TensorRT engines"]
@@ -63,6 +73,46 @@ def test_with_a_gpu_it_names_what_goes_wrong_with_it(
     assert {item.reference.rpartition("/")[2] for item in found.issues} == expected
     for item in found.issues:
         assert item.reference in found.summary()
+
+
+@pytest.mark.usefixtures("no_tensorrt")
+@pytest.mark.parametrize(
+    ("version", "onnxruntime", "present", "absent"),
+    [
+        ((10, 9), "1.27.0", {"4477", "29779", *CUMSUM}, {"4813", "4853"}),
+        ((10, 9), "1.26.1", {"4477", *CUMSUM}, {"29779"}),
+        ((10, 7), "1.27.0", {"4477", "29779"}, CUMSUM),
+        ((11, 1), "1.30.2", {"4477", "4813", *CUMSUM}, {"29779"}),
+        ((8, 6), "1.30.2", {"3657", "2781"}, {"4477", "29779"}),
+    ],
+)
+def test_what_goes_wrong_with_the_tensorrt_of_onnx_runtime(
+    version: tuple[int, int], onnxruntime: str, present: set[str], absent: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_opening, "open_device", no_gpu)
+    monkeypatch.setattr(ort_providers, "linked_tensorrt", lambda: version)
+    monkeypatch.setattr(ort_providers.onnxruntime, "__version__", onnxruntime)
+    names = ["TensorrtExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort_providers.onnxruntime, "get_available_providers", lambda: names)
+    found = diagnose()
+    text = f"{version[0]}.{version[1]}"
+    assert (found.tensorrt, found.provider_tensorrt) == (None, text)
+    assert f"ONNX Runtime's TensorRT provider runs TensorRT {text}" in found.summary()
+    assert f"known to go wrong with TensorRT {text}, on some GPUs:" in found.summary()
+    numbers = {item.reference.rpartition("/")[2] for item in found.issues}
+    assert present <= numbers
+    assert not absent & numbers
+
+
+def test_two_tensorrts_are_told_apart(install_tensorrt: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_tensorrt("10.7.0.23")
+    monkeypatch.setattr(ort_providers, "linked_tensorrt", lambda: (10, 9))
+    monkeypatch.setattr(ort_providers.onnxruntime, "get_available_providers", lambda: ["TensorrtExecutionProvider"])
+    found = diagnose()
+    assert "known to go wrong with TensorRT 10.7.0.23 and 10.9 here:" in found.summary()
+    assert {item.reference.rpartition("/")[2] for item in found.issues} >= CUMSUM
+    monkeypatch.setattr(ort_providers, "linked_tensorrt", lambda: None)
+    assert not {item.reference.rpartition("/")[2] for item in diagnose().issues} & CUMSUM
 
 
 def test_a_tensorrt_that_is_too_old_does_not_work(install_tensorrt: Install) -> None:
@@ -92,4 +142,4 @@ def test_every_known_issue_says_where_and_what_to_do() -> None:
         assert item.reference.startswith("https://github.com/")
         assert item.remedy
         assert set(item.precisions) <= {"fp32", "fp16"}
-    assert len({item.reference for item in known_issues()}) == len(known_issues()) == 5
+    assert len({item.reference for item in known_issues()}) == len(known_issues()) == 13

@@ -4,15 +4,23 @@
 any onnxruntime. Both build engines when the file is opened, for profiles that come from the file's metadata. They keep them
 in a cache under the file's digest. Operators that TensorRT does not take run on the CUDA provider; with the plugin they are
 an error.
+
+The TensorRT provider has no option for strong typing. On TensorRT 10 and later it makes a strongly typed network, whose
+precision is the graph's, unless one of its flags for lower precision is on (source: its `createNetworkV2` call). From
+onnxruntime 1.27 on it makes a weakly typed one for TensorRT 10 in any case (microsoft/onnxruntime 29779, open).
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import mmap
 import os
+import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from detr_export.runtimes.backends.tensorrt.profiles import ShapeProfile
 from detr_export.runtimes.devices import CPU, CUDA, RTX, TENSORRT, Device
@@ -25,6 +33,10 @@ except ImportError as error:
 
 PROVIDERS = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider", TENSORRT: "TensorrtExecutionProvider"}
 _REGISTERING = threading.Lock()
+_STRONGLY_TYPED = (10, 0)  # the first TensorRT for which the provider does without flags
+_CONFUSES_CUMSUM = (10, 8)  # the first TensorRT that is known to; no later one is known not to
+_CUMSUM = b"\x22\x06CumSum"  # in an ONNX file: `op_type` of a node, which is field 4, and its 6 letters
+_LIBRARY = re.compile(rb"libnvinfer\.so\.\d+|nvinfer_\d+\.dll")
 
 
 def require_provider(device: Device) -> None:
@@ -41,8 +53,52 @@ def require_provider(device: Device) -> None:
     )
 
 
+def linked_tensorrt() -> Optional[tuple[int, int]]:
+    """Major and minor number of the TensorRT that ONNX Runtime's provider runs; None where nothing says.
+
+    The provider's file names TensorRT's library, and that library gives its version when it is loaded.
+    """
+    for provider in (Path(onnxruntime.__file__).parent / "capi").glob("*onnxruntime_providers_tensorrt.*"):
+        with contextlib.suppress(OSError, AttributeError):  # not readable, not found by the loader, or no such function
+            name = _LIBRARY.search(provider.read_bytes())
+            if name is not None:
+                number = int(ctypes.CDLL(name.group().decode()).getInferLibVersion())
+                major, rest = divmod(number, 10000 if number >= 10000 else 1000)  # 101601 is 10.16.1, and 8503 is 8.5.3
+                return major, rest // 100
+    return None
+
+
+def require_right_cumsum(file: Path, tensorrt: Optional[tuple[int, int]]) -> None:
+    """Refuses a file with CumSum nodes on a TensorRT that is reported to give two of one tensor the same output.
+
+    It then does so whatever their axes are. Such a pair is DETR's sine encoding. Sources: onnx/onnx-tensorrt 1034 and
+    NVIDIA/TensorRT 4551. Nothing compares what ONNX Runtime builds with the checkpoint, so outputs would be wrong without a
+    word. An unknown TensorRT is refused too: the wheels of onnxruntime-gpu from 1.21 on are made for 10.8 and later.
+    TensorRT-RTX is not asked about: 1.7 was seen to compile such a pair to two kernels, each the one that it makes for its
+    axis alone.
+
+    Args:
+        file: the ONNX file.
+        tensorrt: from `linked_tensorrt`.
+
+    Raises:
+        ArtifactError: names the file, the versions and the remedy.
+    """
+    if tensorrt is not None and tensorrt < _CONFUSES_CUMSUM:
+        return
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content.find(_CUMSUM) < 0:
+            return
+    which = "a TensorRT of unknown version" if tensorrt is None else f"TensorRT {tensorrt[0]}.{tensorrt[1]}"
+    raise ArtifactError(
+        f"{file} has CumSum nodes, and TensorRT from 10.8 on may give two of one tensor the same output "
+        f"(NVIDIA/TensorRT 4551); onnxruntime {onnxruntime.__version__} runs {which} here; "
+        "export the file again with: detr-export onnx"
+    )
+
+
 def provider_list(
-    device: Device, profiles: Sequence[ShapeProfile], precision: str, cache: Path
+    device: Device, profiles: Sequence[ShapeProfile], precision: str, cache: Path, tensorrt: Optional[tuple[int, int]] = None
 ) -> list[tuple[str, dict[str, str]]]:
     """Providers with their options, in the order in which ONNX Runtime offers them the graph.
 
@@ -51,20 +107,22 @@ def provider_list(
         profiles: shapes of all inputs, for TensorRT.
         precision: the precision of the file.
         cache: a folder for engines.
+        tensorrt: from `linked_tensorrt`, for TensorRT. An unknown one counts as strongly typed.
     """
     index = {"device_id": str(device.index)}
     if device.kind == CPU:
         return [(PROVIDERS[CPU], {})]
     if device.kind == CUDA:
         return [(PROVIDERS[CUDA], index)]
+    weakly_typed = tensorrt is not None and tensorrt < _STRONGLY_TYPED
     options = {
         **index,
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": str(cache),
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": str(cache),
-        "trt_fp16_enable": str(int(precision == "fp16")),
-        "trt_int8_enable": str(int(precision == "int8")),
+        "trt_fp16_enable": str(int(weakly_typed and precision == "fp16")),
+        "trt_int8_enable": str(int(weakly_typed and precision == "int8")),
         **profile_options(profiles, "trt"),
     }
     return [(PROVIDERS[TENSORRT], options), (PROVIDERS[CUDA], index)]

@@ -15,8 +15,10 @@ from detr_export.runtimes.backends.cuda.memory import CudaDevice
 from detr_export.runtimes.backends.ort.providers import (
     add_rtx,
     engine_cache,
+    linked_tensorrt,
     provider_list,
     require_provider,
+    require_right_cumsum,
 )
 from detr_export.runtimes.backends.tensorrt.profiles import ShapeProfile, default_profiles, shape_profile
 from detr_export.runtimes.devices import CPU, RTX, TENSORRT, Device, parse_device
@@ -202,12 +204,16 @@ def _open(file: Path, options: Any, device: Device, max_batch: Optional[int]) ->
             )
         profiles = [shape_profile(profile, inputs) for profile in default_profiles(metadata.processor, max_batch or 1)]
         precision, cache = metadata.precision, engine_cache(sha256_of_files([file]))
+    tensorrt = None
+    if device.kind == TENSORRT:
+        tensorrt = linked_tensorrt()
+        require_right_cumsum(file, tensorrt)
 
     try:
         if device.kind == RTX:
             add_rtx(options, device, profiles, cache)
             return onnxruntime.InferenceSession(str(file), options)
-        providers = provider_list(device, profiles, precision, cache)
+        providers = provider_list(device, profiles, precision, cache, tensorrt)
         session = onnxruntime.InferenceSession(str(file), options, providers=providers)
     except DetrError:
         raise

@@ -16,6 +16,7 @@ from detr_export.runtimes.backends.tensorrt.sidecar import EngineSidecar, sideca
 from detr_export.runtimes.errors import ArtifactError, BackendError
 
 _LOGGER = logging.getLogger("detr_export.tensorrt")
+_FIRST_COMPATIBLE = (8, 6)  # TensorRT that could first build version-compatible engines
 _OLDEST_COMPATIBLE = (8, 0)  # compute capability of Ampere, the oldest that hardware-compatible engines run on
 
 
@@ -41,13 +42,20 @@ def require_known(engine: Path, plan: bytes, sidecar: Optional[EngineSidecar]) -
 def require_tensorrt(sidecar: EngineSidecar, installed: str) -> None:
     """Refuses an engine of another TensorRT. Only version-compatible engines run on a later TensorRT than built them.
 
+    They bring the lean runtime of the version that built them. Source: the support matrix of TensorRT 11.4, "Engine
+    Portability". It allows two steps across major versions, 10 on 11 and 8 on 10. The second is refused here: an engine has
+    only the calls that both versions have, and the session gives memory to contexts with calls that 8.6 lacks.
+
     Raises:
         BackendError: names both versions.
     """
     built, here = _numbers(sidecar.tensorrt), _numbers(installed)
-    fits = built[0] == here[0] and here >= built if sidecar.version_compatible else built == here
+    fits = _runs_on(built, here) if sidecar.version_compatible else built == here
     if not fits:
-        kind = "version-compatible with later ones of its major version, " if sidecar.version_compatible else ""
+        kind = ""
+        if sidecar.version_compatible:
+            newer = ", and with 11" if built[0] == 10 else ""
+            kind = f"version-compatible with later ones of {built[0]}{newer}, "
         raise BackendError(
             f"the engine was built with TensorRT {sidecar.tensorrt}, {kind}and this is {installed}; "
             f"build it again here, or install tensorrt=={sidecar.tensorrt}"
@@ -71,6 +79,12 @@ def require_gpu(sidecar: EngineSidecar, device: CudaDevice) -> None:
         )
     if device.name != sidecar.gpu:
         _LOGGER.warning("the engine was tuned on %s and may be slower on %s; build it again here", sidecar.gpu, device.name)
+
+
+def _runs_on(built: tuple[int, ...], here: tuple[int, ...]) -> bool:
+    """Whether a version-compatible engine of version `built` runs on version `here`."""
+    same_major, ten_on_eleven = built[0] == here[0], (built[0], here[0]) == (10, 11)
+    return _FIRST_COMPATIBLE <= built <= here and (same_major or ten_on_eleven)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -125,7 +125,7 @@ def test_schema(report: Report) -> None:
     }
     assert set(document["variants"][0]) == {
         *("name", "backend", "target", "precision", "version", "file_bytes", "load_s", "first_inference_ms"),
-        *("peak_resident_bytes", "device_memory_bytes", "error"),
+        *("peak_resident_bytes", "device_memory_bytes", "error", "input"),
     }
     item = document["measurements"][0]
     assert set(item) == {

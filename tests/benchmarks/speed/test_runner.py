@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,21 @@ def test_all_are_compared_before_anything_is_timed() -> None:
     kinds = [kind for _, kind in journal if kind != "rest"]
     assert kinds[:6] == ["Open"] * 3 + ["Prepare"] * 3
     assert set(kinds[6:15]) == {"Measure"}
+
+
+def test_what_is_only_compared_is_not_timed() -> None:
+    journal: list[tuple[str, str]] = []
+    wrong = {"logits": np.ones((1, 2, 3), np.float32)}
+    fakes = [Fake(NAMES[0], journal), Fake(NAMES[1], journal, outputs=wrong)]
+    waiting, watcher = iter(fakes), Watcher()
+    targets = [Target("torch", fake.name, fake.name) for fake in fakes]
+    calibrate, tolerance = (lambda: 1.0), TOLERANCES.__getitem__
+    with Runner(targets, 1, tolerance, calibrate, lambda threads: next(waiting), progress=watcher) as runner:
+        runner.open()
+        runner.measure([replace(WORKLOAD, timed=False)], PACE)
+    assert {kind for _, kind in journal} == {"Open", "Prepare", "rest"}
+    assert [(raw.correct, raw.turns) for raw in runner.results] == [(True, []), (False, [])]
+    assert [(done, total) for done, total, _ in watcher.steps] == [(0, 2), (1, 2), (2, 4), (3, 4)]
 
 
 @pytest.mark.parametrize("wrong", [0.5, np.nan, np.inf])

@@ -28,10 +28,12 @@ from detr_export.benchmarks.speed.worker import (
     peak_resident_bytes,
     serve,
 )
+from detr_export.runtimes.backends.cuda import opening as cuda_opening
 from detr_export.runtimes.backends.ort.session import OrtSession
 from detr_export.runtimes.errors import BackendError, InputError
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 from tests import models
+from tests.tensorrt_double.fixtures import Install
 
 HEIGHT, WIDTH = 96, 128
 PICTURES = tuple(np.random.default_rng(seed).integers(0, 256, (60, 80, 3), dtype=np.uint8) for seed in range(3))
@@ -66,9 +68,10 @@ def test_from_opening_to_throughput(tiny_onnx: Path) -> None:
     assert not opened.draws_masks
     assert opened.load_s > 0
     assert isinstance(prepared, Prepared)
-    # The outputs are those of the first picture, at the size that was asked for.
-    inputs = DetrImageProcessor(size={"height": HEIGHT, "width": WIDTH}).preprocess([PICTURES[0]], return_tensors="np")
-    assert inputs["pixel_values"].shape == (1, 3, HEIGHT, WIDTH)
+    assert opened.input == "float32"
+    # The outputs are those of all pictures, at the size that was asked for.
+    inputs = DetrImageProcessor(size={"height": HEIGHT, "width": WIDTH}).preprocess(list(PICTURES), return_tensors="np")
+    assert inputs["pixel_values"].shape == (3, 3, HEIGHT, WIDTH)
     with OrtSession(tiny_onnx, threads=1) as session:
         expected = session.run({name: inputs[name] for name in ("pixel_values", "pixel_mask")})
     np.testing.assert_allclose(prepared.outputs["logits"], expected["logits"], atol=1e-5)
@@ -78,6 +81,30 @@ def test_from_opening_to_throughput(tiny_onnx: Path) -> None:
         assert min(samples) > 0
     assert one > 0
     assert two > 0
+
+
+def test_lean_inputs_lie_in_page_locked_memory(
+    tiny_onnx: Path, install_tensorrt: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = install_tensorrt().device
+    worker = Worker()
+    assert worker.handle(Open("ort", str(tiny_onnx), 1, lean_input=True)).input == "float32, page-locked"
+    plain = Worker()
+    plain.handle(Open("ort", str(tiny_onnx), 1))
+    for batches in (BATCHES, (PICTURES,)):  # the memory of the first is given back for the second
+        command = Prepare(HEIGHT, WIDTH, batches)
+        found, expected = worker.handle(command).outputs, plain.handle(command).outputs
+        assert all(np.array_equal(found[name], expected[name]) for name in expected)
+        addresses = {array.ctypes.data for inputs in worker._inputs for array in inputs.values()}
+        assert addresses == set(device.pinned)
+        assert len(addresses) == 2 * len(batches)
+    # Without a library to get such memory with, the report says so.
+    monkeypatch.setattr(cuda_opening, "open_device", no_gpu)
+    assert Worker().handle(Open("ort", str(tiny_onnx), 1, lean_input=True)).input == "float32"
+
+
+def no_gpu(index: int = 0) -> None:
+    raise BackendError("cuda-python is not installed")
 
 
 def test_turns_take_one_batch_after_the_other(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:

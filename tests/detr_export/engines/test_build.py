@@ -27,7 +27,14 @@ from detr_export.engines.options import BuildSettings, EngineOptions
 from detr_export.runtimes.backends.ort.session import OrtSession
 from detr_export.runtimes.backends.tensorrt.profiles import EngineProfile, default_profiles, parse_profile
 from detr_export.runtimes.backends.tensorrt.sidecar import read_sidecar, sidecar_path
-from detr_export.runtimes.errors import ArtifactError, BackendError, InputError, OutputError, VerificationError
+from detr_export.runtimes.errors import (
+    ArtifactError,
+    AttestationError,
+    BackendError,
+    InputError,
+    OutputError,
+    VerificationError,
+)
 from detr_export.runtimes.metadata import METADATA_KEY, Metadata
 from detr_export.verification.cases import make_inputs
 from tests.detr_export.recorder import Recorder
@@ -265,14 +272,16 @@ def test_the_grid_has_every_corner_and_mixed_batches() -> None:
 
 def test_an_engine_of_another_precision_is_refused(tensorrt: Knobs, tiny_onnx: Path, tmp_path: Path) -> None:
     tensorrt.compute_precision = "FP16"
-    with pytest.raises(ArtifactError, match=r"not what was asked for: TensorRT runs \d+ of \d+ .* in fp16 instead of fp32"):
+    with pytest.raises(
+        AttestationError, match=r"not what was asked for: TensorRT runs \d+ of \d+ .* in fp16 instead of fp32"
+    ):
         build_engine(tiny_onnx, tmp_path / "a.engine", QUICK)
     assert listing(tmp_path) == []
 
 
 def test_an_engine_that_does_not_tell_is_refused(tensorrt: Knobs, tiny_onnx: Path, tmp_path: Path) -> None:
     tensorrt.detailed = False
-    with pytest.raises(ArtifactError, match="cannot be attested: the engine inspector shows no layer that computes"):
+    with pytest.raises(AttestationError, match="cannot be attested: the engine inspector shows no layer that computes"):
         build_engine(tiny_onnx, tmp_path / "a.engine", QUICK)
 
 
@@ -395,6 +404,30 @@ def test_fallback_takes_the_first_that_agrees_and_records_it(
     with pytest.raises(BackendError, match="TensorRT built no engine: no kernel"):  # only a disagreement leads on
         build_with_fallback(make, tmp_path / "b.engine", EngineOptions(profiles=(SMALL,)))
     assert asked == ["fp16", "fp32-attention", "fp32-transformer", "fp16"]
+
+
+def test_fallback_goes_on_after_an_engine_of_another_precision(tensorrt: Knobs, tiny_onnx: Path, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def make(step: Step) -> Path:
+        asked.append(step.name)
+        tensorrt.compute_precision = None if step.name == "fp32-transformer" else "FP16"  # the graph is fp32
+        return tiny_onnx
+
+    progress = Recorder()
+    result = build_with_fallback(make, tmp_path / "a.engine", QUICK, progress)
+    assert asked == ["fp16", "fp32-attention", "fp32-transformer"]
+    assert result.sidecar.fallback == "fp32-transformer"
+    lines = [line for line in progress.lines if "is not good enough, trying fp32-attention: the engine is not what" in line]
+    assert len(lines) == 1
+
+
+def test_no_other_defect_of_a_file_leads_on(tensorrt: Knobs, tiny_onnx: Path, tmp_path: Path) -> None:
+    lying = with_precision(onnx.load(str(tiny_onnx)), tmp_path / "lying.onnx", "fp16")
+    asked: list[str] = []
+    with pytest.raises(ArtifactError, match="says that it is fp16 and its graph is fp32"):
+        build_with_fallback(lambda step: (asked.append(step.name), lying)[1], tmp_path / "a.engine", QUICK)
+    assert asked == ["fp16"]
 
 
 def test_when_nothing_agrees(tensorrt: Knobs, disagreeing: Path, tmp_path: Path) -> None:

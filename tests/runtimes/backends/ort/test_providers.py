@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import sys
 import types
@@ -9,16 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from detr_export.runtimes.backends.cuda import opening as cuda_opening
 from detr_export.runtimes.backends.cuda.memory import LEGACY_STREAM
-from detr_export.runtimes.backends.ort.providers import profile_options, provider_list
+from detr_export.runtimes.backends.ort import session as ort_session
+from detr_export.runtimes.backends.ort.providers import (
+    linked_tensorrt,
+    profile_options,
+    provider_list,
+    require_right_cumsum,
+)
 from detr_export.runtimes.backends.ort.session import OrtSession
 from detr_export.runtimes.backends.tensorrt.profiles import ShapeProfile
 from detr_export.runtimes.devices import Device
-from detr_export.runtimes.errors import BackendError, InputError
+from detr_export.runtimes.errors import ArtifactError, BackendError, InputError
 from detr_export.verification.cases import Case, make_inputs
 from tests.runtimes.backends.tensorrt.test_session import OnDevice
 from tests.tensorrt_double import HostDevice
@@ -38,9 +47,20 @@ def test_profiles_in_the_providers_form() -> None:
     }
 
 
-@pytest.mark.parametrize(("precision", "half", "quantised"), [("fp32", "0", "0"), ("fp16", "1", "0"), ("int8", "0", "1")])
-def test_tensorrt_comes_first_and_cuda_takes_the_rest(precision: str, half: str, quantised: str) -> None:
-    first, second = provider_list(Device("tensorrt", 2), PROFILES, precision, Path("/cache"))
+@pytest.mark.parametrize(
+    ("precision", "version", "half", "quantised"),
+    [
+        ("fp32", (8, 6), "0", "0"),
+        ("fp16", (8, 6), "1", "0"),
+        ("int8", (8, 5), "0", "1"),
+        # The flags undo strong typing, by which the precision is the graph's.
+        *((precision, version, "0", "0") for precision in ("fp16", "int8") for version in ((10, 0), (10, 9), (11, 4), None)),
+    ],
+)
+def test_tensorrt_comes_first_and_cuda_takes_the_rest(
+    precision: str, version: tuple[int, int] | None, half: str, quantised: str
+) -> None:
+    first, second = provider_list(Device("tensorrt", 2), PROFILES, precision, Path("/cache"), version)
     assert first[0] == "TensorrtExecutionProvider"
     assert (
         first[1].items()
@@ -58,9 +78,9 @@ def test_tensorrt_comes_first_and_cuda_takes_the_rest(precision: str, half: str,
     assert provider_list(Device("cuda", 1), [], "fp16", Path()) == [("CUDAExecutionProvider", {"device_id": "1"})]
 
 
-def test_a_tensorrt_session_gets_profiles_and_a_cache_of_the_file(
-    tiny_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
+    """The providers of each session that is started; the CPU's runs in place of all of them."""
     original, seen = onnxruntime.InferenceSession, []
 
     class Started:
@@ -74,12 +94,20 @@ def test_a_tensorrt_session_gets_profiles_and_a_cache_of_the_file(
         def get_providers(self) -> list[str]:
             return [name for name, _ in seen[-1]]
 
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["TensorrtExecutionProvider"])
+    names = ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
     monkeypatch.setattr(onnxruntime, "InferenceSession", Started)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return seen
+
+
+def test_a_tensorrt_session_gets_profiles_and_a_cache_of_the_file(
+    started: list[Any], tiny_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort_session, "linked_tensorrt", lambda: (10, 7))
     OrtSession(tiny_onnx, "tensorrt", max_batch=2).close()
-    options = seen[-1][0][1]
+    options = started[-1][0][1]
     assert options["trt_profile_opt_shapes"].startswith(
         "pixel_values:1x3x96x128,pixel_mask:1x96x128,pixel_values:1x3x128x96,"
     )
@@ -87,6 +115,87 @@ def test_a_tensorrt_session_gets_profiles_and_a_cache_of_the_file(
     folder = Path(options["trt_engine_cache_path"])
     assert folder.parent == tmp_path / "detr-export" / "ort"
     assert folder.is_dir()
+
+
+# ---- which TensorRT the provider runs, and what it does to CumSum --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("provider", "number", "version"),
+    [
+        (b"\0libnvonnxparser.so.10\0libnvinfer.so.10\0", 101601, (10, 16)),
+        (b"\0libnvinfer.so.11\0", 110400, (11, 4)),
+        (b"\0libnvinfer.so.10\0", 100001, (10, 0)),
+        (b"\0libnvinfer.so.8\0", 8503, (8, 5)),
+        (b"\0nvinfer_10.dll\0", 100900, (10, 9)),
+        (b"\0libnvinfer.so.10\0", None, None),  # the loader does not find it
+        (b"\0libcudart.so.12\0", 101601, None),
+        (None, 101601, None),
+    ],
+)
+def test_the_tensorrt_of_the_provider(
+    provider: bytes | None,
+    number: int | None,
+    version: tuple[int, int] | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def load(name: str) -> Any:
+        assert provider is not None
+        assert name.encode() in provider
+        if number is None:
+            raise OSError(f"{name}: cannot open shared object file")
+        return types.SimpleNamespace(getInferLibVersion=lambda: number)
+
+    (tmp_path / "capi").mkdir()
+    if provider is not None:
+        (tmp_path / "capi" / "libonnxruntime_providers_tensorrt.so").write_bytes(provider)
+    monkeypatch.setattr(onnxruntime, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    assert linked_tensorrt() == version
+
+
+def cumsum_pair(file: Path, operator: str = "CumSum") -> Path:
+    """Two sums of one tensor along two axes, as in the sine encoding; or two nodes of another operator."""
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["h", "w"]) for name in ("x", "rows", "columns")]
+    axes = [numpy_helper.from_array(np.array(axis), name) for axis, name in enumerate(("vertical", "horizontal"))]
+    nodes = [
+        helper.make_node(operator, ["x", axis.name], [output.name]) for axis, output in zip(axes, value[1:], strict=True)
+    ]
+    graph = helper.make_graph(nodes, "CumSums", value[:1], value[1:], axes)  # a name is no operator
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), str(file))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("version", "words"), [((10, 8), "TensorRT 10.8"), ((11, 4), "TensorRT 11.4"), (None, "a TensorRT of unknown version")]
+)
+def test_a_pair_of_sums_is_refused_where_it_goes_wrong(version: tuple[int, int] | None, words: str, tmp_path: Path) -> None:
+    file = cumsum_pair(tmp_path / "old.onnx")
+    message = f"old.onnx has CumSum nodes, .* onnxruntime {onnxruntime.__version__} runs {words} here; export the file again"
+    with pytest.raises(ArtifactError, match=message):
+        require_right_cumsum(file, version)
+    require_right_cumsum(cumsum_pair(tmp_path / "new.onnx", "ReduceSum"), version)
+
+
+@pytest.mark.parametrize("version", [(8, 5), (8, 6), (10, 7)])
+def test_before_tensorrt_10_8_a_pair_of_sums_is_right(version: tuple[int, int], tmp_path: Path) -> None:
+    require_right_cumsum(cumsum_pair(tmp_path / "old.onnx"), version)
+
+
+def test_an_older_file_is_not_opened(
+    started: list[Any], tiny_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = onnx.load(str(tiny_onnx))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0), "along"))
+    model.graph.node.append(helper.make_node("CumSum", [model.graph.node[0].output[0], "along"], ["unused"]))
+    onnx.save(model, str(tmp_path / "old.onnx"))
+    monkeypatch.setattr(ort_session, "linked_tensorrt", lambda: (10, 9))
+    with pytest.raises(ArtifactError, match=r"old.onnx has CumSum nodes.* runs TensorRT 10.9 here"):
+        OrtSession(tmp_path / "old.onnx", "tensorrt")
+    OrtSession(tmp_path / "old.onnx", "cuda").close()  # the CUDA provider sums right
+    monkeypatch.setattr(ort_session, "linked_tensorrt", lambda: (10, 7))
+    OrtSession(tmp_path / "old.onnx", "tensorrt").close()
 
 
 def test_tensorrt_without_its_provider(tiny_onnx: Path) -> None:

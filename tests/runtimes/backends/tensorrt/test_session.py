@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import threading
 import weakref
@@ -16,7 +17,8 @@ import pytest
 from detr_export.runtimes.backends.cuda.arrays import DeviceArray
 from detr_export.runtimes.backends.cuda.memory import LEGACY_STREAM, Stream
 from detr_export.runtimes.backends.ort.session import OrtSession
-from detr_export.runtimes.backends.tensorrt.sidecar import sidecar_path
+from detr_export.runtimes.backends.tensorrt.admission import require_tensorrt
+from detr_export.runtimes.backends.tensorrt.sidecar import read_sidecar, sidecar_path
 from detr_export.runtimes.errors import ArtifactError, BackendError, InputError
 from detr_export.runtimes.opening import ENGINE_SUFFIXES, open_session
 from detr_export.runtimes.predictor import Predictor
@@ -807,8 +809,8 @@ def test_a_damaged_sidecar(content: str, engine: Path) -> None:
     [
         ("11.3.0.99", False, "built with TensorRT 11.3.0.99, and this is 11.4.0.106; build it again"),
         ("10.16.1.11", False, "built with TensorRT 10.16.1.11"),
-        ("10.16.1.11", True, "built with TensorRT 10.16.1.11, version-compatible with later ones of its major version"),
-        ("11.5.0.1", True, "built with TensorRT 11.5.0.1"),
+        ("8.6.1.6", True, "built with TensorRT 8.6.1.6, version-compatible with later ones of 8, and this is 11.4.0.106"),
+        ("11.5.0.1", True, "built with TensorRT 11.5.0.1, version-compatible with later ones of 11, and this is 11.4.0.106"),
     ],
 )
 def test_another_tensorrt(
@@ -822,8 +824,45 @@ def test_another_tensorrt(
 
 
 def test_a_version_compatible_engine_runs_later(tensorrt: Knobs, tiny_onnx: Path, tmp_path: Path) -> None:
-    engine = write_engine(tiny_onnx, tmp_path / "a.engine", NEWEST, tensorrt="11.0.0.114", version_compatible=True)
-    open_engine(engine).close()  # the double refuses it when its host code was not allowed
+    for built in ("11.0.0.114", "10.16.1.11", "10.1.0.27"):
+        engine = write_engine(tiny_onnx, tmp_path / "a.engine", NEWEST, tensorrt=built, version_compatible=True)
+        open_engine(engine).close()  # the double refuses it when its host code was not allowed
+
+
+@pytest.mark.parametrize(
+    ("built", "here", "fits"),
+    [
+        ("8.6.1.6", "8.6.1.6", True),
+        ("8.6.0.12", "8.6.1.6", True),
+        ("8.6.1.6", "8.6.0.12", False),
+        ("8.5.3.1", "8.6.1.6", False),  # 8.5 built no such engines
+        ("8.6.1.6", "10.16.1.11", False),  # NVIDIA allows it, and the session calls what 8.6 lacks
+        ("8.6.1.6", "11.4.0.106", False),
+        ("10.1.0.27", "10.16.1.11", True),
+        ("10.16.1.11", "10.1.0.27", False),
+        ("10.1.0.27", "11.0.0.114", True),
+        ("10.16.1.11", "11.4.0.106", True),
+        ("11.0.0.114", "10.16.1.11", False),
+        ("11.0.0.114", "11.4.0.106", True),
+        ("11.4.0.106", "11.0.0.114", False),
+        ("11.4.0.106", "12.0.0.1", False),  # nobody has said so yet
+        ("10.16.1.11", "12.0.0.1", False),
+    ],
+)
+def test_pairs_of_versions(built: str, here: str, fits: bool, tiny_onnx: Path, tmp_path: Path) -> None:
+    sidecar = read_sidecar(write_engine(tiny_onnx, tmp_path / "a.engine", NEWEST, tensorrt=built, version_compatible=True))
+    assert sidecar is not None
+    plain = dataclasses.replace(sidecar, version_compatible=False)
+    if fits:
+        require_tensorrt(sidecar, here)
+    else:
+        with pytest.raises(
+            BackendError, match=f"built with TensorRT {built}, version-compatible with .* this is {here}; build"
+        ):
+            require_tensorrt(sidecar, here)
+    if built != here:
+        with pytest.raises(BackendError, match=f"built with TensorRT {built}, and this is {here}; build it again"):
+            require_tensorrt(plain, here)
 
 
 @pytest.mark.parametrize(
