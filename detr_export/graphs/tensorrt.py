@@ -18,6 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from detr_export.graphs.editing import opset_of, replace_nodes
+from detr_export.graphs.quantization import check_quantized
 from detr_export.runtimes.errors import ArtifactError
 
 _NAMES = {
@@ -82,11 +83,12 @@ def readable_graph(model: onnx.ModelProto, version: str) -> onnx.ModelProto:
     """The graph in a form that TensorRT of that version reads: rewritten for 8.x, else as it is.
 
     Raises:
-        ArtifactError: the version does not read it, or there is no list for the version.
+        ArtifactError: the version does not read it, its quantised nodes break a rule, or there is no list for the version.
     """
     if version.startswith("8."):  # 8.6 reads more, but all that 8.5 does
         return rewrite_for_8_5(model)
     check_parsable(model, version)
+    check_quantized(model)  # 8.x has other rules: its int8 is not in the graph's types
     return model
 
 
