@@ -21,6 +21,7 @@ from detr_export.engines.gate import engine_grid, require_engine
 from detr_export.engines.ladder import LADDER, Step
 from detr_export.engines.lock import build_lock
 from detr_export.engines.options import EngineOptions
+from detr_export.engines.records import kernels_of_inspector
 from detr_export.engines.source import make_graph
 from detr_export.graphs.inspection import Inspection, inspect_onnx
 from detr_export.graphs.tensorrt import readable_graph
@@ -245,9 +246,10 @@ def _attest(plan: Plan, order: _Order) -> dict[str, int]:
 
     with order.device.active():
         _runtime, engine = tensorrt_api.load_engine(plan.content, order.options.settings.version_compatible)
-        layers = attest(tensorrt_api.engine_layers(engine), node_precisions(order.model))
+        by_profile = tensorrt_api.engine_layers(engine, order.device)
         del engine, _runtime  # while the device is active
-    return layers
+    kernels = [kernel for index, layers in enumerate(by_profile) for kernel in kernels_of_inspector(layers, index)]
+    return attest(kernels, node_precisions(order.model)).layers
 
 
 def _describe(plan: Plan, order: _Order, layers: dict[str, int], fallback: str | None) -> EngineSidecar:

@@ -1,9 +1,9 @@
 """Whether TensorRT takes a quantised graph, and computes it in int8 without losing its fused attentions.
 
 A quantised graph has a QuantizeLinear and a DequantizeLinear around what is int8 (QDQ). Seen in TensorRT-RTX 1.7: its parser
-refuses zero points, uint8, scales that are not positive, and int32 biases behind a DequantizeLinear; with fp32 around the int8
-products no attention is fused. NVIDIA's documents: fused int8 attention ends at 512 places, and DETR's encoder has 850 at
-800x1066.
+refuses zero points, uint8, scales that are not positive, and int32 biases behind a DequantizeLinear; with fp32 around the
+int8 products no attention is fused. NVIDIA's documents say that fused int8 attention ends at 512 places, and DETR's encoder
+has 850 at 800x1066.
 """
 
 from __future__ import annotations
