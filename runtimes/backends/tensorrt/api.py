@@ -289,7 +289,7 @@ def engine_layers(engine: Any, device: CudaDevice) -> list[list[Any]]:
     stream = device.create_stream()  # choosing a profile is work of a stream
     try:
         for index in range(engine.num_optimization_profiles):
-            context = generation().create_context(engine, 0, 0)
+            context = generation().create_context(engine)
             if context is None:
                 raise BackendError(f"TensorRT makes no execution context: {log.cause()}; free memory of the GPU")
             context.set_optimization_profile_async(index, stream.handle)
