@@ -156,8 +156,7 @@ def _onnxruntime_providers() -> tuple[str, ...]:
 def _tensorrt_version() -> str:
     from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
 
-    tensorrt_api.require_supported()
-    return tensorrt_api.full_version()
+    return tensorrt_api.tensorrt().version
 
 
 def _torch_ability() -> Ability:

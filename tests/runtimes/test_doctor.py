@@ -8,6 +8,8 @@ from importlib import metadata as distributions
 import pytest
 
 from detr_export.runtimes.backends.cuda import opening as cuda_opening
+from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
+from detr_export.runtimes.backends.tensorrt.api import Library
 from detr_export.runtimes.doctor import Diagnosis, diagnose, known_issues
 from detr_export.runtimes.errors import BackendError
 from tests.tensorrt_double.fixtures import NEWEST, OLDEST, TEN, Install
@@ -76,12 +78,11 @@ def test_what_is_installed_and_does_not_load_is_a_finding(
     monkeypatch: pytest.MonkeyPatch, install_tensorrt: Install
 ) -> None:
     install_tensorrt()
-    from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
 
-    def broken() -> str:
+    def broken(*_: object) -> Library:
         raise OSError("libnvinfer.so.11: cannot open shared object file\nmore")
 
-    monkeypatch.setattr(tensorrt_api, "full_version", broken)
+    monkeypatch.setattr(tensorrt_api, "Library", broken)
     found = diagnose()
     assert not works(found)["TensorRT engines"]
     assert "OSError: libnvinfer.so.11: cannot open shared object file" in found.summary()

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
 from tests.tensorrt_contract import bindings
-from tests.tensorrt_contract.usage import ROOT, Usage, merged, sources, usage
+from tests.tensorrt_contract.usage import OLD_ONLY, ROOT, Usage, merged, sources, usage
 from tests.tensorrt_double import Knobs, fake_tensorrt
-from tests.tensorrt_double.fixtures import NEWEST, TEN, Install
+from tests.tensorrt_double.fixtures import NEWEST, TEN
 
 VERSIONS = (NEWEST, TEN)
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "detr-export"
@@ -37,7 +38,7 @@ def current() -> Usage:
 
 
 def old() -> Usage:
-    return merged([usage(path.read_text(encoding="utf-8"), old=True) for path in sources()])
+    return merged([usage(path.read_text(encoding="utf-8"), only=OLD_ONLY) for path in sources()])
 
 
 def test_the_reader_finds_what_is_used() -> None:
@@ -78,11 +79,8 @@ def test_what_is_for_8_is_the_old_api(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_dtypes_and_severities_are_named_as_here(version: str, tmp_path: Path, install_tensorrt: Install) -> None:
-    install_tensorrt(version)
-    from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
-
-    names: Usage = {"DataType": set(tensorrt_api._NUMPY_NAMES), "ILogger": set(tensorrt_api.log._levels)}
+def test_dtypes_and_severities_are_named_as_here(version: str, tmp_path: Path) -> None:
+    names: Usage = {"DataType": set(tensorrt_api._NUMPY_NAMES), "ILogger": set(tensorrt_api._LEVELS)}
     assert names["ILogger"] == {"VERBOSE", "INFO", "WARNING"}
     assert ask(version, names, tmp_path) == []
 

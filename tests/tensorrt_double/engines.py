@@ -39,7 +39,7 @@ def write_engine(
                 for spec in inputs
             }
         )
-    plan = {
+    plan: dict[str, Any] = {
         "version": version,
         "settings": {"detailed": True, "version_compatible": changes.get("version_compatible", False)},
         "onnx": base64.b64encode(onnx_file.read_bytes()).decode(),
@@ -53,10 +53,11 @@ def write_engine(
             "sha256": hashlib.sha256(engine.read_bytes()).hexdigest(),
             "source_sha256": "0" * 64,
             "build_key": "0" * 64,
-            "tensorrt": version,
+            "library": "tensorrt",
+            "library_version": version,
             "cuda": HostDevice.driver,
             "gpu": HostDevice.name,
-            "compute_capability": HostDevice.compute_capability,
+            "targets": (HostDevice.compute_capability,),
             "precision": "fp32",
             "fallback": None,
             "version_compatible": False,
@@ -65,6 +66,8 @@ def write_engine(
             "inputs": inputs,
             "outputs": outputs,
             "layers": {},
+            "kernels": None,
+            "verified": True,
             "metadata": metadata,
         }
         write_sidecar(engine, EngineSidecar(**{**values, **changes}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import enum
 import gc
+import importlib.machinery
 import json
 import math
 import types
@@ -21,6 +22,7 @@ from tests.tensorrt_double.host_device import HostDevice
 
 _CONTEXT_BYTES = 4096  # of activations, in every engine
 _STEPS = 5  # of a build
+_MAGIC = b"vtrt"  # begins the plans of TensorRT-RTX
 
 
 @dataclass
@@ -85,10 +87,11 @@ _NUMPY = {
 _SHORT = {DataType.FLOAT: "FP32", DataType.HALF: "FP16", DataType.INT8: "Int8", DataType.INT64: "Int64"}
 
 
-def fake_tensorrt(version: str, knobs: Knobs) -> types.ModuleType:
-    """The module of a version; engines of one version are not read by another."""
-    major = int(version.split(".")[0])
-    module: Any = types.ModuleType("tensorrt")
+def fake_tensorrt(version: str, knobs: Knobs, rtx: bool = False) -> types.ModuleType:
+    """The module of a version, of TensorRT or TensorRT-RTX; engines of one version are not read by another."""
+    major = 11 if rtx else int(version.split(".")[0])  # of the interface
+    module: Any = types.ModuleType("tensorrt_rtx" if rtx else "tensorrt")
+    module.__spec__ = importlib.machinery.ModuleSpec(module.__name__, None)
     module.__version__ = version
 
     class ILogger:
@@ -99,12 +102,12 @@ def fake_tensorrt(version: str, knobs: Knobs) -> types.ModuleType:
 
     class Runtime:
         def __init__(self, logger: Any) -> None:
-            self.logger = logger
+            module._logger = self.logger = logger
             self.engine_host_code_allowed = False
 
         def deserialize_cuda_engine(self, serialized_engine: bytes) -> Any:
             try:
-                plan = json.loads(serialized_engine)
+                plan = json.loads(serialized_engine.removeprefix(_MAGIC if rtx else b""))
             except ValueError:
                 self.logger.log(Severity.ERROR, "Magic tag does not match")
                 return None
@@ -442,7 +445,7 @@ def fake_tensorrt(version: str, knobs: Knobs) -> types.ModuleType:
 
     class Builder:
         def __init__(self, logger: Any) -> None:
-            self.logger = logger
+            module._logger = self.logger = logger
 
         def create_network(self, flags: int = 0) -> INetworkDefinition:
             return INetworkDefinition(flags)
@@ -493,7 +496,7 @@ def fake_tensorrt(version: str, knobs: Knobs) -> types.ModuleType:
                 "profiles": [profile._shapes for profile in config._profiles],
                 "wrong_by": knobs.wrong_by if half else 0.0,
             }
-            return IHostMemory(json.dumps(plan).encode())
+            return IHostMemory((_MAGIC if rtx else b"") + json.dumps(plan).encode())
 
     if major >= 10:
 
@@ -504,9 +507,7 @@ def fake_tensorrt(version: str, knobs: Knobs) -> types.ModuleType:
         module.IProgressMonitor = IProgressMonitor
 
     def _log(severity: Severity, text: str) -> None:
-        from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
-
-        tensorrt_api.log.log(severity, text)
+        module._logger.log(severity, text)
 
     module._log = _log
     public = (

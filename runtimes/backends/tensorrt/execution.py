@@ -18,7 +18,7 @@ from typing import Any, Optional
 import numpy as np
 
 from detr_export.runtimes.backends.cuda.memory import CudaDevice, Stream
-from detr_export.runtimes.backends.tensorrt.api import Generation, log
+from detr_export.runtimes.backends.tensorrt.api import Library, Log
 from detr_export.runtimes.errors import BackendError
 
 _LOGGER = logging.getLogger("detr_export.tensorrt")
@@ -40,8 +40,9 @@ class Work:
 class _Context:
     """An execution context that remembers its state, so that it sets only what has changed."""
 
-    def __init__(self, context: Any) -> None:
+    def __init__(self, context: Any, log: Log) -> None:
         self._context = context
+        self._log = log
         self._profile: Optional[int] = None
         self._shapes: Optional[Shapes] = None
         self._addresses: Optional[Addresses] = None
@@ -50,12 +51,12 @@ class _Context:
         context = self._context
         if profile != self._profile:
             self._profile = self._shapes = None
-            _require(context.set_optimization_profile_async(profile, stream.handle), f"does not take profile {profile}")
+            self._require(context.set_optimization_profile_async(profile, stream.handle), f"does not take profile {profile}")
             self._profile = profile
         if shapes != self._shapes:
             self._shapes = None
             for name, shape in shapes:
-                _require(context.set_input_shape(name, shape), f"does not take {name} of shape {shape}")
+                self._require(context.set_input_shape(name, shape), f"does not take {name} of shape {shape}")
             self._shapes = shapes
 
     def output_shapes(self, names: list[str]) -> dict[str, tuple[int, ...]]:
@@ -68,12 +69,16 @@ class _Context:
         if work.addresses != self._addresses:
             self._addresses = None
             for name, address in work.addresses:
-                _require(context.set_tensor_address(name, address), f"does not take the address of {name}")
+                self._require(context.set_tensor_address(name, address), f"does not take the address of {name}")
             self._addresses = work.addresses
         self.enqueue_again(stream)
 
     def enqueue_again(self, stream: Stream) -> None:
-        _require(self._context.execute_async_v3(stream.handle), "failed")
+        self._require(self._context.execute_async_v3(stream.handle), "failed")
+
+    def _require(self, done: bool, what: str) -> None:
+        if not done:
+            raise BackendError(f"the engine {what}: {self._log.cause()}")
 
 
 class _Staging:
@@ -108,16 +113,16 @@ class ExecutionSlot:
 
     Args:
         device: the GPU.
-        generation: how this TensorRT makes contexts.
+        library: of the engine.
         engine: the deserialised engine.
         runtime: the runtime that deserialised it. It is kept because the engine needs it.
         graphs: how many CUDA graphs are kept. The one that was not used for longest goes first; 0 captures none.
     """
 
-    def __init__(self, device: CudaDevice, generation: Generation, engine: Any, runtime: Any, graphs: int) -> None:
+    def __init__(self, device: CudaDevice, library: Library, engine: Any, runtime: Any, graphs: int) -> None:
         self.stream = device.create_stream()
         self._device = device
-        self._generation = generation
+        self._library = library
         self._engine = engine
         self._runtime = runtime
         self._limit = graphs
@@ -128,7 +133,7 @@ class ExecutionSlot:
         self._pending: Optional[Any] = None  # the event after which the caller's stream is done with this slot
         self._held: Any = None  # the arrays that this stream still reads
         try:
-            self._memory_bytes = generation.context_bytes(engine)
+            self._memory_bytes = library.generation.context_bytes(engine)
             if self._memory_bytes:
                 self._memory = device.allocate(self._memory_bytes)
             self._plain: Optional[_Context] = self._new_context()
@@ -232,10 +237,11 @@ class ExecutionSlot:
         self._device.release_graph(graph)
 
     def _new_context(self) -> _Context:
-        context = self._generation.create_context(self._engine, self._memory, self._memory_bytes)
+        context = self._library.generation.create_context(self._engine, self._memory, self._memory_bytes)
         if context is None:
-            raise BackendError(f"TensorRT gives no execution context: {log.cause()}; use fewer contexts or cuda_graphs")
-        return _Context(context)
+            cause = self._library.log.cause()
+            raise BackendError(f"TensorRT gives no execution context: {cause}; use fewer contexts or cuda_graphs")
+        return _Context(context, self._library.log)
 
     def _reserve(self, name: str, nbytes: int) -> tuple[int, np.ndarray]:
         return self._staging.setdefault(name, _Staging(self._device)).reserve(nbytes)
@@ -295,8 +301,3 @@ class OutputPool:
 
 def _block(nbytes: int) -> int:
     return 1 << (max(nbytes, 1) - 1).bit_length()
-
-
-def _require(done: bool, what: str) -> None:
-    if not done:
-        raise BackendError(f"the engine {what}: {log.cause()}")

@@ -14,6 +14,7 @@ import pytest
 from detr_export.runtimes.backends.cuda.arrays import DeviceArray
 from detr_export.runtimes.backends.cuda.memory import Stream
 from detr_export.runtimes.backends.ort.session import OrtSession
+from detr_export.runtimes.backends.tensorrt.api import Library
 from detr_export.runtimes.backends.tensorrt.sidecar import sidecar_path
 from detr_export.runtimes.errors import ArtifactError, BackendError, InputError
 from detr_export.runtimes.opening import ENGINE_SUFFIXES, open_session
@@ -484,11 +485,26 @@ def test_threads_of_a_cpu_are_refused(engine: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_tensorrt")
-def test_without_tensorrt(tmp_path: Path) -> None:
-    engine = tmp_path / "a.engine"
-    engine.write_bytes(b"")
-    with pytest.raises(BackendError, match=r"tensorrt is not installed; run: pip install 'detr-export\[trt\]'"):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, r"tensorrt is not installed; run: pip install 'detr-export\[trt\]'"),
+        ({"library": "tensorrt_rtx"}, r"tensorrt_rtx is not installed; run: pip install 'detr-export\[rtx\]'"),
+        ({"library": "tensorrt_9"}, "for the library 'tensorrt_9'; expected tensorrt or tensorrt_rtx: update detr-export"),
+    ],
+)
+def test_without_its_library(changes: dict[str, Any], message: str, tiny_onnx: Path, tmp_path: Path) -> None:
+    engine = write_engine(tiny_onnx, tmp_path / "a.engine", NEWEST, **changes)
+    with pytest.raises(BackendError, match=message):
         open_session(engine, "cuda")
+
+
+@pytest.mark.usefixtures("no_tensorrt")
+@pytest.mark.parametrize(("plan", "extra"), [(b"ftrt", "trt"), (b"vtrt", "rtx")])
+def test_a_plan_without_a_sidecar_tells_its_library(plan: bytes, extra: str, tmp_path: Path) -> None:
+    (tmp_path / "a.engine").write_bytes(plan)
+    with pytest.raises(BackendError, match=rf"is not installed; run: pip install 'detr-export\[{extra}\]'"):
+        open_session(tmp_path / "a.engine", "cuda", trust_engine=True)
 
 
 def test_refuses_what_is_no_file(tensorrt: Knobs, tmp_path: Path) -> None:
@@ -509,14 +525,12 @@ def test_an_engine_without_a_sidecar(engine: Path, reference: OrtSession) -> Non
 
 
 def test_an_engine_that_was_changed(engine: Path, tensorrt: Knobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
-
     engine.write_bytes(engine.read_bytes() + b" ")
-    original = tensorrt_api.load_engine
-    monkeypatch.setattr(tensorrt_api, "load_engine", lambda *_: pytest.fail("it was deserialised"))
+    original = Library.load_engine
+    monkeypatch.setattr(Library, "load_engine", lambda *_: pytest.fail("it was deserialised"))
     with pytest.raises(ArtifactError, match=r"is not the file that tiny\.engine\.json describes"):
         open_engine(engine)
-    monkeypatch.setattr(tensorrt_api, "load_engine", original)
+    monkeypatch.setattr(Library, "load_engine", original)
     open_engine(engine, trust_engine=True).close()
 
 
@@ -541,14 +555,14 @@ def test_another_tensorrt(
     built: str, compatible: bool, message: str, tensorrt: Knobs, tiny_onnx: Path, tmp_path: Path
 ) -> None:
     engine = write_engine(
-        tiny_onnx, tmp_path / "a.engine", NEWEST, tensorrt=built, version_compatible=compatible, precision="fp32"
+        tiny_onnx, tmp_path / "a.engine", NEWEST, library_version=built, version_compatible=compatible, precision="fp32"
     )
     with pytest.raises(BackendError, match=message):
         open_engine(engine)
 
 
 def test_a_version_compatible_engine_runs_later(tensorrt: Knobs, tiny_onnx: Path, tmp_path: Path) -> None:
-    engine = write_engine(tiny_onnx, tmp_path / "a.engine", NEWEST, tensorrt="11.0.0.114", version_compatible=True)
+    engine = write_engine(tiny_onnx, tmp_path / "a.engine", NEWEST, library_version="11.0.0.114", version_compatible=True)
     open_engine(engine).close()  # the double refuses it when its host code was not allowed
 
 
@@ -556,10 +570,10 @@ def test_a_version_compatible_engine_runs_later(tensorrt: Knobs, tiny_onnx: Path
     ("changes", "message"),
     [
         (
-            {"compute_capability": (8, 9), "gpu": "RTX 4090"},
+            {"targets": ((8, 9),), "gpu": "RTX 4090"},
             r"built for RTX 4090 \(compute capability 8.9\), and this GPU is",
         ),
-        ({"compute_capability": (8, 0), "gpu": "A100", "hardware_compatible": True}, None),
+        ({"targets": ((8, 0),), "gpu": "A100", "hardware_compatible": True}, None),
         ({"gpu": "H100"}, None),
     ],
 )
