@@ -11,6 +11,7 @@ import io
 
 import onnx
 
+from detr_export.graphs.modules import carry_modules
 from detr_export.runtimes.errors import ArtifactError, missing_extra
 
 # These would turn each projection of a (batch, length, channels) tensor into Reshape, Gemm, Reshape.
@@ -32,4 +33,5 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
             simplified, _ = onnxsim.simplify(model, check_n=0, skipped_optimizers=_SKIPPED)
     except Exception as error:  # its C++ side raises whatever it likes
         raise ArtifactError(f"onnxsim failed: {error}; export with --no-simplify") from error
+    carry_modules(model, simplified)  # onnxsim drops the metadata of nodes
     return simplified

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from detr_export.checkpoints.reading import Checkpoint
 from detr_export.config import DetrConfig
 from detr_export.graphs.editing import replace_nodes
+from detr_export.graphs.modules import keep_modules
 from detr_export.graphs.options import ExportOptions
 from detr_export.modeling.deployed import DeployedModel, Uint8Model
 from detr_export.runtimes.errors import ArtifactError, first_line
@@ -67,6 +68,7 @@ def trace(model: DeployedModel, checkpoint: Checkpoint, options: ExportOptions) 
             raise ArtifactError(f"PyTorch cannot export this model: {first_line(error)}") from error
     assert program is not None  # None only when the exporter is given a file
     proto = program.model_proto
+    keep_modules(proto, "model.model." if isinstance(module, DeployedModel) else "model.model.model.")
     if options.input == UINT8:
         _measure_after_cast(proto)
     return proto
