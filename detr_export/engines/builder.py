@@ -11,6 +11,7 @@ from typing import Any
 
 import onnx
 
+from detr_export.engines.failures import located, parser_failures
 from detr_export.engines.options import BuildSettings
 from detr_export.runtimes.backends.cuda.memory import CudaDevice
 from detr_export.runtimes.backends.tensorrt.api import Generation, Library
@@ -97,10 +98,7 @@ def _build(order: BuildOrder, progress: Progress, go_on: Callable[[], bool]) -> 
         network = generation.create_network(builder)
         parser = trt.OnnxParser(network, library.logger)
         if not parser.parse_from_file(str(order.onnx_file)):
-            reasons = []
-            for index in range(parser.num_errors):
-                parser_error = parser.get_error(index)
-                reasons.append(parser_error.desc())
+            reasons = parser_failures(parser, generation, order.model)
             raise ArtifactError(f"{library} does not read {order.onnx_file.name}: {'; '.join(reasons) or log.cause()}")
 
         # Set precision, options, shapes and timing cache.
@@ -126,7 +124,7 @@ def _build(order: BuildOrder, progress: Progress, go_on: Callable[[], bool]) -> 
         if plan is None:
             if not go_on():
                 raise KeyboardInterrupt
-            raise BackendError(f"{library.title} built no engine: {log.cause()}")
+            raise BackendError(f"{library.title} built no engine: {located(log.cause(), order.model)}")
     return Plan(bytes(plan), None if cache is None else bytes(cache.serialize()), tuple(said))
 
 

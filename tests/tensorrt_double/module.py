@@ -34,6 +34,7 @@ class Knobs:
     detailed: bool = True  # whether the inspector gives more than names
     on_step: Callable[[int], None] = lambda step: None  # called during a build
     parse_error: str | None = None
+    parse_error_node: str = ""
     build_error: str | None = None
     wrong_by: float = 0.0  # added to what an engine with fp16 convolutions computes
     refuses_contexts: bool = False
@@ -341,6 +342,9 @@ def fake_tensorrt(version: str, knobs: Knobs, rtx: bool = False) -> types.Module
                 self.max_aux_streams: int | None = None
             if major >= 10:
                 self.progress_monitor: Any = None
+            if rtx:
+                self.num_compute_capabilities = 0
+                self._targets: dict[int, str] = {}
 
         def set_flag(self, flag: BuilderFlag) -> None:
             self._flags.add(flag)
@@ -356,6 +360,7 @@ def fake_tensorrt(version: str, knobs: Knobs, rtx: bool = False) -> types.Module
             return len(self._profiles) - 1
 
         def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache | None:
+            assert not rtx, "it warns that it does nothing"
             if serialized_timing_cache and not serialized_timing_cache.startswith(b"tactic"):
                 module._log(Severity.ERROR, "the timing cache is damaged")
                 return None
@@ -369,6 +374,18 @@ def fake_tensorrt(version: str, knobs: Knobs, rtx: bool = False) -> types.Module
 
         def get_timing_cache(self) -> ITimingCache | None:
             return self._cache
+
+    if rtx:
+
+        def set_compute_capability(self: Any, compute_capability: Any, index: int) -> bool:
+            assert index < self.num_compute_capabilities
+            self._targets[index] = compute_capability.name
+            return True
+
+        IBuilderConfig.set_compute_capability = set_compute_capability  # type: ignore[attr-defined]
+        module.ComputeCapability = enum.Enum(
+            "ComputeCapability", ["NONE", "CURRENT", "SM75", "SM80", "SM86", "SM89", "SM120", "SM121"]
+        )
 
     flags = {"EXPLICIT_BATCH": 0} if major < 10 else {"STRONGLY_TYPED": 1}
     NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", flags)  # type: ignore[misc]
@@ -407,12 +424,24 @@ def fake_tensorrt(version: str, knobs: Knobs, rtx: bool = False) -> types.Module
         def get_layer(self, index: int) -> ILayer:
             return self._layers[index]
 
+    ErrorCode = enum.Enum("ErrorCode", ["UNSUPPORTED_NODE", "INVALID_NODE"])
+
     class ParserError:
         def __init__(self, text: str) -> None:
             self._text = text
 
+        def code(self) -> Any:
+            return ErrorCode.UNSUPPORTED_NODE
+
         def desc(self) -> str:
             return self._text
+
+    if major >= 10:
+
+        def node_name(self: Any) -> str:
+            return knobs.parse_error_node
+
+        ParserError.node_name = node_name  # type: ignore[attr-defined]
 
     class OnnxParser:
         def __init__(self, network: INetworkDefinition, logger: Any) -> None:
@@ -469,6 +498,8 @@ def fake_tensorrt(version: str, knobs: Knobs, rtx: bool = False) -> types.Module
                 "detailed": config.profiling_verbosity == ProfilingVerbosity.DETAILED,
                 "pinned": sum(layer.precision is not None for layer in network._layers) if major < 11 else 0,
             }
+            if rtx:
+                settings["targets"] = [config._targets[index] for index in range(config.num_compute_capabilities)]
             knobs.builds.append(settings)
             self.logger.log(Severity.WARNING, "a warning of the builder")
             monitor = getattr(config, "progress_monitor", None)

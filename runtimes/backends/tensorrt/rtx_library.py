@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.util
+import platform
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,11 @@ def import_tensorrt_rtx() -> Any:
         except ImportError as error:
             raise BackendError(f"tensorrt_rtx does not load: {first_line(error)}; {_REMEDY}") from error
     if importlib.util.find_spec(_BINDINGS) is None:
+        if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+            raise BackendError(
+                f"tensorrt_rtx is not installed; PyPI has it for Linux on x86_64, and this is {platform.system()} on "
+                f"{platform.machine()}: install NVIDIA's own package"
+            )
         raise missing_extra("tensorrt_rtx", "rtx")
     version = _load(_library_files())
     try:
