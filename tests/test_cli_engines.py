@@ -63,7 +63,7 @@ def test_json_and_options(tiny_onnx: Path, tmp_path: Path) -> None:
     [
         (("--fp16",), "is fp32; export its checkpoint with: detr-export onnx --precision fp16"),
         (("--profile", "8x8"), "profile is '8x8'; expected MIN:OPT:MAX, each BATCHxHEIGHTxWIDTH"),
-        (("--device", "cpu"), "device is 'cpu'; an engine is built on a GPU, 'cuda' or 'cuda:N'"),
+        (("--device", "cpu"), "device is 'cpu'; an engine needs a GPU, 'cuda' or 'cuda:N'"),
     ],
 )
 def test_refuses(arguments: tuple[str, ...], message: str, tiny_onnx: Path, tmp_path: Path) -> None:

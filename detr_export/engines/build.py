@@ -18,13 +18,15 @@ from typing import Any
 
 import onnx
 
-from detr_export.engines.attestation import attest, graph_precision, node_precisions
+from detr_export.engines.attestation import Attestation, attest, graph_precision, node_precisions
 from detr_export.engines.builder import BuildOrder, Plan, build_plan
 from detr_export.engines.gate import compare_engine, require_engine, verified
+from detr_export.engines.kernels import KernelReport, kernel_report
 from detr_export.engines.ladder import LADDER, Step
 from detr_export.engines.lock import build_lock
 from detr_export.engines.options import EngineOptions
 from detr_export.engines.place import Place, find_place, targets_text
+from detr_export.engines.records import kernels_of_inspector, kernels_of_log
 from detr_export.engines.source import make_graph
 from detr_export.graphs.inspection import Inspection, inspect_onnx
 from detr_export.graphs.tensorrt import readable_graph
@@ -50,6 +52,7 @@ class EngineResult:
     sidecar: EngineSidecar
     parity: Parity | None  # None when verification was switched off, or another process had built it
     built_here: bool  # False: another process was building the same engine, and this one waited for it
+    report: KernelReport | None = None  # on the kernels of the first profile; None if the builder logged none
 
     def summary(self) -> str:
         """For people."""
@@ -59,6 +62,8 @@ class EngineResult:
         lines = [f"{self.path}  {self.size_bytes / 1e6:.1f} MB, {about.precision}, {library}, {built_for}"]
         if about.fallback is not None:
             lines.append(f"fell back to {about.fallback}")
+        if self.report is not None:
+            lines.append(self.report.summary())
         if self.parity is not None:
             lines.append(self.parity.summary())
         elif not self.built_here:
@@ -117,7 +122,8 @@ def build_engine(
             return _built_elsewhere(target, order.key)
         progress.stage(f"building for {order.place} with {order.place.library}, {len(order.profiles)} profiles")
         plan = _build(order, progress)
-        sidecar = _describe(plan, order, _attest(plan, order), step if fell_back else None)
+        report = _report(plan, order)
+        sidecar = _describe(plan, order, _attest(plan, order), report, step if fell_back else None)
         parity = None
         if reference is not None:
             parity = _compare(plan.content, sidecar, reference, options.device, progress)
@@ -126,7 +132,7 @@ def build_engine(
         # The sidecar first: a reader who opens the pair in between finds digests that differ, and refuses.
         write_sidecar(target, sidecar)
         write_atomically(target, plan.content)
-    return EngineResult(target, len(plan.content), sidecar, parity, built_here=True)
+    return EngineResult(target, len(plan.content), sidecar, parity, built_here=True, report=report)
 
 
 def build_from_source(
@@ -266,18 +272,25 @@ def _build(order: _Order, progress: Progress) -> Plan:
     return plan
 
 
-def _attest(plan: Plan, order: _Order) -> dict[str, int]:
-    """Checks that the engine computes in the graph's precisions; returns how many layers compute in each."""
+def _attest(plan: Plan, order: _Order) -> Attestation:
+    """Checks that the engine computes in the graph's precisions.
+
+    The engine inspector tells what TensorRT runs. TensorRT-RTX is asked nothing, because its engine may be for another GPU:
+    there the builder's log has to do.
+    """
     library, device = order.place.library, order.place.device
-    assert device is not None
+    if order.place.targets or device is None:
+        return attest(kernels_of_log(plan.log), node_precisions(order.model))
     with device.active():
         _runtime, engine = library.load_engine(plan.content, order.options.settings.version_compatible)
-        layers = attest(library.engine_layers(engine), node_precisions(order.model))
+        layers = library.engine_layers(engine)
         del engine, _runtime  # while the device is active
-    return layers
+    return attest(kernels_of_inspector(layers), node_precisions(order.model))
 
 
-def _describe(plan: Plan, order: _Order, layers: dict[str, int], fallback: str | None) -> EngineSidecar:
+def _describe(
+    plan: Plan, order: _Order, attestation: Attestation, report: KernelReport | None, fallback: str | None
+) -> EngineSidecar:
     library, device, targets = order.place.library, order.place.device, order.place.targets
     tuned = None if targets else device  # TensorRT chooses kernels by measuring them, TensorRT-RTX does not
     return EngineSidecar(
@@ -296,11 +309,18 @@ def _describe(plan: Plan, order: _Order, layers: dict[str, int], fallback: str |
         profiles=tuple(map(str, order.profiles)),
         inputs=order.about.inputs,
         outputs=order.about.outputs,
-        layers=layers,
-        kernels=None,
+        layers=attestation.layers,
+        attestation=attestation.to_dict(),
+        kernels=None if report is None else report.to_dict(),
         verified=False,
         metadata=replace(order.metadata, precision=order.precision, parity=None),
     )
+
+
+def _report(plan: Plan, order: _Order) -> KernelReport | None:
+    """What the builder's log says of the kernels of the first profile; None if it has no records of them."""
+    kernels = kernels_of_log(plan.log)
+    return kernel_report(kernels, order.model, plan_bytes=len(plan.content)) if kernels else None
 
 
 def _require_target(target: Path, overwrite: bool) -> None:

@@ -93,7 +93,6 @@ def _build(order: BuildOrder, progress: Progress, go_on: Callable[[], bool]) -> 
     trt, log, generation = library.trt, library.log, library.generation
     with log.recording() as said:
         # Read the graph.
-        log.errors.clear()
         builder = trt.Builder(library.logger)
         network = generation.create_network(builder)
         parser = trt.OnnxParser(network, library.logger)

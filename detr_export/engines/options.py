@@ -74,5 +74,5 @@ def gpu_number(device: str) -> int:
     """
     place = parse_device(device)
     if place.kind != CUDA:
-        raise BackendError(f"device is {device!r}; an engine is built on a GPU, 'cuda' or 'cuda:N'")
+        raise BackendError(f"device is {device!r}; an engine needs a GPU, 'cuda' or 'cuda:N'")
     return place.index

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from detr_export.engines.options import EngineOptions, refused_option
@@ -27,7 +28,7 @@ class Place:
         return self.device is not None and (not self.targets or self.device.compute_capability in self.targets)
 
     def __str__(self) -> str:
-        return targets_text(self.targets) if self.device is None or self.targets else self.device.name
+        return self.device.name if self.device is not None and not self.targets else targets_text(self.targets)
 
 
 def find_place(options: EngineOptions) -> Place:
@@ -50,13 +51,17 @@ def find_place(options: EngineOptions) -> Place:
         return Place(library, cuda_opening.open_device(options.device), ())
     unknown = [target for target in options.targets if target not in known]
     if unknown:
-        raise InputError(f"{library} does not know {targets_text(unknown[:1])}; expected some of {targets_text(known)}")
+        raise InputError(f"{library} does not know {targets_text(unknown[:1])}; expected some of {_dotted(known)}")
     return Place(library, _gpu(options.device), tuple(sorted(set(options.targets))) or _portable(known))
 
 
-def targets_text(targets: tuple[ComputeCapability, ...] | list[ComputeCapability]) -> str:
+def targets_text(targets: Sequence[ComputeCapability]) -> str:
     """For people: `compute capability 8.6, 8.9`."""
-    return "compute capability " + ", ".join(f"{major}.{minor}" for major, minor in targets)
+    return f"compute capability {_dotted(targets)}"
+
+
+def _dotted(targets: Sequence[ComputeCapability]) -> str:
+    return ", ".join(f"{major}.{minor}" for major, minor in targets)
 
 
 def _portable(known: tuple[ComputeCapability, ...]) -> tuple[ComputeCapability, ...]:

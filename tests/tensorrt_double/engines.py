@@ -66,6 +66,7 @@ def write_engine(
             "inputs": inputs,
             "outputs": outputs,
             "layers": {},
+            "attestation": None,
             "kernels": None,
             "verified": True,
             "metadata": metadata,

@@ -24,6 +24,8 @@ TITLES = {TENSORRT: "TensorRT", TENSORRT_RTX: "TensorRT-RTX"}  # and as messages
 OLDEST, OLDEST_10 = (8, 5), (10, 1)  # 10.0 cannot share memory between execution contexts
 _LOGGER = logging.getLogger("detr_export.tensorrt")
 _KEPT_ERRORS = 3
+# The parser says this of every int64 input, and means that a caller must not give int32. The session gives int64.
+_EXPECTED = re.compile(r"Make sure input \S+ has Int64 binding")
 _LEVELS = {"VERBOSE": logging.DEBUG, "INFO": logging.DEBUG, "WARNING": logging.WARNING}  # all others are errors
 _MAGIC_RTX = b"vtrt"  # the first bytes of RTX's plans; those of TensorRT are "ftrt"
 _CAPABILITY = re.compile(r"SM(\d+)(\d)")  # SM89 is 8.9, SM120 is 12.0
@@ -55,7 +57,9 @@ class Log:
             self.errors.append(" ".join(message.split()))
         for record in self._records:
             record.append(message)
-        _LOGGER.log(level, "%s", message)
+        # While something is recorded, an error is held back: a call that fails says it in its exception.
+        shown = logging.DEBUG if _EXPECTED.search(message) or (self._records and level == logging.ERROR) else level
+        _LOGGER.log(shown, "%s", message)
 
     def cause(self) -> str:
         """The errors since the last call of `cause`, for the end of a message."""
@@ -65,13 +69,20 @@ class Log:
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[list[str]]:
-        """A list that gets every message of the block, also those that are only for a detailed log."""
+        """A list that gets every message of the block, also those that are only for a detailed log.
+
+        Errors from before the block are forgotten. If the block succeeds, those that happened in it were none that stop a
+        build, and are passed on as warnings.
+        """
         record: list[str] = []
+        self.errors.clear()
         self._records.append(record)
         try:
             yield record
         finally:
             self._records = [other for other in self._records if other is not record]
+        while self.errors:
+            _LOGGER.warning("%s", self.errors.popleft())
 
 
 class Generation:
@@ -286,12 +297,13 @@ class Library:
         Raises:
             BackendError: the library refuses the plan; the message has its reason.
         """
-        runtime = self.trt.Runtime(self.logger)
-        if host_code:
-            self.generation.allow_host_code(runtime)
-        engine = runtime.deserialize_cuda_engine(plan)
-        if engine is None:
-            raise BackendError(f"{self} does not load the engine: {self.log.cause()}; build it on this machine")
+        with self.log.recording():
+            runtime = self.trt.Runtime(self.logger)
+            if host_code:
+                self.generation.allow_host_code(runtime)
+            engine = runtime.deserialize_cuda_engine(plan)
+            if engine is None:
+                raise BackendError(f"{self} does not load the engine: {self.log.cause()}; build it on this machine")
         return runtime, engine
 
     def tensor_names(self, engine: Any, inputs: bool) -> list[str]:

@@ -40,7 +40,8 @@ class EngineSidecar:
     outputs: tuple[TensorSpec, ...]
     # Number of layers that compute, by precision: from the engine inspector, or for TensorRT-RTX from the builder's log.
     layers: Mapping[str, int]
-    kernels: Optional[Mapping[str, Any]]  # what the builder's log says of the kernels; None if it does not say it
+    attestation: Optional[Mapping[str, Any]]  # the same by kind of layer, and what they are of the graph; None in format 1
+    kernels: Optional[Mapping[str, Any]]  # what the builder logged of the first profile's kernels; None if nothing
     verified: bool  # whether it was run and agreed with its checkpoint; if not, nobody knows what it computes
     metadata: Metadata  # metadata of the ONNX file, with the engine's own parity
     format_version: int = FORMAT_VERSION
@@ -82,6 +83,7 @@ def _from_1(values: Mapping[str, Any]) -> dict[str, Any]:
         "library": "tensorrt",
         "library_version": values["tensorrt"],
         "targets": [values["compute_capability"]],
+        "attestation": None,
         "kernels": None,
         "verified": values["metadata"]["parity"] is not None,
         "format_version": FORMAT_VERSION,

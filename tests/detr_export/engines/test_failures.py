@@ -40,7 +40,7 @@ def test_the_parsers_node_and_its_module(tensorrt: Knobs, tiny_onnx: Path, tmp_p
 
 def test_an_operator_that_the_parser_does_not_have(tensorrt: Knobs, tiny_onnx: Path, tmp_path: Path) -> None:
     tensorrt.parse_error_node, tensorrt.parse_error = traced_product(tiny_onnx).name, "false"
-    with pytest.raises(ArtifactError, match="encoder.layers.1.*: unsupported node$"):
+    with pytest.raises(ArtifactError, match=r"encoder\.layers\.1.*: unsupported node$"):
         build_engine(tiny_onnx, tmp_path / "a.engine", QUICK)
 
 
