@@ -283,9 +283,10 @@ def _attest(plan: Plan, order: _Order) -> Attestation:
         return attest(kernels_of_log(plan.log), node_precisions(order.model))
     with device.active():
         _runtime, engine = library.load_engine(plan.content, order.options.settings.version_compatible)
-        layers = library.engine_layers(engine)
+        by_profile = library.engine_layers(engine, device)
         del engine, _runtime  # while the device is active
-    return attest(kernels_of_inspector(layers), node_precisions(order.model))
+    kernels = [kernel for index, layers in enumerate(by_profile) for kernel in kernels_of_inspector(layers, index)]
+    return attest(kernels, node_precisions(order.model))
 
 
 def _describe(

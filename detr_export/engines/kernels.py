@@ -29,9 +29,6 @@ _CAST = "Cast"
 _MULTIPLIES = frozenset({"Fc", "Gemm", "Conv", "Dot"})
 _MOVING_KINDS = frozenset({"Shuffle", "Slice", "Concat", "Gather", "Reformat"})
 _BYTES = {"fp32": 4, "int32": 4, "fp16": 2, "bf16": 2, "int64": 8, "fp8": 1, "int8": 1, "uint8": 1, "bool": 1}
-_SCOPES = (
-    "pkg.torch.onnx.name_scopes"  # torch.onnx.export writes the names of the modules that a node lies in, outermost first
-)
 
 
 @dataclass(frozen=True)
@@ -156,13 +153,6 @@ def fused(attentions: Sequence[Collection[str]], kernels: Iterable[Kernel]) -> l
 def node_name(node: onnx.NodeProto) -> str:
     """What TensorRT's parser calls a node: by its name, or after its first output if it has none."""
     return node.name or f"node_of_{next(iter(node.output), '')}"
-
-
-def module_of(node: onnx.NodeProto) -> str | None:
-    """The PyTorch module that a node was traced in, such as "model.encoder.layers.3.self_attn.q_proj"; None if unknown."""
-    text = next((item.value for item in node.metadata_props if item.key == _SCOPES), "")
-    scopes = re.findall(r"'([^']*)'", text)
-    return scopes[-2] or None if len(scopes) > 1 else None  # the last one is the operation
 
 
 def _nearest_product(

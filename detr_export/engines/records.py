@@ -73,7 +73,7 @@ def kernels_of_log(messages: Iterable[str]) -> list[Kernel]:
     """
     found = []
     for message in messages:
-        for line in message.splitlines():
+        for line in message.split("\n"):  # not splitlines, which also cuts at the separators of nodes
             start = line.find("Name: ")
             if start >= 0 and ", LayerType: " in line:
                 fields = _split(line[start:], _FIELDS)
@@ -150,7 +150,7 @@ def _weights(layer: Mapping[str, Any]) -> Iterator[RecordTensor]:
             shown = _WEIGHTS.search(value)
             value = shown.groupdict() if shown else None
         if isinstance(value, Mapping) and int(value.get("Count") or 0):
-            yield RecordTensor(key, dtype_of(str(value.get("Type", ""))), (int(value["Count"]),))
+            yield RecordTensor(f"{layer.get('Name')} {key}", dtype_of(str(value.get("Type", ""))), (int(value["Count"]),))
 
 
 def _nodes_of_metadata(text: str) -> list[str]:

@@ -19,6 +19,7 @@ import onnx
 import onnxruntime
 
 from tests.tensorrt_double.host_device import HostDevice
+from tests.tensorrt_double.records import Asked, inspector_layers, log_message
 
 _CONTEXT_BYTES = 4096  # of activations, in every engine
 _STEPS = 5  # of a build
@@ -30,7 +31,9 @@ class Knobs:
     """What a test may set, and what it may look at."""
 
     device: HostDevice = field(default_factory=HostDevice)
-    compute_precision: str | None = None  # what the inspector says of convolutions and products; the graph's when None
+    compute_precision: str | None = (
+        None  # data type that convolutions and products show, such as "HALF"; the graph's if None
+    )
     detailed: bool = True  # whether the inspector gives more than names
     on_step: Callable[[int], None] = lambda step: None  # called during a build
     parse_error: str | None = None
@@ -85,7 +88,6 @@ _NUMPY = {
     DataType.BOOL: np.bool_,
     DataType.INT8: np.int8,
 }
-_SHORT = {DataType.FLOAT: "FP32", DataType.HALF: "FP16", DataType.INT8: "Int8", DataType.INT64: "Int64"}
 
 
 def fake_tensorrt(version: str, knobs: Knobs, rtx: bool = False) -> types.ModuleType:
@@ -282,10 +284,19 @@ def fake_tensorrt(version: str, knobs: Knobs, rtx: bool = False) -> types.Module
     class EngineInspector:
         def __init__(self, engine: ICudaEngine) -> None:
             self._engine = engine
+            self.execution_context: IExecutionContext | None = None
 
         def get_engine_information(self, format: LayerInformationFormat) -> str:
             assert format == LayerInformationFormat.JSON
-            return json.dumps({"Layers": _layers(self._engine, knobs), "Bindings": self._engine._names})
+            engine, context = self._engine, self.execution_context
+            asked = Asked(
+                engine._model, _names(engine._model), major, engine.num_optimization_profiles, knobs.compute_precision
+            )
+            shapes_set = context is not None and set(context._shapes) == set(engine._inputs)
+            layers: list[Any] = inspector_layers(asked, context._profile if context is not None and shapes_set else None)
+            if not knobs.detailed or not engine._plan["settings"]["detailed"]:
+                layers = [layer["Name"] for layer in layers]
+            return json.dumps({"Layers": layers, "Bindings": engine._names})
 
     class IHostMemory(bytes):
         @property
@@ -514,6 +525,12 @@ def fake_tensorrt(version: str, knobs: Knobs, rtx: bool = False) -> types.Module
             if knobs.build_error:
                 self.logger.log(Severity.ERROR, knobs.build_error)
                 return None
+            if settings["detailed"]:
+                graph = onnx.load_model_from_string(network._onnx)
+                self.logger.log(
+                    Severity.VERBOSE,
+                    log_message(Asked(graph, _names(graph), major, len(config._profiles), knobs.compute_precision)),
+                )
             if config._cache is not None:
                 config._cache.combine(ITimingCache(f"tactic {len(network._onnx)}\n".encode()), False)
             half = any(
@@ -560,37 +577,8 @@ def _dtypes(model: onnx.ModelProto) -> dict[str, DataType]:
     return {name: _ELEMENT_TYPES[dtype] for name, dtype in found.items() if dtype in _ELEMENT_TYPES}
 
 
-def _layers(engine: Any, knobs: Knobs) -> list[Any]:
-    """The inspector's layers: the graph's nodes, in the words of TensorRT 10."""
-    dtypes = _dtypes(engine._model)
-    kinds = {"Conv": "CaskConvolution", "MatMul": "gemm", "Gemm": "gemm"}
-    layers: list[Any] = []
-    for node in engine._model.graph.node:
-        name = node.name or node.output[0]
-        if not knobs.detailed or not engine._plan["settings"]["detailed"]:
-            layers.append(name)
-            continue
-        tensors = [
-            {"Name": item, "Format/Datatype": _format(dtypes.get(item))} for item in (*node.input, *node.output) if item
-        ]
-        if node.op_type in kinds and knobs.compute_precision is not None:
-            tensors = [
-                {**tensor, "Format/Datatype": f"Row major linear {knobs.compute_precision} format"} for tensor in tensors
-            ]
-        layers.append(
-            {
-                "Name": name,
-                "LayerType": kinds.get(node.op_type, "kgen"),
-                "Inputs": tensors[: len(node.input)],
-                "Outputs": tensors[len(node.input) :],
-                "Metadata": f"[ONNX Layer: {name}]",
-            }
-        )
-    return layers
-
-
-def _format(dtype: DataType | None) -> str:
-    return "Row major linear " + (_SHORT.get(dtype, dtype.name) if dtype is not None else "N/A") + " format"
+def _names(model: onnx.ModelProto) -> dict[str, str]:
+    return {tensor: dtype.name for tensor, dtype in _dtypes(model).items()}
 
 
 def _output_shape(engine: Any, name: str, shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:

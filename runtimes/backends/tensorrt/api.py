@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Optional
 
+from detr_export.runtimes.backends.cuda.memory import CudaDevice
 from detr_export.runtimes.backends.tensorrt.rtx_library import import_tensorrt_rtx
 from detr_export.runtimes.errors import BackendError, missing_extra
 
@@ -312,12 +313,44 @@ class Library:
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         return [name for name in names if engine.get_tensor_mode(name) == wanted]
 
-    def engine_layers(self, engine: Any) -> list[Any]:
-        """What the engine inspector says of each layer: a dict, or only its name if the engine has no details."""
-        inspector = engine.create_engine_inspector()
-        document = json.loads(inspector.get_engine_information(self.trt.LayerInformationFormat.JSON))
-        layers = document["Layers"] if isinstance(document, dict) else document
-        return list(layers)
+    def engine_layers(self, engine: Any, device: CudaDevice) -> list[list[Any]]:
+        """What the engine inspector says of each layer: a dict, or only its name if the engine has no details.
+
+        It shows formats only of an execution context whose shapes are set, so each profile gets one, at its optimum shapes.
+        It has no memory: nothing runs in it.
+
+        Args:
+            engine: the deserialised engine.
+            device: where it was deserialised; it has to be active.
+
+        Returns:
+            A list for each profile. TensorRT may list the layers of other profiles among them; their names say which.
+
+        Raises:
+            BackendError: no context can be made for a profile; the message has the reason.
+        """
+        found = []
+        stream = device.create_stream()  # choosing a profile is work of a stream
+        try:
+            for index in range(engine.num_optimization_profiles):
+                context = self.generation.create_context(engine, 0, 0)
+                if context is None:
+                    raise BackendError(
+                        f"{self.title} makes no execution context: {self.log.cause()}; free memory of the GPU"
+                    )
+                context.set_optimization_profile_async(index, stream.handle)
+                for name in self.tensor_names(engine, inputs=True):
+                    _, optimum, _ = engine.get_tensor_profile_shape(name, index)
+                    context.set_input_shape(name, tuple(optimum))
+                inspector = engine.create_engine_inspector()
+                inspector.execution_context = context
+                document = json.loads(inspector.get_engine_information(self.trt.LayerInformationFormat.JSON))
+                found.append(list(document["Layers"] if isinstance(document, dict) else document))
+                device.synchronize(stream)
+                del inspector, context  # before 10, no two contexts may be of one profile
+        finally:
+            device.destroy_stream(stream)
+        return found
 
 
 @functools.cache
