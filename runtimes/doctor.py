@@ -22,6 +22,7 @@ _PACKAGES = (
     ("onnxruntime", "onnxruntime-gpu"),
     ("onnxruntime-ep-nv-tensorrt-rtx-cu13", "onnxruntime-ep-nv-tensorrt-rtx-cu12"),
     ("tensorrt",),
+    ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings"),
     ("cuda-python", "cuda-bindings"),
     ("pycuda",),
 )
@@ -65,6 +66,7 @@ class Diagnosis:
     packages: dict[str, Optional[str]]  # versions; None = not installed
     providers: tuple[str, ...]  # execution providers of ONNX Runtime
     tensorrt: Optional[str]  # the version that the library gives, if it loads
+    tensorrt_rtx: Optional[str]  # the same
     gpu: Optional[str]
     compute_capability: Optional[tuple[int, int]]
     driver_cuda: Optional[str]  # newest CUDA version that the driver supports
@@ -97,6 +99,7 @@ def diagnose() -> Diagnosis:
     device, no_device = _try(cuda_opening.open_device)
     providers, no_onnxruntime = _try(_onnxruntime_providers)
     tensorrt, no_tensorrt = _try(_tensorrt_version)
+    tensorrt_rtx, no_tensorrt_rtx = _try(_tensorrt_rtx_version)
     capability = device.compute_capability if device is not None else None
 
     # What can be done with it
@@ -110,6 +113,11 @@ def diagnose() -> Diagnosis:
             tensorrt is not None and device is not None,
             no_tensorrt or no_device or f"TensorRT {tensorrt}",
         ),
+        Ability(
+            "compiling TensorRT-RTX engines (detr-export trt --rtx)",
+            tensorrt_rtx is not None,
+            no_tensorrt_rtx or f"TensorRT-RTX {tensorrt_rtx}; running one takes a GPU",
+        ),
     )
 
     return Diagnosis(
@@ -118,6 +126,7 @@ def diagnose() -> Diagnosis:
         packages={name: version for group in _PACKAGES for name, version in [_installed(group)]},
         providers=providers or (),
         tensorrt=tensorrt,
+        tensorrt_rtx=tensorrt_rtx,
         gpu=device.name if device is not None else None,
         compute_capability=capability,
         driver_cuda=device.driver if device is not None else None,
@@ -157,6 +166,12 @@ def _tensorrt_version() -> str:
     from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
 
     return tensorrt_api.tensorrt().version
+
+
+def _tensorrt_rtx_version() -> str:
+    from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
+
+    return tensorrt_api.tensorrt_rtx().version
 
 
 def _torch_ability() -> Ability:

@@ -28,6 +28,7 @@ from detr_export.graphs.export import ExportOptions, export_onnx  # noqa: E402
 from detr_export.modeling.segmentation import DetrForSegmentation  # noqa: E402
 from detr_export.seeding import seed_weights  # noqa: E402
 from tests import models  # noqa: E402
+from tests.rtx.compiler import rtx_compiler  # noqa: E402, F401
 from tests.tensorrt_double.fixtures import (  # noqa: E402, F401
     fresh_libraries,
     install_tensorrt,

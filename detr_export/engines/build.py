@@ -217,10 +217,11 @@ class _Order:
     @property
     def key(self) -> str:
         """Hex SHA-256 of all that the engine depends on."""
-        library, device = self.place.library, self.place.device
-        gpu = [device.name, device.compute_capability, device.driver] if device is not None else []
+        library, device, targets = self.place.library, self.place.device, self.place.targets
+        tuned = None if targets else device
+        gpu = [] if tuned is None else [tuned.name, tuned.compute_capability, tuned.driver]
         parts = [self.about.sha256, [str(profile) for profile in self.profiles], asdict(self.options.settings)]
-        text = json.dumps([*parts, str(library), self.place.targets, gpu, self.compares], sort_keys=True)
+        text = json.dumps([*parts, str(library), targets, gpu, self.compares], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

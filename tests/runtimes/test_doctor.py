@@ -12,7 +12,7 @@ from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
 from detr_export.runtimes.backends.tensorrt.api import Library
 from detr_export.runtimes.doctor import Diagnosis, diagnose, known_issues
 from detr_export.runtimes.errors import BackendError
-from tests.tensorrt_double.fixtures import NEWEST, OLDEST, TEN, Install
+from tests.tensorrt_double.fixtures import NEWEST, OLDEST, RTX, TEN, Install
 
 
 def works(found: Diagnosis) -> dict[str, bool]:
@@ -33,6 +33,7 @@ def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         "ONNX files with CUDA": False,
         "ONNX files with TensorRT": False,
         "TensorRT engines": False,
+        "compiling TensorRT-RTX engines": False,
     }
     assert (found.gpu, found.tensorrt, found.issues) == (None, None, ())
     assert found.packages["torch"] == distributions.version("torch")
@@ -40,6 +41,7 @@ def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "GPU: none" in found.summary()
     assert "no  TensorRT engines" in found.summary()
     assert "pip install 'detr-export[trt]'" in found.summary()
+    assert "pip install 'detr-export[rtx]'" in found.summary()
     json.dumps(found.to_dict())
 
 
@@ -65,6 +67,15 @@ def test_with_a_gpu_it_names_what_goes_wrong_with_it(
     assert {item.reference.rpartition("/")[2] for item in found.issues} == expected
     for item in found.issues:
         assert item.reference in found.summary()
+
+
+def test_tensorrt_rtx_compiles_without_a_gpu(install_tensorrt: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_tensorrt(RTX, rtx=True)
+    monkeypatch.setattr(cuda_opening, "open_device", no_gpu)
+    found = diagnose()
+    assert works(found)["compiling TensorRT-RTX engines"]
+    assert (found.tensorrt_rtx, found.gpu) == (RTX, None)
+    assert f"(detr-export trt --rtx): TensorRT-RTX {RTX}; running one takes a GPU" in found.summary()
 
 
 def test_a_tensorrt_that_is_too_old_does_not_work(install_tensorrt: Install) -> None:

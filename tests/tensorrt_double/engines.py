@@ -11,6 +11,7 @@ from typing import Any
 from detr_export.runtimes.backends.ort.session import OrtSession
 from detr_export.runtimes.backends.tensorrt.sidecar import EngineSidecar, write_sidecar
 from tests.tensorrt_double.host_device import HostDevice
+from tests.tensorrt_double.module import MAGIC_RTX
 
 Range = tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, int, int]]  # (batch, height, width) each
 
@@ -25,9 +26,11 @@ def write_engine(
     version: str,
     profiles: tuple[Range, ...] = (LANDSCAPE, PORTRAIT, SQUARE),
     sidecar: bool = True,
+    rtx: bool = False,
     **changes: Any,
 ) -> Path:
-    """The plan that the double would build from an ONNX file, and its sidecar with some fields changed."""
+    """The plan that the double of TensorRT or TensorRT-RTX would build from an ONNX file, and its sidecar with some fields
+    changed."""
     with OrtSession(onnx_file, spinning=False) as session:
         inputs, outputs, metadata = session.inputs, session.outputs, session.metadata
     shapes = []
@@ -46,7 +49,7 @@ def write_engine(
         "profiles": shapes,
         "wrong_by": 0.0,
     }
-    engine.write_bytes(json.dumps(plan).encode())
+    engine.write_bytes((MAGIC_RTX if rtx else b"") + json.dumps(plan).encode())
     if sidecar:
         assert metadata is not None
         values: dict[str, Any] = {
@@ -71,5 +74,7 @@ def write_engine(
             "verified": True,
             "metadata": metadata,
         }
+        if rtx:
+            values |= {"library": "tensorrt_rtx", "cuda": None, "gpu": None, "targets": ((8, 6), (8, 9))}
         write_sidecar(engine, EngineSidecar(**{**values, **changes}))
     return engine

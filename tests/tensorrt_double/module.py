@@ -23,7 +23,7 @@ from tests.tensorrt_double.records import Asked, inspector_layers, log_message
 
 _CONTEXT_BYTES = 4096  # of activations, in every engine
 _STEPS = 5  # of a build
-_MAGIC = b"vtrt"  # begins the plans of TensorRT-RTX
+MAGIC_RTX = b"vtrt"  # begins the plans of TensorRT-RTX
 
 
 @dataclass
@@ -109,8 +109,9 @@ def fake_tensorrt(version: str, knobs: Knobs, rtx: bool = False) -> types.Module
             self.engine_host_code_allowed = False
 
         def deserialize_cuda_engine(self, serialized_engine: bytes) -> Any:
+            magic = MAGIC_RTX if rtx else b""
             try:
-                plan = json.loads(serialized_engine.removeprefix(_MAGIC if rtx else b""))
+                plan = json.loads(serialized_engine.removeprefix(magic) if serialized_engine.startswith(magic) else b"")
             except ValueError:
                 self.logger.log(Severity.ERROR, "Magic tag does not match")
                 return None
@@ -544,7 +545,7 @@ def fake_tensorrt(version: str, knobs: Knobs, rtx: bool = False) -> types.Module
                 "profiles": [profile._shapes for profile in config._profiles],
                 "wrong_by": knobs.wrong_by if half else 0.0,
             }
-            return IHostMemory((_MAGIC if rtx else b"") + json.dumps(plan).encode())
+            return IHostMemory((MAGIC_RTX if rtx else b"") + json.dumps(plan).encode())
 
     if major >= 10:
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,14 +16,14 @@ from detr_export.runtimes.backends.cuda.arrays import DeviceArray
 from detr_export.runtimes.backends.cuda.memory import Stream
 from detr_export.runtimes.backends.ort.session import OrtSession
 from detr_export.runtimes.backends.tensorrt.api import Library
-from detr_export.runtimes.backends.tensorrt.sidecar import sidecar_path
+from detr_export.runtimes.backends.tensorrt.sidecar import read_sidecar, sidecar_path
 from detr_export.runtimes.errors import ArtifactError, BackendError, InputError
 from detr_export.runtimes.opening import ENGINE_SUFFIXES, open_session
 from detr_export.runtimes.predictor import Predictor
 from detr_export.verification.cases import Case, make_inputs
 from tests.tensorrt_double import HostDevice, Knobs
 from tests.tensorrt_double.engines import LANDSCAPE, PORTRAIT, SQUARE, write_engine
-from tests.tensorrt_double.fixtures import NEWEST, OLDEST, TEN, Install
+from tests.tensorrt_double.fixtures import NEWEST, OLDEST, RTX, TEN, Install
 
 INPUTS = make_inputs(Case(70, 120, ((70, 120), (50, 61))), 3, True, seed=4)
 SIZES = [(1, 64, 128), (2, 96, 160), (1, 150, 70), (3, 100, 110), (2, 96, 96), (1, 96, 97)]
@@ -668,3 +669,116 @@ def test_numpy_arrays_are_the_hosts(engine: Path, reference: OrtSession) -> None
     with open_engine(engine) as session:
         outputs = session.run_on_device(INPUTS)
         require_same({name: array.numpy() for name, array in outputs.items()}, reference.run(INPUTS))
+
+
+# ---- TensorRT-RTX, and what was never run -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rtx_gpu(rtx: Knobs) -> Knobs:
+    """The double of TensorRT-RTX, with a GPU that it compiles for."""
+    rtx.device.compute_capability = (8, 9)
+    return rtx
+
+
+@pytest.mark.usefixtures("rtx_gpu")
+def test_an_rtx_engine_gives_the_models_numbers(tiny_onnx: Path, tmp_path: Path, reference: OrtSession) -> None:
+    engine = write_engine(tiny_onnx, tmp_path / "a.engine", RTX, rtx=True)
+    with open_engine(engine) as session:
+        require_same(session.run(INPUTS), reference.run(INPUTS))
+    sidecar_path(engine).unlink()
+    with open_engine(engine, trust_engine=True) as session:  # the plan itself says whose it is
+        require_same(session.run(INPUTS), reference.run(INPUTS))
+
+
+@pytest.mark.parametrize(
+    ("rtx_plan", "library", "version", "refusing"),
+    [(False, "tensorrt_rtx", RTX, "TensorRT-RTX 1.7.1.116"), (True, "tensorrt", NEWEST, "TensorRT 11.4.0.106")],
+)
+def test_a_library_refuses_the_plan_of_the_other(
+    rtx_plan: bool,
+    library: str,
+    version: str,
+    refusing: str,
+    install_tensorrt: Install,
+    tiny_onnx: Path,
+    tmp_path: Path,
+) -> None:
+    install_tensorrt(RTX, rtx=True)
+    install_tensorrt(NEWEST)
+    engine = write_engine(
+        tiny_onnx,
+        tmp_path / "a.engine",
+        RTX if rtx_plan else NEWEST,
+        rtx=rtx_plan,
+        library=library,
+        library_version=version,
+        targets=((9, 0),),
+    )
+    with pytest.raises(BackendError, match=rf"^{refusing} does not load the engine: Magic tag does not match"):
+        open_engine(engine)
+
+
+@pytest.mark.usefixtures("rtx_gpu")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"library_version": "1.6.1.120"}, "built with TensorRT-RTX 1.6.1.120, and this is 1.7.1.116; .*tensorrt-rtx==1.6"),
+        (
+            {"targets": ((8, 6), (12, 0))},
+            r"compiled for the compute capabilities 8.6, 12.0, and this GPU is Test GPU \(8.9\); .*--compute-capability 8.9",
+        ),
+    ],
+)
+def test_an_rtx_engine_for_something_else(changes: dict[str, Any], message: str, tiny_onnx: Path, tmp_path: Path) -> None:
+    engine = write_engine(tiny_onnx, tmp_path / "a.engine", RTX, rtx=True, **changes)
+    with pytest.raises(BackendError, match=message):
+        open_engine(engine)
+
+
+@pytest.mark.parametrize("is_rtx", [True, False])
+def test_an_engine_that_was_never_run(
+    is_rtx: bool, install_tensorrt: Install, tiny_onnx: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It opens with one warning, and with strict it is refused."""
+    knobs = install_tensorrt(RTX if is_rtx else NEWEST, rtx=is_rtx)
+    knobs.device.compute_capability = (8, 9)
+    version = RTX if is_rtx else NEWEST
+    engine = write_engine(
+        tiny_onnx, tmp_path / "a.engine", version, rtx=is_rtx, verified=False, targets=((8, 9),), gpu="Test GPU"
+    )
+    for _ in range(2):
+        Predictor.load(engine, device="cuda").close()
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == [
+        f"{engine} was built and never compared with its checkpoint, so its results may be wrong; "
+        f"check it on this machine: detr-export verify {engine}"
+    ]
+    with pytest.raises(ArtifactError, match=r"never compared with its checkpoint; .*leave strict \(--strict\) out"):
+        Predictor.load(engine, device="cuda", strict=True)
+
+
+def test_strict_takes_what_was_verified(engine: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Predictor.load(engine, device="cuda", strict=True).close()
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    sidecar_path(engine).unlink()
+    with pytest.raises(ArtifactError, match="is missing, so nobody knows whether the engine is right"):
+        open_session(engine, "cuda", trust_engine=True, strict=True)
+
+
+@pytest.mark.parametrize("parity", [True, False])
+def test_a_sidecar_of_format_1_still_opens(parity: bool, engine: Path, reference: OrtSession) -> None:
+    new = json.loads(sidecar_path(engine).read_text())
+    old = {name: value for name, value in new.items() if name not in NEW_IN_2}
+    old |= {"format_version": 1, "tensorrt": NEWEST, "compute_capability": [9, 0], "gpu": "Test GPU", "cuda": "13.0"}
+    old["metadata"]["parity"] = {"cases": 8} if parity else None
+    sidecar_path(engine).write_text(json.dumps(old))
+    with open_engine(engine) as session:
+        require_same(session.run(INPUTS), reference.run(INPUTS))
+    found = read_sidecar(engine)
+    assert found is not None
+    assert (found.library, found.library_version, found.targets) == ("tensorrt", NEWEST, ((9, 0),))
+    assert found.verified == parity
+
+
+NEW_IN_2 = {"library", "library_version", "targets", "attestation", "kernels", "verified"}
