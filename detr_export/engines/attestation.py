@@ -109,7 +109,7 @@ def node_precisions(model: onnx.ModelProto) -> dict[str, NodePrecision]:
     makers = {name: node for node in model.graph.node for name in node.output}
     found = {}
     for node in model.graph.node:
-        if node.op_type in PRODUCTS:
+        if node.op_type in PRODUCTS or node.op_type == "Attention":
             precision = _node_precision(node, types, makers)
             if precision is not None:
                 found[node_name(node)] = NodePrecision(precision, node.op_type in _CONVOLUTIONS, module_of(node))

@@ -145,9 +145,13 @@ def attentions_of(model: onnx.ModelProto) -> list[tuple[str, ...]]:
 
 
 def fused(attentions: Sequence[Collection[str]], kernels: Iterable[Kernel]) -> list[Collection[str]]:
-    """The attentions that have all of their nodes in one kernel."""
-    nodes = [set(kernel.nodes) for kernel in kernels if not is_opaque(kernel)]
-    return [attention for attention in attentions if any(own.issuperset(attention) for own in nodes)]
+    """The attentions that one kernel computes: it has all of their nodes, or is named so where there is only one node."""
+    shown = [(set(kernel.nodes), fuses_attention(kernel)) for kernel in kernels if not is_opaque(kernel)]
+    return [
+        attention
+        for attention in attentions
+        if any(nodes.issuperset(attention) and (named or len(attention) > 1) for nodes, named in shown)
+    ]
 
 
 def node_name(node: onnx.NodeProto) -> str:

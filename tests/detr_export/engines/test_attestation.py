@@ -87,6 +87,13 @@ def bf16() -> onnx.ModelProto:
     return model([*casts, product()], {"x": FLOAT}, {"w": np.ones((4, 4), np.float32)})
 
 
+def attention() -> onnx.ModelProto:
+    node = helper.make_node("Attention", ["q", "k", "v"], ["y"], name="whole")
+    inputs = [helper.make_tensor_value_info(name, HALF, [1, 8, 64, 32]) for name in "qkv"]
+    graph = helper.make_graph([node], "g", inputs, [helper.make_tensor_value_info("y", HALF, None)])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)])
+
+
 INT8_ZERO = numpy_helper.from_array(np.int8(0), "zero")
 FP8_ZERO = helper.make_tensor("zero", TensorProto.FLOAT8E4M3FN, [], b"\x00", raw=True)
 REAL: dict[str, tuple[Callable[[], onnx.ModelProto], str, str]] = {  # the graph, its precision, what its kernel computes in
@@ -98,6 +105,7 @@ REAL: dict[str, tuple[Callable[[], onnx.ModelProto], str, str]] = {  # the graph
     "int8mm": (lambda: quantised("MatMul", INT8_ZERO), "int8", "int8"),
     "fp8": (lambda: quantised("MatMul", FP8_ZERO), "int8", "fp8"),
     "uint8": (plain, "fp32", "fp32"),
+    "attention": (attention, "fp16", "fp16"),
 }
 
 
@@ -108,6 +116,7 @@ def test_attests_real_kernels(name: str) -> None:
     assert result.layers == {shown: 1}
     assert (result.attested, result.total, result.unattested) == (1, 1, ())
     assert bool(result.convolutions) == (name in ("accconv", "int8"))
+    assert bool(result.attentions) == (name == "attention")
     assert graph_precision(make()) == precision
 
 
@@ -115,8 +124,10 @@ def test_attests_real_kernels(name: str) -> None:
 def test_an_fp32_product_that_runs_in_less_is_refused(name: str) -> None:
     """The same kernels: without the casts in the graph, nobody allowed them."""
     shown = REAL[name][2].removesuffix("-in-fp32")
-    with pytest.raises(ArtifactError, match=rf"not what was asked for: .* 1 of 1 .* \(p\) in {shown} instead of fp32"):
-        attest(log(f"rtx_types/{name}"), wanted(p="fp32"))
+    with pytest.raises(
+        ArtifactError, match=rf"not what was asked for: .* 1 of 1 .* \((p|whole)\) in {shown} instead of fp32"
+    ):
+        attest(log(f"rtx_types/{name}"), wanted(p="fp32", whole="fp32"))
 
 
 def test_casts_that_do_not_widen_both_factors() -> None:

@@ -117,6 +117,15 @@ def test_a_part_of_the_graph_in_one_record_is_not_fused_attention() -> None:
     assert kernel_report([kernel("a", nodes=nodes[:3]), kernel("b", nodes=nodes[3:])], model).fused_attentions == 0
 
 
+def test_an_attention_of_one_node() -> None:
+    """Other kernels name the node as well; the first of these reshapes its keys."""
+    model = graph(("Attention", "whole", ["x", "x", "x"], "y"))
+    kernels = log("rtx_types/attention")
+    assert [kernel.nodes for kernel in kernels] == [(), ("whole",), ("whole",)]
+    assert kernel_report(kernels, model).fused_attentions == 1
+    assert kernel_report(kernels[:2], model).fused_attentions == 0
+
+
 def test_finds_attentions() -> None:
     assert attentions_of(graph(*attention("a", "s", "b"))) == [("a", "s", "b")]
     assert attentions_of(graph(("Attention", "whole", ["x", "x", "x"], "y"))) == [("whole",)]
