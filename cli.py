@@ -159,6 +159,16 @@ def trt_command(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="An ONNX file of detr-export's, or a checkpoint.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The engine to write; FILE.json is written beside it.")],
     fp16: Annotated[bool, typer.Option("--fp16", help="Build the fp16 graph.")] = False,
+    rtx: Annotated[
+        bool, typer.Option("--rtx", help="Compile with TensorRT-RTX, for GeForce and RTX cards; this needs no GPU.")
+    ] = False,
+    compute_capability: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            metavar="N.N",
+            help="With --rtx: a kind of GPU to compile for, such as 8.9; may be repeated. All from Ampere on if left out.",
+        ),
+    ] = None,
     profile: Annotated[
         Optional[list[str]],
         typer.Option(
@@ -206,13 +216,18 @@ def trt_command(
     """Build a TensorRT engine, check its precision, and compare it with its checkpoint in the corners of every profile."""
     if fallback and not fp16:
         raise typer.BadParameter("--fallback goes with --fp16")
+    if compute_capability and not rtx:
+        raise typer.BadParameter("--compute-capability goes with --rtx; TensorRT builds for the GPU that it runs on")
     require_extra("export")
     from detr_export.engines.build import build_from_source
     from detr_export.engines.ladder import steps
-    from detr_export.engines.options import BuildSettings, EngineOptions, gpu_number
+    from detr_export.engines.options import BuildSettings, EngineOptions, gpu_number, parse_capability
+    from detr_export.runtimes.backends.tensorrt.api import TENSORRT, TENSORRT_RTX
     from detr_export.runtimes.backends.tensorrt.profiles import parse_profile
 
     options = EngineOptions(
+        library=TENSORRT_RTX if rtx else TENSORRT,
+        targets=tuple(parse_capability(text) for text in compute_capability or ()),
         profiles=tuple(parse_profile(text) for text in profile or ()),
         max_batch=max_batch,
         settings=BuildSettings(workspace, optimization_level, version_compatible, hardware_compatible, aux_streams),
@@ -231,7 +246,7 @@ def trt_command(
 @reports_errors
 def verify(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="An ONNX file; with --against also an engine or a checkpoint.")
+        str, typer.Argument(metavar="MODEL", help="An ONNX file or an engine; with --against also a checkpoint.")
     ],
     checkpoint: Annotated[
         Optional[str], typer.Option(help="The checkpoint that it must agree with; the one that it came from if left out.")
@@ -249,7 +264,8 @@ def verify(
         typer.Option(metavar="IMAGES", help="With --against: run on pictures, files or folders; may be repeated."),
     ] = None,
     device: Annotated[
-        Optional[str], typer.Option(help="With --against: where MODEL runs, as in predict; cpu if left out.")
+        Optional[str],
+        typer.Option(help="An engine: its GPU, cuda if left out. With --against: where MODEL runs; cpu if left out."),
     ] = None,
     against_device: Annotated[Optional[str], typer.Option(help="With --against: where OTHER runs; cpu if left out.")] = None,
     atol: Annotated[
@@ -266,8 +282,13 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Compare an exported file with its checkpoint again, as the export does; or any two models with each other."""
-    if against is None and (images or atol or any(item is not None for item in (inputs, device, against_device))):
-        raise typer.BadParameter("--inputs, --images, --device, --against-device and --atol go with --against OTHER")
+    from detr_export.runtimes.opening import ENGINE_SUFFIXES
+
+    engine = model.endswith(ENGINE_SUFFIXES)
+    if against is None and (images or atol or any(item is not None for item in (inputs, against_device))):
+        raise typer.BadParameter("--inputs, --images, --against-device and --atol go with --against OTHER")
+    if against is None and device is not None and not engine:
+        raise typer.BadParameter("--device goes with an engine or with --against OTHER; an ONNX file is verified on the CPU")
     if against is not None:
         if checkpoint is not None or dilation is not None:
             raise typer.BadParameter("--checkpoint and --dilation do not go with --against")
@@ -291,6 +312,11 @@ def verify(
         require_agreement(comparison, model, against)
         return
     require_extra("export")
+    if engine:
+        from detr_export.engines.gate import verify_engine
+
+        print_result(verify_engine(model, checkpoint, device or "cuda", dilation, revision, TerminalProgress()), as_json)
+        return
     from detr_export.graphs.export import verify_file
     from detr_export.verification.comparison import require
 
@@ -333,6 +359,9 @@ def predict(
     trust_engine: Annotated[
         bool, typer.Option("--trust-engine", help="Run an engine although no sidecar names it. An engine is code.")
     ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse an engine that was never compared with its checkpoint.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find or segment objects in images, or read tables. An unreadable image is reported, and the others still run."""
@@ -347,7 +376,13 @@ def predict(
     outcomes = []
     attentions = explain and kind_of(model) == CHECKPOINT  # a file was exported with them, or does not have them
     with Predictor.load(
-        model, device, threads, attentions=attentions, trust_engine=trust_engine, processor=value_of(processor)
+        model,
+        device,
+        threads,
+        attentions=attentions,
+        trust_engine=trust_engine,
+        processor=value_of(processor),
+        strict=strict,
     ) as predictor:
         for outcome in predict_files(predictor, paths, threshold, output, overwrite, "attention" if explain else task.value):
             outcomes.append(outcome.to_dict())

@@ -23,6 +23,7 @@ _PACKAGES = (
     ("onnxruntime", "onnxruntime-gpu"),
     ("onnxruntime-ep-nv-tensorrt-rtx-cu13", "onnxruntime-ep-nv-tensorrt-rtx-cu12"),
     ("tensorrt",),
+    ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings"),
     ("cuda-python", "cuda-bindings"),
     ("pycuda",),
 )
@@ -78,6 +79,7 @@ class Diagnosis:
     providers: tuple[str, ...]  # execution providers of ONNX Runtime
     tensorrt: Optional[str]  # the version that the library gives, if it loads
     provider_tensorrt: Optional[str]  # the version that ONNX Runtime's TensorRT provider runs, if it has one and that loads
+    tensorrt_rtx: Optional[str]  # the same
     gpu: Optional[str]
     compute_capability: Optional[tuple[int, int]]
     driver_cuda: Optional[str]  # newest CUDA version that the driver supports
@@ -115,6 +117,7 @@ def diagnose() -> Diagnosis:
     providers, no_onnxruntime = _try(_onnxruntime_providers)
     tensorrt, no_tensorrt = _try(_tensorrt_version)
     provider, onnxruntime = _try(_provider_tensorrt)[0] or (None, None)
+    tensorrt_rtx, no_tensorrt_rtx = _try(_tensorrt_rtx_version)
     capability = device.compute_capability if device is not None else None
 
     # What can be done with it
@@ -128,6 +131,11 @@ def diagnose() -> Diagnosis:
             tensorrt is not None and device is not None,
             no_tensorrt or no_device or f"TensorRT {tensorrt}",
         ),
+        Ability(
+            "compiling TensorRT-RTX engines (detr-export trt --rtx)",
+            tensorrt_rtx is not None,
+            no_tensorrt_rtx or f"TensorRT-RTX {tensorrt_rtx}; running one takes a GPU",
+        ),
     )
 
     return Diagnosis(
@@ -137,6 +145,7 @@ def diagnose() -> Diagnosis:
         providers=providers or (),
         tensorrt=tensorrt,
         provider_tensorrt=provider,
+        tensorrt_rtx=tensorrt_rtx,
         gpu=device.name if device is not None else None,
         compute_capability=capability,
         driver_cuda=device.driver if device is not None else None,
@@ -190,8 +199,13 @@ def _provider_tensorrt() -> Optional[tuple[str, str]]:
 def _tensorrt_version() -> str:
     from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
 
-    tensorrt_api.require_supported()
-    return tensorrt_api.full_version()
+    return tensorrt_api.tensorrt().version
+
+
+def _tensorrt_rtx_version() -> str:
+    from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
+
+    return tensorrt_api.tensorrt_rtx().version
 
 
 def _torch_ability() -> Ability:

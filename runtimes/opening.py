@@ -42,6 +42,7 @@ _OPTIONS = (
     _Option("revision", (ONNX, CHECKPOINT), "only the hub has revisions; leave revision (--revision) out"),
     _Option("processor", (CHECKPOINT,), "a file has the processor that it was exported with; leave processor out"),
     _Option("trust_engine", (ENGINE,), "only an engine needs trust; leave trust_engine (--trust-engine) out"),
+    _Option("strict", (ENGINE,), "only an engine may be compiled where it cannot run; leave strict (--strict) out"),
 )
 
 
@@ -54,6 +55,7 @@ def open_session(
     trust_engine: bool = False,
     revision: Optional[str] = None,
     processor: Optional[str] = None,
+    strict: bool = False,
 ) -> Session:
     """Opens a file or checkpoint with the backend that it is for.
 
@@ -69,6 +71,7 @@ def open_session(
             executable code.
         revision: for a name on the hub: a branch, tag or commit.
         processor: for a checkpoint: whose pixels it gets, `pil` or `torchvision`; None takes what the checkpoint names.
+        strict: for an engine: refuse it if it was never compared with its checkpoint. Else a warning says so.
 
     Raises:
         ArtifactError: the file is missing, damaged or of an unknown kind.
@@ -83,6 +86,7 @@ def open_session(
         "revision": revision is not None,
         "trust_engine": trust_engine,
         "processor": processor is not None,
+        "strict": strict,
     }
     for option in _OPTIONS:
         if given[option.name] and kind not in option.kinds:
@@ -93,8 +97,10 @@ def open_session(
 
         return OrtSession(onnx_file(path, revision), device, threads, spinning=spinning is not False)
     if kind == ENGINE:
+        from detr_export.runtimes.backends.tensorrt.admission import check_verified
         from detr_export.runtimes.backends.tensorrt.session import TensorRTSession
 
+        check_verified(user_path(path), strict)
         return TensorRTSession(user_path(path), device, trust_engine)
     from detr_export.runtimes.backends.torch_session import TorchSession
 

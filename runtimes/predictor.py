@@ -59,9 +59,10 @@ class Predictor:
         spinning: Optional[bool] = None,
         trust_engine: bool = False,
         processor: Optional[str] = None,
+        strict: bool = False,
     ) -> Predictor:
         """Opens a file or checkpoint; arguments and errors as in `open_session`."""
-        session = open_session(path, device, threads, attentions, spinning, trust_engine, processor=processor)
+        session = open_session(path, device, threads, attentions, spinning, trust_engine, processor=processor, strict=strict)
         try:
             return cls(session)
         except BaseException:

@@ -28,7 +28,14 @@ from detr_export.graphs.export import ExportOptions, export_onnx  # noqa: E402
 from detr_export.modeling.segmentation import DetrForSegmentation  # noqa: E402
 from detr_export.seeding import seed_weights  # noqa: E402
 from tests import models  # noqa: E402
-from tests.tensorrt_double.fixtures import install_tensorrt, no_tensorrt, tensorrt  # noqa: E402, F401
+from tests.rtx.compiler import rtx_compiler  # noqa: E402, F401
+from tests.tensorrt_double.fixtures import (  # noqa: E402, F401
+    fresh_libraries,
+    install_tensorrt,
+    no_tensorrt,
+    rtx,
+    tensorrt,
+)
 from tests.tracing import traced_once  # noqa: E402
 
 # Workers side by side share the cores; a full set of threads in each makes all of them many times slower.

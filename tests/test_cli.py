@@ -127,7 +127,7 @@ def test_the_console_script_and_the_module() -> None:
         (("verify", "a", "--atol", "1"), "go with --against OTHER"),
         (("verify", "a", "--images", "b"), "go with --against OTHER"),
         (("verify", "a", "--inputs", "b"), "go with --against OTHER"),
-        (("verify", "a", "--device", "cpu"), "go with --against OTHER"),
+        (("verify", "a", "--device", "cpu"), "--device goes with an engine or with --against OTHER"),
         (("verify", "a", "--against-device", "cpu"), "go with --against OTHER"),
         (("verify", "a", "--against", "b", "--checkpoint", "c"), "--checkpoint and --dilation do not go with --against"),
         (("verify", "a", "--against", "b", "--no-dilation"), "--checkpoint and --dilation do not go with --against"),

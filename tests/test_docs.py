@@ -40,6 +40,7 @@ MAX_WORDS = 900  # of the README
 PARSED_ONLY = {
     r"facebook/": "reads the hub",
     r"^detr-export predict structure\.onnx\b": "needs Table Transformer's weights",
+    r"^detr-export predict rtx\.engine\b": "needs a GPU",
     r"2017": "reads COCO",
     r"^detr-export trt\b": "builds on a GPU",
     r"^detr-export train\b|^torchrun\b|--images 10000\b": "takes hours; tests/detr_export/training trains",

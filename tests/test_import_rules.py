@@ -21,7 +21,7 @@ BACKENDS = {
     "onnxruntime": "runtimes/backends/ort/",
     "onnxruntime_ep_nv_tensorrt_rtx": "runtimes/backends/ort/providers.py",
     "torch": "runtimes/backends/torch_session.py",
-    "tensorrt": "runtimes/backends/tensorrt/api.py",
+    "tensorrt": "runtimes/backends/tensorrt/api.py",  # rtx_library.py imports TensorRT-RTX by name
     "pycuda": "runtimes/backends/cuda/",
     "cuda": "runtimes/backends/cuda/",
     "huggingface_hub": "runtimes/hub.py",

@@ -1,4 +1,6 @@
-"""From an ONNX file to a TensorRT engine. It is written only after its precision and its numbers were checked.
+"""From an ONNX file to an engine. It is written only after its precision and its numbers were checked.
+
+TensorRT-RTX also compiles where no GPU is. Then the numbers cannot be checked, and the sidecar says so.
 
 The engine is a plain plan, which trtexec and C++ read. Everything else about it lies beside it in `<engine>.json`.
 """
@@ -12,34 +14,33 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx
 
-from detr_export.engines.attestation import attest, graph_precision, node_precisions
-from detr_export.engines.gate import engine_grid, require_engine
+from detr_export.engines.attestation import Attestation, attest, graph_precision, node_precisions
+from detr_export.engines.builder import BuildOrder, Plan, build_plan
+from detr_export.engines.gate import compare_engine, require_engine, verified
+from detr_export.engines.kernels import KernelReport, kernel_report
 from detr_export.engines.ladder import LADDER, Step
 from detr_export.engines.lock import build_lock
 from detr_export.engines.options import EngineOptions
-from detr_export.engines.records import kernels_of_inspector
+from detr_export.engines.place import Place, find_place, targets_text
+from detr_export.engines.records import kernels_of_inspector, kernels_of_log
 from detr_export.engines.source import make_graph
 from detr_export.graphs.inspection import Inspection, inspect_onnx
 from detr_export.graphs.tensorrt import readable_graph
 from detr_export.loading import reference_of_file
-from detr_export.runtimes.backends.cuda import opening as cuda_opening
-from detr_export.runtimes.backends.cuda.memory import CudaDevice
+from detr_export.runtimes.backends.tensorrt.api import TITLES
 from detr_export.runtimes.backends.tensorrt.profiles import EngineProfile, default_profiles, shape_profile
 from detr_export.runtimes.backends.tensorrt.sidecar import EngineSidecar, read_sidecar, write_sidecar
-from detr_export.runtimes.errors import ArtifactError, OutputError, VerificationError
+from detr_export.runtimes.errors import ArtifactError, BackendError, OutputError, VerificationError
 from detr_export.runtimes.files import require_writable, write_atomically
 from detr_export.runtimes.metadata import Metadata
 from detr_export.runtimes.opening import ENGINE_SUFFIXES
 from detr_export.runtimes.progress import SILENT, Progress
-from detr_export.verification.comparison import Parity, compare
+from detr_export.verification.comparison import Parity
 from detr_export.verification.reference import Reference, reference_of
-
-if TYPE_CHECKING:
-    from detr_export.engines.builder import Plan
 
 
 @dataclass(frozen=True)
@@ -51,17 +52,26 @@ class EngineResult:
     sidecar: EngineSidecar
     parity: Parity | None  # None when verification was switched off, or another process had built it
     built_here: bool  # False: another process was building the same engine, and this one waited for it
+    report: KernelReport | None = None  # on the kernels of the first profile; None if the builder logged none
 
     def summary(self) -> str:
         """For people."""
         about = self.sidecar
-        lines = [f"{self.path}  {self.size_bytes / 1e6:.1f} MB, {about.precision}, TensorRT {about.tensorrt}, {about.gpu}"]
+        built_for = about.gpu or targets_text(about.targets)
+        library = f"{TITLES[about.library]} {about.library_version}"
+        lines = [f"{self.path}  {self.size_bytes / 1e6:.1f} MB, {about.precision}, {library}, {built_for}"]
         if about.fallback is not None:
             lines.append(f"fell back to {about.fallback}")
+        if self.report is not None:
+            lines.append(self.report.summary())
         if self.parity is not None:
             lines.append(self.parity.summary())
+        elif not self.built_here:
+            lines.append("built by another process in the meantime")
+        elif about.gpu is None:
+            lines.append(f"compiled, never run: nobody knows its numbers; on its GPU run detr-export verify {self.path}")
         else:
-            lines.append("not verified: --no-verify" if self.built_here else "built by another process in the meantime")
+            lines.append("not verified: --no-verify")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,7 +107,7 @@ def build_engine(
         ArtifactError: the ONNX file is not detr-export's, or TensorRT does not read it.
         AttestationError: the engine computes in another precision than the graph; nothing was written.
         VerificationError: the engine disagrees with the checkpoint; nothing was written.
-        BackendError: no GPU or no TensorRT, or the build failed.
+        BackendError: no GPU or no TensorRT, an option that it does not have, or the build failed.
         InputError: no profile can be derived from the processor's settings.
     """
     options = options or EngineOptions()
@@ -105,24 +115,25 @@ def build_engine(
     _require_target(target, options.overwrite)
     order = _read_order(Path(onnx_file), options)
     reference = None
-    if options.verify:
+    if order.compares:
         reference = reference_of(reference_of_file(onnx_file, order.about, options.checkpoint, progress=progress))
 
     with build_lock(order.key, progress, "waiting for another process that builds the same engine"):
         if target.exists() and not options.overwrite:  # it did not when this began
             return _built_elsewhere(target, order.key)
-        progress.stage(f"building for {order.device.name} with TensorRT {order.tensorrt}, {len(order.profiles)} profiles")
+        progress.stage(f"building for {order.place} with {order.place.library}, {len(order.profiles)} profiles")
         plan = _build(order, progress)
-        sidecar = _describe(plan, order, _attest(plan, order), step if fell_back else None)
+        report = _report(plan, order)
+        sidecar = _describe(plan, order, _attest(plan, order), report, step if fell_back else None)
         parity = None
         if reference is not None:
-            parity = _compare(plan.content, sidecar, reference, order.profiles, options.device, progress)
+            parity = _compare(plan.content, sidecar, reference, options.device, progress)
             require_engine(parity, target.name, step or order.precision)
-            sidecar = replace(sidecar, metadata=replace(sidecar.metadata, parity=parity.to_dict()))
+            sidecar = verified(sidecar, parity)
         # The sidecar first: a reader who opens the pair in between finds digests that differ, and refuses.
         write_sidecar(target, sidecar)
         write_atomically(target, plan.content)
-    return EngineResult(target, len(plan.content), sidecar, parity, built_here=True)
+    return EngineResult(target, len(plan.content), sidecar, parity, built_here=True, report=report)
 
 
 def build_from_source(
@@ -142,12 +153,20 @@ def build_from_source(
     Raises:
         DetrError: as in `make_graph` and `build_with_fallback`.
     """
-    from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
-
-    tensorrt_api.require_supported()  # before a minute of exporting
+    options = options or EngineOptions()
+    place = find_place(options)  # before a minute of exporting
+    if len(tried) > 1 and not (options.verify and place.runs_here):
+        raise BackendError(
+            "--fallback builds the first engine that agrees with its checkpoint, and here none is run; "
+            "leave it out, or build on a GPU that the engine is for, without --no-verify"
+        )
     with tempfile.TemporaryDirectory(prefix="detr-export-") as folder:
         return build_with_fallback(
-            lambda step: make_graph(source, step.name, Path(folder), progress), output, options, progress, tried
+            lambda step: make_graph(source, step.name, Path(folder), progress, options.library),
+            output,
+            options,
+            progress,
+            tried,
         )
 
 
@@ -189,78 +208,103 @@ class _Order:
     precision: str
     profiles: tuple[EngineProfile, ...]
     options: EngineOptions
-    device: CudaDevice
-    tensorrt: str  # full version
+    place: Place
+
+    @property
+    def compares(self) -> bool:
+        """Whether the engine is compared with its checkpoint."""
+        return self.options.verify and self.place.runs_here
 
     @property
     def key(self) -> str:
         """Hex SHA-256 of all that the engine depends on."""
-        device, options = self.device, self.options
-        parts = [self.about.sha256, [str(profile) for profile in self.profiles], asdict(options.settings), self.tensorrt]
-        text = json.dumps([*parts, device.name, device.compute_capability, device.driver, options.verify], sort_keys=True)
+        library, device, targets = self.place.library, self.place.device, self.place.targets
+        tuned = None if targets else device
+        gpu = [] if tuned is None else [tuned.name, tuned.compute_capability, tuned.driver]
+        parts = [self.about.sha256, [str(profile) for profile in self.profiles], asdict(self.options.settings)]
+        text = json.dumps([*parts, str(library), targets, gpu, self.compares], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _read_order(source: Path, options: EngineOptions) -> _Order:
     """Finds out what is to be built, and refuses what cannot be built."""
-    import detr_export.engines.builder  # noqa: F401  # if TensorRT is missing, say so now
-    from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
-
-    tensorrt_api.require_supported()
-    device = cuda_opening.open_device(options.device)
+    place = find_place(options)
+    if options.checkpoint is not None and options.verify and not place.runs_here:
+        raise BackendError(
+            f"the engine cannot run here, so it is not compared with {options.checkpoint}; leave --checkpoint out, and give "
+            "it to detr-export verify on the engine's GPU"
+        )
     about = inspect_onnx(source)
     metadata = _require_metadata(about)
-    version = tensorrt_api.full_version()
-    model = readable_graph(onnx.load(str(source)), version)
+    model = readable_graph(onnx.load(str(source)), place.library.reads_as)
     precision = graph_precision(model)
     if precision != "int8" and precision != metadata.precision:
         raise ArtifactError(f"{source} says that it is {metadata.precision} and its graph is {precision}; export it again")
     profiles = options.profiles or tuple(default_profiles(metadata.processor, options.max_batch))
-    return _Order(about, metadata, model, precision, profiles, options, device, version)
+    return _Order(about, metadata, model, precision, profiles, options, place)
 
 
 def _build(order: _Order, progress: Progress) -> Plan:
-    """Runs TensorRT's builder; reads the timing cache before and writes it after."""
-    from detr_export.engines.builder import build_plan
-
-    options = order.options
-    shapes = [shape_profile(profile, order.about.inputs) for profile in order.profiles]
+    """Runs the builder; reads the timing cache before and writes it after."""
+    options, place = order.options, order.place
     with contextlib.ExitStack() as stack:
-        if options.timing_cache is not None:
-            shared = f"timing cache {options.timing_cache.resolve()}"
-            stack.enter_context(build_lock(shared, progress, "waiting for another process that uses the timing cache"))
-        timed = _read_timing_cache(options.timing_cache)
-        readable = (
-            Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="detr-export-"))) / Path(order.about.path).name
-        )
+        timed = None
+        if place.library.generation.has_timing_cache:
+            if options.timing_cache is not None:
+                shared = f"timing cache {options.timing_cache.resolve()}"
+                stack.enter_context(build_lock(shared, progress, "waiting for another process that uses the timing cache"))
+            timed = _read_timing_cache(options.timing_cache)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="detr-export-")))
+        readable = folder / Path(order.about.path).name
         onnx.save(order.model, str(readable))
-        plan = build_plan(readable, shapes, order.precision, options.settings, order.device, timed, progress)
-        if options.timing_cache is not None:
+        request = BuildOrder(
+            library=place.library,
+            onnx_file=readable,
+            model=order.model,
+            profiles=tuple(shape_profile(profile, order.about.inputs) for profile in order.profiles),
+            precision=order.precision,
+            settings=options.settings,
+            targets=place.targets,
+            device=place.device,
+            timing_cache=timed,
+        )
+        plan = build_plan(request, progress)
+        if options.timing_cache is not None and plan.timing_cache is not None:
             write_atomically(options.timing_cache, plan.timing_cache)
     return plan
 
 
-def _attest(plan: Plan, order: _Order) -> dict[str, int]:
-    """Checks that the engine computes in the graph's precisions; returns how many layers compute in each."""
-    from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
+def _attest(plan: Plan, order: _Order) -> Attestation:
+    """Checks that the engine computes in the graph's precisions.
 
-    with order.device.active():
-        _runtime, engine = tensorrt_api.load_engine(plan.content, order.options.settings.version_compatible)
-        by_profile = tensorrt_api.engine_layers(engine, order.device)
+    The engine inspector tells what TensorRT runs. TensorRT-RTX is asked nothing, because its engine may be for another GPU:
+    there the builder's log has to do.
+    """
+    library, device = order.place.library, order.place.device
+    if order.place.targets or device is None:
+        return attest(kernels_of_log(plan.log), node_precisions(order.model))
+    with device.active():
+        _runtime, engine = library.load_engine(plan.content, order.options.settings.version_compatible)
+        by_profile = library.engine_layers(engine, device)
         del engine, _runtime  # while the device is active
     kernels = [kernel for index, layers in enumerate(by_profile) for kernel in kernels_of_inspector(layers, index)]
-    return attest(kernels, node_precisions(order.model)).layers
+    return attest(kernels, node_precisions(order.model))
 
 
-def _describe(plan: Plan, order: _Order, layers: dict[str, int], fallback: str | None) -> EngineSidecar:
+def _describe(
+    plan: Plan, order: _Order, attestation: Attestation, report: KernelReport | None, fallback: str | None
+) -> EngineSidecar:
+    library, device, targets = order.place.library, order.place.device, order.place.targets
+    tuned = None if targets else device  # TensorRT chooses kernels by measuring them, TensorRT-RTX does not
     return EngineSidecar(
         sha256=hashlib.sha256(plan.content).hexdigest(),
         source_sha256=order.about.sha256,
         build_key=order.key,
-        tensorrt=order.tensorrt,
-        cuda=order.device.driver,
-        gpu=order.device.name,
-        compute_capability=order.device.compute_capability,
+        library=library.name,
+        library_version=library.version,
+        cuda=None if tuned is None else tuned.driver,
+        gpu=None if tuned is None else tuned.name,
+        targets=targets if tuned is None else (tuned.compute_capability,),
         precision=order.precision,
         fallback=fallback,
         version_compatible=order.options.settings.version_compatible,
@@ -268,9 +312,18 @@ def _describe(plan: Plan, order: _Order, layers: dict[str, int], fallback: str |
         profiles=tuple(map(str, order.profiles)),
         inputs=order.about.inputs,
         outputs=order.about.outputs,
-        layers=layers,
+        layers=attestation.layers,
+        attestation=attestation.to_dict(),
+        kernels=None if report is None else report.to_dict(),
+        verified=False,
         metadata=replace(order.metadata, precision=order.precision, parity=None),
     )
+
+
+def _report(plan: Plan, order: _Order) -> KernelReport | None:
+    """What the builder's log says of the kernels of the first profile; None if it has no records of them."""
+    kernels = kernels_of_log(plan.log)
+    return kernel_report(kernels, order.model, plan_bytes=len(plan.content)) if kernels else None
 
 
 def _require_target(target: Path, overwrite: bool) -> None:
@@ -296,22 +349,12 @@ def _built_elsewhere(target: Path, key: str) -> EngineResult:
     return EngineResult(target, target.stat().st_size, sidecar, None, built_here=False)
 
 
-def _compare(
-    plan: bytes,
-    sidecar: EngineSidecar,
-    reference: Reference,
-    profiles: Sequence[EngineProfile],
-    device: int,
-    progress: Progress,
-) -> Parity:
-    from detr_export.runtimes.backends.tensorrt.session import TensorRTSession
-
+def _compare(plan: bytes, sidecar: EngineSidecar, reference: Reference, device: int, progress: Progress) -> Parity:
     with tempfile.TemporaryDirectory(prefix="detr-export-") as folder:
         trial = Path(folder) / "trial.engine"
         write_sidecar(trial, sidecar)
         write_atomically(trial, plan)
-        with TensorRTSession(trial, f"cuda:{device}", contexts=1) as candidate:
-            return compare(candidate, reference, engine_grid(profiles), progress)
+        return compare_engine(trial, sidecar, reference, f"cuda:{device}", progress)
 
 
 def _read_timing_cache(path: Path | None) -> bytes:

@@ -1,17 +1,26 @@
 """The gate of an engine: it must give the checkpoint's numbers at the corners of every profile.
 
-Each profile is run at its smallest, its tuned and its largest size.
+Each profile is run at its smallest, its tuned and its largest size. An engine that was compiled where it cannot run goes
+through the gate later, on its GPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from detr_export.engines.ladder import step_after
-from detr_export.runtimes.backends.tensorrt.profiles import EngineProfile
-from detr_export.runtimes.errors import VerificationError
+from detr_export.engines.options import gpu_number
+from detr_export.loading import reference_of_file
+from detr_export.runtimes.backends.tensorrt.profiles import EngineProfile, parse_profile
+from detr_export.runtimes.backends.tensorrt.sidecar import EngineSidecar, read_sidecar, sidecar_path, write_sidecar
+from detr_export.runtimes.errors import ArtifactError, VerificationError
+from detr_export.runtimes.files import user_path
+from detr_export.runtimes.progress import SILENT, Progress
 from detr_export.verification.cases import Case, cases_of_size
-from detr_export.verification.comparison import Parity
+from detr_export.verification.comparison import Parity, compare
+from detr_export.verification.reference import Reference, reference_of
 
 
 def engine_grid(profiles: Sequence[EngineProfile]) -> list[Case]:
@@ -40,3 +49,71 @@ def require_engine(parity: Parity, name: str, step: str) -> None:
         else "this TensorRT computes the graph wrongly on this GPU: run detr-export doctor, and try another version"
     )
     raise VerificationError(f"{name} disagrees with its checkpoint: {parity.disagreement()}; {advice}")
+
+
+def compare_engine(
+    engine: Path, sidecar: EngineSidecar, reference: Reference, device: str, progress: Progress = SILENT
+) -> Parity:
+    """Runs an engine in the corners of its profiles, and compares it with its checkpoint.
+
+    Args:
+        engine: the file; its sidecar lies beside it.
+        sidecar: the content of the sidecar.
+        reference: the checkpoint.
+        device: `cuda` or `cuda:N`.
+        progress: is told each case.
+
+    Raises:
+        ArtifactError, BackendError: as in `TensorRTSession`.
+    """
+    from detr_export.runtimes.backends.tensorrt.session import TensorRTSession
+
+    grid = engine_grid([parse_profile(text) for text in sidecar.profiles])
+    with TensorRTSession(engine, device, contexts=1) as candidate:
+        return compare(candidate, reference, grid, progress)
+
+
+def verified(sidecar: EngineSidecar, parity: Parity) -> EngineSidecar:
+    """The sidecar of an engine that has passed the gate."""
+    return replace(sidecar, verified=True, metadata=replace(sidecar.metadata, parity=parity.to_dict()))
+
+
+def verify_engine(
+    engine: str | Path,
+    checkpoint: str | None = None,
+    device: str = "cuda",
+    dilation: bool | None = None,
+    revision: str | None = None,
+    progress: Progress = SILENT,
+) -> Parity:
+    """Puts an engine through the gate on this machine, and completes its sidecar.
+
+    Args:
+        engine: the file, with its sidecar beside it.
+        checkpoint: what it must agree with; the checkpoint that its ONNX file came from when None.
+        device: `cuda` or `cuda:N`.
+        dilation, revision: as in `load_checkpoint`.
+        progress: is told each case.
+
+    Raises:
+        ArtifactError: the engine or its sidecar is missing or damaged, or they do not belong together.
+        BackendError: the GPU or the library is missing, or is not what the engine was built for.
+        CheckpointError: the checkpoint is missing, damaged, or not a DETR.
+        VerificationError: they disagree; the sidecar stays as it was.
+        OutputError: the sidecar cannot be written.
+    """
+    file = user_path(engine)
+    gpu_number(device)
+    if not file.is_file():
+        raise ArtifactError(f"{file} does not exist or is not a file")
+    sidecar = read_sidecar(file)
+    if sidecar is None:
+        raise ArtifactError(f"{sidecar_path(file)} is missing; copy it together with the engine")
+    from detr_export.runtimes.backends.tensorrt.session import TensorRTSession
+
+    TensorRTSession(file, device, contexts=1).close()  # whether it opens is known at once, the reference takes a minute
+    reference = reference_of(reference_of_file(file, sidecar, checkpoint, dilation, revision, progress))
+    parity = compare_engine(file, sidecar, reference, device, progress)
+    require_engine(parity, file.name, sidecar.fallback or sidecar.precision)
+    write_sidecar(file, verified(sidecar, parity))
+    return parity

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from detr_export.runtimes.backends.tensorrt.api import TENSORRT, ComputeCapability
 from detr_export.runtimes.backends.tensorrt.profiles import EngineProfile
 from detr_export.runtimes.devices import CUDA, parse_device
-from detr_export.runtimes.errors import BackendError
+from detr_export.runtimes.errors import BackendError, InputError
+
+_CAPABILITY = re.compile(r"(\d+)\.(\d)")
 
 
 @dataclass(frozen=True)
@@ -25,14 +30,40 @@ class BuildSettings:
 class EngineOptions:
     """How to build."""
 
+    library: str = TENSORRT  # or TENSORRT_RTX
+    # Compute capabilities that TensorRT-RTX compiles for; all that one engine can serve when empty. TensorRT: its GPU's.
+    targets: tuple[ComputeCapability, ...] = ()
     profiles: tuple[EngineProfile, ...] = ()  # derived from the processor's settings when empty
     max_batch: int = 1  # of derived profiles
     settings: BuildSettings = field(default_factory=BuildSettings)
     timing_cache: Path | None = None  # read before and written after the build
-    device: int = 0  # number of the GPU
-    verify: bool = True
+    device: int = 0  # number of the GPU; TensorRT-RTX compiles without one
+    verify: bool = True  # compare the engine with its checkpoint, if it can run here
     checkpoint: str | None = None  # what to compare with; the checkpoint that the file came from when None
     overwrite: bool = False
+
+
+def parse_capability(text: str) -> ComputeCapability:
+    """Reads a compute capability, such as 8.9.
+
+    Raises:
+        InputError: the text is malformed.
+    """
+    match = _CAPABILITY.fullmatch(text)
+    if match is None:
+        raise InputError(f"compute capability is {text!r}; expected two numbers such as 8.9")
+    return int(match[1]), int(match[2])
+
+
+def refused_option(settings: BuildSettings, timing_cache: Path | None, refused: Mapping[str, str]) -> str | None:
+    """The first option that was given and is refused, with the reason; None if there is none."""
+    given = {
+        "--optimization-level": settings.optimization_level is not None,
+        "--version-compatible": settings.version_compatible,
+        "--hardware-compatible": settings.hardware_compatible,
+        "--timing-cache": timing_cache is not None,
+    }
+    return next((f"{name}: {reason}" for name, reason in refused.items() if given[name]), None)
 
 
 def gpu_number(device: str) -> int:
@@ -43,5 +74,5 @@ def gpu_number(device: str) -> int:
     """
     place = parse_device(device)
     if place.kind != CUDA:
-        raise BackendError(f"device is {device!r}; an engine is built on a GPU, 'cuda' or 'cuda:N'")
+        raise BackendError(f"device is {device!r}; an engine needs a GPU, 'cuda' or 'cuda:N'")
     return place.index

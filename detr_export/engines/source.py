@@ -10,12 +10,15 @@ from detr_export.engines.ladder import FIRST, LAST, step_named
 from detr_export.graphs.export import export_onnx
 from detr_export.graphs.inspection import inspect_onnx
 from detr_export.graphs.options import DEFAULT_OPSET, SUFFIX
+from detr_export.runtimes.backends.tensorrt.api import TENSORRT, library_named
 from detr_export.runtimes.errors import ArtifactError, BackendError
 from detr_export.runtimes.hub import onnx_file
 from detr_export.runtimes.progress import SILENT, Progress
 
 
-def make_graph(source: str, step: str, folder: Path, progress: Progress = SILENT, input: str = "float") -> Path:
+def make_graph(
+    source: str, step: str, folder: Path, progress: Progress = SILENT, input: str = "float", library: str = TENSORRT
+) -> Path:
     """The ONNX file of a step of the ladder.
 
     Args:
@@ -24,6 +27,7 @@ def make_graph(source: str, step: str, folder: Path, progress: Progress = SILENT
         folder: where a file may be written.
         progress: is told each stage of an export.
         input: of an export, as in `ExportOptions`.
+        library: which one builds the engine, `TENSORRT` or `TENSORRT_RTX`.
 
     Raises:
         ArtifactError: an ONNX file is of another precision.
@@ -40,15 +44,14 @@ def make_graph(source: str, step: str, folder: Path, progress: Progress = SILENT
     output = folder / f"{step}{SUFFIX}"
     if not output.exists():
         progress.stage(f"exporting {source}, {step}")
-        options = replace(step_named(step).options, opset=_opset(), input=input)
+        options = replace(step_named(step).options, opset=_opset(library), input=input)
         export_onnx(load_checkpoint(source), output, options, progress)
     return output
 
 
-def _opset() -> int:
-    """The opset that the installed TensorRT reads; without TensorRT the default one, for ONNX Runtime."""
+def _opset(library: str) -> int:
+    """The opset that the installed library reads; without it the default one, for ONNX Runtime."""
     try:
-        from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
+        return library_named(library).generation.export_opset
     except BackendError:
         return DEFAULT_OPSET
-    return tensorrt_api.generation().export_opset

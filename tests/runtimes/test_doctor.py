@@ -9,9 +9,11 @@ import pytest
 
 from detr_export.runtimes.backends.cuda import opening as cuda_opening
 from detr_export.runtimes.backends.ort import providers as ort_providers
+from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
+from detr_export.runtimes.backends.tensorrt.api import Library
 from detr_export.runtimes.doctor import Diagnosis, diagnose, known_issues
 from detr_export.runtimes.errors import BackendError
-from tests.tensorrt_double.fixtures import NEWEST, OLDEST, TEN, Install
+from tests.tensorrt_double.fixtures import NEWEST, OLDEST, RTX, TEN, Install
 
 FP16, CUMSUM = {"4796", "4397"}, {"1034", "4551", "4513"}  # of TensorRT 10 and later, and from 10.8 on
 
@@ -34,6 +36,7 @@ def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         "ONNX files with CUDA": False,
         "ONNX files with TensorRT": False,
         "TensorRT engines": False,
+        "compiling TensorRT-RTX engines": False,
     }
     assert (found.gpu, found.tensorrt, found.issues) == (None, None, ())
     assert found.packages["torch"] == distributions.version("torch")
@@ -41,6 +44,7 @@ def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "GPU: none" in found.summary()
     assert "no  TensorRT engines" in found.summary()
     assert "pip install 'detr-export[trt]'" in found.summary()
+    assert "pip install 'detr-export[rtx]'" in found.summary()
     json.dumps(found.to_dict())
 
 
@@ -115,6 +119,15 @@ def test_two_tensorrts_are_told_apart(install_tensorrt: Install, monkeypatch: py
     assert not {item.reference.rpartition("/")[2] for item in diagnose().issues} & CUMSUM
 
 
+def test_tensorrt_rtx_compiles_without_a_gpu(install_tensorrt: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_tensorrt(RTX, rtx=True)
+    monkeypatch.setattr(cuda_opening, "open_device", no_gpu)
+    found = diagnose()
+    assert works(found)["compiling TensorRT-RTX engines"]
+    assert (found.tensorrt_rtx, found.gpu) == (RTX, None)
+    assert f"(detr-export trt --rtx): TensorRT-RTX {RTX}; running one takes a GPU" in found.summary()
+
+
 def test_a_tensorrt_that_is_too_old_does_not_work(install_tensorrt: Install) -> None:
     install_tensorrt("8.4.3.1")
     found = diagnose()
@@ -126,12 +139,11 @@ def test_what_is_installed_and_does_not_load_is_a_finding(
     monkeypatch: pytest.MonkeyPatch, install_tensorrt: Install
 ) -> None:
     install_tensorrt()
-    from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
 
-    def broken() -> str:
+    def broken(*_: object) -> Library:
         raise OSError("libnvinfer.so.11: cannot open shared object file\nmore")
 
-    monkeypatch.setattr(tensorrt_api, "full_version", broken)
+    monkeypatch.setattr(tensorrt_api, "Library", broken)
     found = diagnose()
     assert not works(found)["TensorRT engines"]
     assert "OSError: libnvinfer.so.11: cannot open shared object file" in found.summary()

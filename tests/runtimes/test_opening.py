@@ -61,6 +61,7 @@ def test_kinds(name: str, kind: str) -> None:
     ("kind", "options", "message"),
     [
         ("onnx", {"attentions": True}, r"an ONNX file, which does not take attentions: .*onnx --with-attentions"),
+        ("onnx", {"strict": True}, r"an ONNX file, which does not take strict: .*leave strict \(--strict\) out"),
         ("onnx", {"trust_engine": True}, r"an ONNX file, which does not take trust_engine: .*leave trust_engine"),
         ("engine", {"attentions": True}, r"a TensorRT engine, which does not take attentions: .*onnx --with-attentions"),
         ("engine", {"spinning": False}, r"a TensorRT engine, which does not take spinning: .*leave spinning out"),

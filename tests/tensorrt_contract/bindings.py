@@ -17,7 +17,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-PACKAGE = "tensorrt-cu13-bindings"
+PACKAGE, RTX_PACKAGE = "tensorrt-cu13-bindings", "tensorrt-rtx-cu13-bindings"
 STAND_INS = {
     "nvinfer": (
         "createInferBuilder_INTERNAL",
@@ -33,9 +33,10 @@ STAND_INS = {
     ),
     "nvinfer_plugin": ("initLibNvInferPlugins",),
 }
+_IMPORT = "import tensorrt_bindings as trt"
+_IMPORT_RTX = "from detr_export.runtimes.backends.tensorrt import rtx_library; trt = rtx_library.import_tensorrt_rtx()"
 _ASK = """
 import json, sys
-import tensorrt_bindings as trt
 asked = json.load(sys.stdin)
 missing = []
 for name, attributes in asked.items():
@@ -58,18 +59,18 @@ def require_platform() -> None:
         raise Unavailable(f"there are no TensorRT bindings to compare with for {sys.platform} {platform.machine()}")
 
 
-def installed(version: str) -> Path:
-    """Where pip has installed a version.
+def installed(version: str, package: str = PACKAGE, extra: str = "contract") -> Path:
+    """Where pip has installed a version of a package, which comes with an extra.
 
     Raises:
         Unavailable: it has not.
     """
     try:
-        distribution = importlib.metadata.distribution(PACKAGE)
+        distribution = importlib.metadata.distribution(package)
     except importlib.metadata.PackageNotFoundError:
-        raise Unavailable(f"{PACKAGE} is not installed; run: pip install 'detr-export[contract]'") from None
+        raise Unavailable(f"{package} is not installed; run: pip install 'detr-export[{extra}]'") from None
     if distribution.version != version:
-        raise Unavailable(f"{PACKAGE} is {distribution.version}; expected {version}")
+        raise Unavailable(f"{package} is {distribution.version}; expected {version}")
     return Path(str(distribution.locate_file("")))
 
 
@@ -110,10 +111,20 @@ def compile_stand_ins(folder: Path, major: int) -> Path:
 
 def missing(bindings: Path, libraries: Path, asked: dict[str, set[str]]) -> tuple[str, list[str]]:
     """The version that answered, and what it does not have."""
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(libraries), "PYTHONPATH": str(bindings)}
+    return _ask(_IMPORT, asked, {"LD_LIBRARY_PATH": str(libraries), "PYTHONPATH": str(bindings)})
+
+
+def missing_in_rtx(asked: dict[str, set[str]]) -> tuple[str, list[str]]:
+    """The version of TensorRT-RTX that is installed, and what it does not have. Its own libraries load without a GPU."""
+    return _ask(_IMPORT_RTX, asked, {})
+
+
+def _ask(importing: str, asked: dict[str, set[str]], environment: dict[str, str]) -> tuple[str, list[str]]:
     given = json.dumps({name: sorted(attributes) for name, attributes in asked.items()})
-    command = [sys.executable, "-c", _ASK]
-    run = subprocess.run(command, input=given, capture_output=True, text=True, check=False, env=environment)
+    command = [sys.executable, "-c", f"{importing}\n{_ASK}"]
+    run = subprocess.run(
+        command, input=given, capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
     assert run.returncode == 0, run.stderr
     answer = json.loads(run.stdout)
     return answer["version"], answer["missing"]

@@ -1,4 +1,4 @@
-"""Every attribute of TensorRT's that the project or the double uses exists in the real API of 11.4 and of 10.16."""
+"""Every attribute of TensorRT's that the project or the double uses exists in the real API of 11.4, 10.16 and RTX 1.7."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
 from tests.tensorrt_contract import bindings
-from tests.tensorrt_contract.usage import ROOT, Usage, merged, sources, usage
+from tests.tensorrt_contract.usage import OLD_ONLY, ROOT, RTX_ONLY, Usage, merged, sources, usage
 from tests.tensorrt_double import Knobs, fake_tensorrt
-from tests.tensorrt_double.fixtures import NEWEST, TEN, Install
+from tests.tensorrt_double.fixtures import NEWEST, RTX, TEN
 
 VERSIONS = (NEWEST, TEN)
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "detr-export"
@@ -21,6 +22,11 @@ def ask(version: str, asked: Usage, folder: Path) -> list[str]:
     """What a version lacks. Where its bindings cannot be had the test is skipped, but never in CI."""
     try:
         bindings.require_platform()
+        if version == RTX:
+            bindings.installed(version, bindings.RTX_PACKAGE, "rtx")
+            answered, lacking = bindings.missing_in_rtx(asked)
+            assert answered == version
+            return lacking
         place = bindings.installed(version) if version == NEWEST else bindings.fetched(version, CACHE)
     except bindings.Unavailable as error:
         if os.environ.get("CI"):
@@ -36,8 +42,12 @@ def current() -> Usage:
     return merged([usage(path.read_text(encoding="utf-8")) for path in sources()])
 
 
+def of_rtx() -> Usage:
+    return merged([current(), *(usage(path.read_text(encoding="utf-8"), only=RTX_ONLY) for path in sources())])
+
+
 def old() -> Usage:
-    return merged([usage(path.read_text(encoding="utf-8"), old=True) for path in sources()])
+    return merged([usage(path.read_text(encoding="utf-8"), only=OLD_ONLY) for path in sources()])
 
 
 def test_the_reader_finds_what_is_used() -> None:
@@ -73,24 +83,32 @@ def test_the_project_uses_what_there_is(version: str, tmp_path: Path) -> None:
     assert ask(version, current(), tmp_path) == []
 
 
+def test_rtx_has_what_its_path_uses(tmp_path: Path) -> None:
+    assert ask(RTX, of_rtx(), tmp_path) == []
+
+
+def test_only_rtx_names_its_targets(tmp_path: Path) -> None:
+    """The reason for `GenerationRtx`."""
+    lacking = ask(NEWEST, of_rtx(), tmp_path)
+    config = ["IBuilderConfig.num_compute_capabilities", "IBuilderConfig.set_compute_capability"]
+    assert lacking == ["ComputeCapability", *config]
+
+
 def test_what_is_for_8_is_the_old_api(tmp_path: Path) -> None:
     """10.16 still has what 8.5 has and 11 has not."""
     assert ask(TEN, old(), tmp_path) == []
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_dtypes_and_severities_are_named_as_here(version: str, tmp_path: Path, install_tensorrt: Install) -> None:
-    install_tensorrt(version)
-    from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
-
-    names: Usage = {"DataType": set(tensorrt_api._NUMPY_NAMES), "ILogger": set(tensorrt_api.log._levels)}
+@pytest.mark.parametrize("version", [*VERSIONS, RTX])
+def test_dtypes_and_severities_are_named_as_here(version: str, tmp_path: Path) -> None:
+    names: Usage = {"DataType": set(tensorrt_api._NUMPY_NAMES), "ILogger": set(tensorrt_api._LEVELS)}
     assert names["ILogger"] == {"VERBOSE", "INFO", "WARNING"}
     assert ask(version, names, tmp_path) == []
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", [*VERSIONS, RTX])
 def test_the_double_has_nothing_of_its_own(version: str, tmp_path: Path) -> None:
-    module = fake_tensorrt(version, Knobs())
+    module = fake_tensorrt(version, Knobs(), rtx=version == RTX)
     offered: Usage = {"": {name for name in vars(module) if not name.startswith("_")}}
     log = module.ILogger()
     builder = module.Builder(log)
@@ -126,4 +144,6 @@ def test_the_newest_has_no_precision_flags(tmp_path: Path) -> None:
 
 def test_the_newest_is_the_extras_and_the_constraints() -> None:
     for file in ("pyproject.toml", "constraints.txt"):
-        assert f"{bindings.PACKAGE}=={NEWEST}" in (ROOT / file).read_text(encoding="utf-8")
+        text = (ROOT / file).read_text(encoding="utf-8")
+        assert f"{bindings.PACKAGE}=={NEWEST}" in text
+        assert f"{bindings.RTX_PACKAGE}=={RTX}" in text

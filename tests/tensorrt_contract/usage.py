@@ -26,6 +26,7 @@ CLASSES = {
     "tensor": "ITensor",
 }
 OLD_ONLY = "Generation8"  # the class of `tensorrt_api` whose attributes the newest version need not have
+RTX_ONLY = "GenerationRtx"  # and the class whose attributes TensorRT need not have
 OWN_METHODS = {"cause"}  # of subclasses of TensorRT's classes: not called by TensorRT
 
 Usage = dict[str, set[str]]  # attributes by class; those of the module itself under ""
@@ -42,14 +43,15 @@ def sources() -> list[Path]:
     ]
 
 
-def usage(text: str, old: bool = False) -> Usage:
-    """What a source uses: all but what is in `Generation8`, or only that."""
+def usage(text: str, only: str | None = None) -> Usage:
+    """What a source uses: all but what is in the classes of one kind of TensorRT alone, or only what is in one of them."""
     found: Usage = defaultdict(set)
     tree = ast.parse(text)
-    inside = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == OLD_ONLY]
-    skipped = {id(child) for node in inside for child in ast.walk(node)}
+    classes = (OLD_ONLY, RTX_ONLY) if only is None else (only,)
+    inside = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name in classes]
+    chosen = {id(child) for node in inside for child in ast.walk(node)}
     for node in ast.walk(tree):
-        if (id(node) in skipped) != old:
+        if (id(node) in chosen) != (only is not None):
             continue
         if isinstance(node, ast.ClassDef):
             for base in node.bases:
@@ -75,7 +77,7 @@ def _add(node: ast.Attribute, found: Usage) -> None:
 
 
 def _is_module(node: ast.AST | None) -> bool:
-    """`trt` or `tensorrt_api.trt`."""
+    """`trt`, `self.trt` or `library.trt`."""
     return (isinstance(node, ast.Name) and node.id == "trt") or (
         isinstance(node, ast.Attribute) and node.attr == "trt" and isinstance(node.value, ast.Name)
     )

@@ -11,6 +11,7 @@ from typing import Any
 from detr_export.runtimes.backends.ort.session import OrtSession
 from detr_export.runtimes.backends.tensorrt.sidecar import EngineSidecar, write_sidecar
 from tests.tensorrt_double.host_device import HostDevice
+from tests.tensorrt_double.module import MAGIC_RTX
 
 Range = tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, int, int]]  # (batch, height, width) each
 
@@ -25,9 +26,11 @@ def write_engine(
     version: str,
     profiles: tuple[Range, ...] = (LANDSCAPE, PORTRAIT, SQUARE),
     sidecar: bool = True,
+    rtx: bool = False,
     **changes: Any,
 ) -> Path:
-    """The plan that the double would build from an ONNX file, and its sidecar with some fields changed."""
+    """The plan that the double of TensorRT or TensorRT-RTX would build from an ONNX file, and its sidecar with some fields
+    changed."""
     with OrtSession(onnx_file, spinning=False) as session:
         inputs, outputs, metadata = session.inputs, session.outputs, session.metadata
     shapes = []
@@ -39,24 +42,25 @@ def write_engine(
                 for spec in inputs
             }
         )
-    plan = {
+    plan: dict[str, Any] = {
         "version": version,
         "settings": {"detailed": True, "version_compatible": changes.get("version_compatible", False)},
         "onnx": base64.b64encode(onnx_file.read_bytes()).decode(),
         "profiles": shapes,
         "wrong_by": 0.0,
     }
-    engine.write_bytes(json.dumps(plan).encode())
+    engine.write_bytes((MAGIC_RTX if rtx else b"") + json.dumps(plan).encode())
     if sidecar:
         assert metadata is not None
         values: dict[str, Any] = {
             "sha256": hashlib.sha256(engine.read_bytes()).hexdigest(),
             "source_sha256": "0" * 64,
             "build_key": "0" * 64,
-            "tensorrt": version,
+            "library": "tensorrt",
+            "library_version": version,
             "cuda": HostDevice.driver,
             "gpu": HostDevice.name,
-            "compute_capability": HostDevice.compute_capability,
+            "targets": (HostDevice.compute_capability,),
             "precision": "fp32",
             "fallback": None,
             "version_compatible": False,
@@ -65,7 +69,12 @@ def write_engine(
             "inputs": inputs,
             "outputs": outputs,
             "layers": {},
+            "attestation": None,
+            "kernels": None,
+            "verified": True,
             "metadata": metadata,
         }
+        if rtx:
+            values |= {"library": "tensorrt_rtx", "cuda": None, "gpu": None, "targets": ((8, 6), (8, 9))}
         write_sidecar(engine, EngineSidecar(**{**values, **changes}))
     return engine

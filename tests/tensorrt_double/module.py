@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import enum
 import gc
+import importlib.machinery
 import json
 import math
 import types
@@ -22,6 +23,7 @@ from tests.tensorrt_double.records import Asked, inspector_layers, log_message
 
 _ALIGNMENT = 256  # of a tensor's address
 _STEPS = 5  # of a build
+MAGIC_RTX = b"vtrt"  # begins the plans of TensorRT-RTX
 
 
 @dataclass
@@ -35,6 +37,7 @@ class Knobs:
     detailed: bool = True  # whether the inspector gives more than names
     on_step: Callable[[int], None] = lambda step: None  # called during a build
     parse_error: str | None = None
+    parse_error_node: str = ""
     build_error: str | None = None
     wrong_by: float = 0.0  # added to what an engine with fp16 convolutions computes
     refuses_contexts: bool = False
@@ -90,10 +93,11 @@ _NUMPY = {
 }
 
 
-def fake_tensorrt(version: str, knobs: Knobs) -> types.ModuleType:
-    """The module of a version; engines of one version are not read by another."""
-    major = int(version.split(".")[0])
-    module: Any = types.ModuleType("tensorrt")
+def fake_tensorrt(version: str, knobs: Knobs, rtx: bool = False) -> types.ModuleType:
+    """The module of a version, of TensorRT or TensorRT-RTX; engines of one version are not read by another."""
+    major = 11 if rtx else int(version.split(".")[0])  # of the interface
+    module: Any = types.ModuleType("tensorrt_rtx" if rtx else "tensorrt")
+    module.__spec__ = importlib.machinery.ModuleSpec(module.__name__, None)
     module.__version__ = version
 
     class ILogger:
@@ -104,12 +108,13 @@ def fake_tensorrt(version: str, knobs: Knobs) -> types.ModuleType:
 
     class Runtime:
         def __init__(self, logger: Any) -> None:
-            self.logger = logger
+            module._logger = self.logger = logger
             self.engine_host_code_allowed = False
 
         def deserialize_cuda_engine(self, serialized_engine: bytes) -> Any:
+            magic = MAGIC_RTX if rtx else b""
             try:
-                plan = json.loads(serialized_engine)
+                plan = json.loads(serialized_engine.removeprefix(magic) if serialized_engine.startswith(magic) else b"")
             except ValueError:
                 self.logger.log(Severity.ERROR, "Magic tag does not match")
                 return None
@@ -376,6 +381,9 @@ def fake_tensorrt(version: str, knobs: Knobs) -> types.ModuleType:
                 self.max_aux_streams: int | None = None
             if major >= 10:
                 self.progress_monitor: Any = None
+            if rtx:
+                self.num_compute_capabilities = 0
+                self._targets: dict[int, str] = {}
 
         def set_flag(self, flag: BuilderFlag) -> None:
             self._flags.add(flag)
@@ -391,6 +399,7 @@ def fake_tensorrt(version: str, knobs: Knobs) -> types.ModuleType:
             return len(self._profiles) - 1
 
         def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache | None:
+            assert not rtx, "it warns that it does nothing"
             if serialized_timing_cache and not serialized_timing_cache.startswith(b"tactic"):
                 module._log(Severity.ERROR, "the timing cache is damaged")
                 return None
@@ -404,6 +413,18 @@ def fake_tensorrt(version: str, knobs: Knobs) -> types.ModuleType:
 
         def get_timing_cache(self) -> ITimingCache | None:
             return self._cache
+
+    if rtx:
+
+        def set_compute_capability(self: Any, compute_capability: Any, index: int) -> bool:
+            assert index < self.num_compute_capabilities
+            self._targets[index] = compute_capability.name
+            return True
+
+        IBuilderConfig.set_compute_capability = set_compute_capability  # type: ignore[attr-defined]
+        module.ComputeCapability = enum.Enum(
+            "ComputeCapability", ["NONE", "CURRENT", "SM75", "SM80", "SM86", "SM89", "SM120", "SM121"]
+        )
 
     flags = {"EXPLICIT_BATCH": 0} if major < 10 else {"STRONGLY_TYPED": 1}
     NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", flags)  # type: ignore[misc]
@@ -442,12 +463,24 @@ def fake_tensorrt(version: str, knobs: Knobs) -> types.ModuleType:
         def get_layer(self, index: int) -> ILayer:
             return self._layers[index]
 
+    ErrorCode = enum.Enum("ErrorCode", ["UNSUPPORTED_NODE", "INVALID_NODE"])
+
     class ParserError:
         def __init__(self, text: str) -> None:
             self._text = text
 
+        def code(self) -> Any:
+            return ErrorCode.UNSUPPORTED_NODE
+
         def desc(self) -> str:
             return self._text
+
+    if major >= 10:
+
+        def node_name(self: Any) -> str:
+            return knobs.parse_error_node
+
+        ParserError.node_name = node_name  # type: ignore[attr-defined]
 
     class OnnxParser:
         def __init__(self, network: INetworkDefinition, logger: Any) -> None:
@@ -480,7 +513,7 @@ def fake_tensorrt(version: str, knobs: Knobs) -> types.ModuleType:
 
     class Builder:
         def __init__(self, logger: Any) -> None:
-            self.logger = logger
+            module._logger = self.logger = logger
 
         def create_network(self, flags: int = 0) -> INetworkDefinition:
             return INetworkDefinition(flags)
@@ -504,6 +537,8 @@ def fake_tensorrt(version: str, knobs: Knobs) -> types.ModuleType:
                 "detailed": config.profiling_verbosity == ProfilingVerbosity.DETAILED,
                 "pinned": sum(layer.precision is not None for layer in network._layers) if major < 11 else 0,
             }
+            if rtx:
+                settings["targets"] = [config._targets[index] for index in range(config.num_compute_capabilities)]
             knobs.builds.append(settings)
             self.logger.log(Severity.WARNING, "a warning of the builder")
             monitor = getattr(config, "progress_monitor", None)
@@ -537,7 +572,7 @@ def fake_tensorrt(version: str, knobs: Knobs) -> types.ModuleType:
                 "profiles": [profile._shapes for profile in config._profiles],
                 "wrong_by": knobs.wrong_by if half else 0.0,
             }
-            return IHostMemory(json.dumps(plan).encode())
+            return IHostMemory((MAGIC_RTX if rtx else b"") + json.dumps(plan).encode())
 
     if major >= 10:
 
@@ -554,9 +589,7 @@ def fake_tensorrt(version: str, knobs: Knobs) -> types.ModuleType:
     module.init_libnvinfer_plugins = init_libnvinfer_plugins
 
     def _log(severity: Severity, text: str) -> None:
-        from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
-
-        tensorrt_api.log.log(severity, text)
+        module._logger.log(severity, text)
 
     module._log = _log
     public = (

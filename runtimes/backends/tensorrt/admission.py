@@ -1,4 +1,4 @@
-"""Which engines may be opened here: those of known origin, built for this TensorRT and this kind of GPU.
+"""Which engines may be opened here: those of known origin, built for the installed library and this kind of GPU.
 
 A plan is executable code. So before it is deserialised, its sidecar has to name its digest and fit the machine.
 """
@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Optional
 
 from detr_export.runtimes.backends.cuda.memory import CudaDevice
-from detr_export.runtimes.backends.tensorrt.sidecar import EngineSidecar, sidecar_path
+from detr_export.runtimes.backends.tensorrt.api import Library
+from detr_export.runtimes.backends.tensorrt.sidecar import EngineSidecar, read_sidecar, sidecar_path
 from detr_export.runtimes.errors import ArtifactError, BackendError
 
 _LOGGER = logging.getLogger("detr_export.tensorrt")
 _FIRST_COMPATIBLE = (8, 6)  # TensorRT that could first build version-compatible engines
 _OLDEST_COMPATIBLE = (8, 0)  # compute capability of Ampere, the oldest that hardware-compatible engines run on
+_WARNED: set[tuple[str, str]] = set()  # engines of which `check_verified` has warned: path and digest
 
 
 def require_known(engine: Path, plan: bytes, sidecar: Optional[EngineSidecar]) -> EngineSidecar:
@@ -39,8 +41,8 @@ def require_known(engine: Path, plan: bytes, sidecar: Optional[EngineSidecar]) -
     return sidecar
 
 
-def require_tensorrt(sidecar: EngineSidecar, installed: str) -> None:
-    """Refuses an engine of another TensorRT. Only version-compatible engines run on a later TensorRT than built them.
+def require_version(sidecar: EngineSidecar, library: Library) -> None:
+    """Refuses an engine of another version. Only version-compatible engines run on a later TensorRT than built them.
 
     They bring the lean runtime of the version that built them. Source: the support matrix of TensorRT 11.4, "Engine
     Portability". It allows two steps across major versions, 10 on 11 and 8 on 10. The second is refused here: an engine has
@@ -49,7 +51,7 @@ def require_tensorrt(sidecar: EngineSidecar, installed: str) -> None:
     Raises:
         BackendError: names both versions.
     """
-    built, here = _numbers(sidecar.tensorrt), _numbers(installed)
+    built, here = _numbers(sidecar.library_version), _numbers(library.version)
     fits = _runs_on(built, here) if sidecar.version_compatible else built == here
     if not fits:
         kind = ""
@@ -57,8 +59,8 @@ def require_tensorrt(sidecar: EngineSidecar, installed: str) -> None:
             newer = ", and with 11" if built[0] == 10 else ""
             kind = f"version-compatible with later ones of {built[0]}{newer}, "
         raise BackendError(
-            f"the engine was built with TensorRT {sidecar.tensorrt}, {kind}and this is {installed}; "
-            f"build it again here, or install tensorrt=={sidecar.tensorrt}"
+            f"the engine was built with {library.title} {sidecar.library_version}, {kind}and this is {library.version}; "
+            f"build it again here, or install {library.package}=={sidecar.library_version}"
         )
 
 
@@ -71,13 +73,19 @@ def require_gpu(sidecar: EngineSidecar, device: CudaDevice) -> None:
     here = device.compute_capability
     if sidecar.hardware_compatible and here >= _OLDEST_COMPATIBLE:
         return
-    if here != sidecar.compute_capability:
-        built = sidecar.compute_capability
+    if here not in sidecar.targets:
+        this = f"{device.name} ({_dotted(here)})"
+        targets = ", ".join(map(_dotted, sidecar.targets))
+        if sidecar.gpu is None:
+            raise BackendError(
+                f"the engine was compiled for the compute capabilities {targets}, and this GPU is {this}; "
+                f"build it again with --compute-capability {_dotted(here)}"
+            )
         raise BackendError(
-            f"the engine was built for {sidecar.gpu} (compute capability {built[0]}.{built[1]}), and this GPU is "
-            f"{device.name} ({here[0]}.{here[1]}); build it again here, or there with --hardware-compatible"
+            f"the engine was built for {sidecar.gpu} (compute capability {targets}), and this GPU is "
+            f"{this}; build it again here, or there with --hardware-compatible"
         )
-    if device.name != sidecar.gpu:
+    if sidecar.gpu is not None and device.name != sidecar.gpu:
         _LOGGER.warning("the engine was tuned on %s and may be slower on %s; build it again here", sidecar.gpu, device.name)
 
 
@@ -85,6 +93,37 @@ def _runs_on(built: tuple[int, ...], here: tuple[int, ...]) -> bool:
     """Whether a version-compatible engine of version `built` runs on version `here`."""
     same_major, ten_on_eleven = built[0] == here[0], (built[0], here[0]) == (10, 11)
     return _FIRST_COMPATIBLE <= built <= here and (same_major or ten_on_eleven)
+
+
+def check_verified(file: Path, strict: bool) -> None:
+    """Looks whether an engine was run and compared with its checkpoint. If it was not, a warning says so, once for a file.
+
+    Args:
+        file: the engine.
+        strict: refuse such an engine, and one that has no sidecar, instead of warning.
+
+    Raises:
+        ArtifactError: it is refused; or its sidecar is damaged.
+    """
+    sidecar = read_sidecar(file)
+    remedy = f"check it on this machine: detr-export verify {file}"
+    if sidecar is None:
+        if strict:
+            raise ArtifactError(f"{sidecar_path(file)} is missing, so nobody knows whether the engine is right; {remedy}")
+        return
+    if sidecar.verified:
+        return
+    state = "was built and never compared with its checkpoint"
+    if strict:
+        raise ArtifactError(f"{file} {state}; {remedy}, or leave strict (--strict) out")
+    key = (str(file.resolve()), sidecar.sha256)
+    if key not in _WARNED:
+        _WARNED.add(key)
+        _LOGGER.warning("%s %s, so its results may be wrong; %s", file, state, remedy)
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return f"{capability[0]}.{capability[1]}"
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from typing import Any, Optional
 import numpy as np
 
 from detr_export.runtimes.backends.cuda.memory import CudaDevice, Stream
-from detr_export.runtimes.backends.tensorrt.api import Generation, log
+from detr_export.runtimes.backends.tensorrt.api import Library
 from detr_export.runtimes.errors import BackendError
 
 _LOGGER = logging.getLogger("detr_export.tensorrt")
@@ -52,8 +52,8 @@ class _Scratch:
 class _Context:
     """An execution context that remembers its state, so that it sets only what has changed."""
 
-    def __init__(self, generation: Generation, context: Any) -> None:
-        self._generation = generation
+    def __init__(self, library: Library, context: Any) -> None:
+        self._library = library
         self._context = context
         self._profile: Optional[int] = None
         self._shapes: Optional[Shapes] = None
@@ -66,14 +66,14 @@ class _Context:
             self._profile = self._shapes = None
             refused = f"does not take profile {work.profile}"
             try:
-                _require(context.set_optimization_profile_async(work.profile, stream.handle), refused)
+                self._require(context.set_optimization_profile_async(work.profile, stream.handle), refused)
             except RuntimeError as error:  # the bindings raise it and never return False
-                raise BackendError(f"the engine {refused}: {log.cause()}") from error
+                raise BackendError(f"the engine {refused}: {self._library.log.cause()}") from error
             self._profile = work.profile
         if work.shapes != self._shapes:
             self._shapes = None
             for name, shape in work.shapes:
-                _require(context.set_input_shape(name, shape), f"does not take {name} of shape {shape}")
+                self._require(context.set_input_shape(name, shape), f"does not take {name} of shape {shape}")
             self._shapes = work.shapes
 
     def output_shapes(self, names: list[str]) -> dict[str, tuple[int, ...]]:
@@ -84,17 +84,21 @@ class _Context:
         self.set_shapes(work, stream)
         context = self._context
         if scratch != self._scratch:
-            self._generation.set_memory(context, scratch.address, scratch.nbytes)
+            self._library.generation.set_memory(context, scratch.address, scratch.nbytes)
             self._scratch = scratch
         if addresses != self._addresses:
             self._addresses = None
             for name, address in addresses:
-                _require(context.set_tensor_address(name, address), f"does not take the address of {name}")
+                self._require(context.set_tensor_address(name, address), f"does not take the address of {name}")
             self._addresses = addresses
         self.enqueue_again(stream)
 
     def enqueue_again(self, stream: Stream) -> None:
-        _require(self._context.execute_async_v3(stream.handle), "failed")
+        self._require(self._context.execute_async_v3(stream.handle), "failed")
+
+    def _require(self, done: bool, what: str) -> None:
+        if not done:
+            raise BackendError(f"the engine {what}: {self._library.log.cause()}")
 
 
 class _Staging:
@@ -145,16 +149,16 @@ class ExecutionSlot:
 
     Args:
         device: the GPU.
-        generation: how this TensorRT makes contexts.
+        library: of the engine.
         engine: the deserialised engine.
         runtime: the runtime that deserialised it. It is kept because the engine needs it.
         graphs: how many CUDA graphs are kept; 0 captures none. Each has an execution context.
     """
 
-    def __init__(self, device: CudaDevice, generation: Generation, engine: Any, runtime: Any, graphs: int) -> None:
+    def __init__(self, device: CudaDevice, library: Library, engine: Any, runtime: Any, graphs: int) -> None:
         self.stream = device.create_stream()
         self._device = device
-        self._generation = generation
+        self._library = library
         self._engine = engine
         self._runtime = runtime
         self._limit = graphs
@@ -304,7 +308,7 @@ class ExecutionSlot:
 
     def _require_scratch(self, profile: int) -> None:
         """Sees to memory for the activations of a profile. It grows when a larger profile is first used."""
-        nbytes = self._generation.context_bytes(self._engine, profile)
+        nbytes = self._library.generation.context_bytes(self._engine, profile)
         if nbytes > self._scratch.nbytes:
             self._forget_addresses()
             old, self._scratch = self._scratch, _Scratch()
@@ -350,10 +354,11 @@ class ExecutionSlot:
             self._drop_graph(work)
 
     def _new_context(self) -> _Context:
-        context = self._generation.create_context(self._engine)
+        context = self._library.generation.create_context(self._engine)
         if context is None:
-            raise BackendError(f"TensorRT gives no execution context: {log.cause()}; use fewer contexts or cuda_graphs")
-        return _Context(self._generation, context)
+            cause = self._library.log.cause()
+            raise BackendError(f"TensorRT gives no execution context: {cause}; use fewer contexts or cuda_graphs")
+        return _Context(self._library, context)
 
     def _require_open(self) -> _Context:
         if self._plain is None:
@@ -411,8 +416,3 @@ class OutputPool:
 
 def _block(nbytes: int) -> int:
     return 1 << (max(nbytes, 1) - 1).bit_length()
-
-
-def _require(done: bool, what: str) -> None:
-    if not done:
-        raise BackendError(f"the engine {what}: {log.cause()}")

@@ -15,7 +15,7 @@ from detr_export.runtimes.backends.cuda import opening as cuda_opening
 from detr_export.runtimes.backends.cuda.arrays import DeviceArray, DeviceView, device_view, is_device_array
 from detr_export.runtimes.backends.cuda.memory import Stream
 from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
-from detr_export.runtimes.backends.tensorrt.admission import require_gpu, require_known, require_tensorrt
+from detr_export.runtimes.backends.tensorrt.admission import require_gpu, require_known, require_version
 from detr_export.runtimes.backends.tensorrt.execution import ExecutionSlot, OutputPool, Shapes, Work
 from detr_export.runtimes.backends.tensorrt.profiles import ShapeProfile, describe_profiles, tightest
 from detr_export.runtimes.backends.tensorrt.sidecar import read_sidecar
@@ -68,13 +68,15 @@ class TensorRTSession(Session):
             raise BackendError(f"contexts is {contexts}; expected at least 1")
 
         # Whether the engine may be opened here
-        tensorrt_api.require_supported()
-        self._generation = tensorrt_api.generation()
         plan = file.read_bytes()
         sidecar = read_sidecar(file)
         if not trust_engine:
             sidecar = require_known(file, plan, sidecar)
-            require_tensorrt(sidecar, tensorrt_api.full_version())
+        self._library = (
+            tensorrt_api.library_of_plan(plan) if sidecar is None else tensorrt_api.library_named(sidecar.library)
+        )
+        if not trust_engine and sidecar is not None:
+            require_version(sidecar, self._library)
         self._device = cuda_opening.open_device(place.index)
         if not trust_engine and sidecar is not None:
             require_gpu(sidecar, self._device)
@@ -83,14 +85,14 @@ class TensorRTSession(Session):
         self._graphs = self._allowed_graphs(cuda_graphs)
         self._host_code = sidecar is not None and sidecar.version_compatible
         # Before version 10 each context needs its own engine, which is loaded from this plan.
-        self._plan = plan if not self._generation.shares_profiles and contexts > 1 else b""
+        self._plan = plan if not self._library.generation.shares_profiles and contexts > 1 else b""
         with self._device.active():
-            runtime, engine = tensorrt_api.load_engine(plan, self._host_code)
+            runtime, engine = self._library.load_engine(plan, self._host_code)
         self._loaded: Optional[tuple[Any, Any]] = (runtime, engine)
 
         # Its inputs, outputs and profiles
-        self._input_names = tensorrt_api.tensor_names(engine, inputs=True)
-        self._output_names = tensorrt_api.tensor_names(engine, inputs=False)
+        self._input_names = self._library.tensor_names(engine, inputs=True)
+        self._output_names = self._library.tensor_names(engine, inputs=False)
         names = (*self._input_names, *self._output_names)
         self._dtypes = {name: tensorrt_api.numpy_dtype(engine, name) for name in names}
         self.profiles = tuple(
@@ -263,13 +265,13 @@ class TensorRTSession(Session):
     def _new_slot(self) -> ExecutionSlot:
         assert self._loaded is not None  # because a closed session lends no slots
         runtime, engine = self._loaded
-        if self._made > 1 and not self._generation.shares_profiles:
-            runtime, engine = tensorrt_api.load_engine(self._plan, self._host_code)
-        return ExecutionSlot(self._device, self._generation, engine, runtime, self._graphs)
+        if self._made > 1 and not self._library.generation.shares_profiles:
+            runtime, engine = self._library.load_engine(self._plan, self._host_code)
+        return ExecutionSlot(self._device, self._library, engine, runtime, self._graphs)
 
     def _allowed_graphs(self, wanted: Optional[int]) -> int:
         # Each graph has its own context beside the plain one, so TensorRT must let both use one profile.
-        possible = self._device.captures_graphs and self._generation.shares_profiles
+        possible = self._device.captures_graphs and self._library.generation.shares_profiles
         if wanted is None:
             return _DEFAULT_GRAPHS if possible else 0
         if wanted < 0:

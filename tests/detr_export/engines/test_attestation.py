@@ -175,9 +175,7 @@ def test_attests_the_kernels_of_a_detr() -> None:
 def test_a_kernel_of_several_products_suits_all_of_them(node: str) -> None:
     """Of a merged product or a fused attention, one that the graph has in fp32 is enough."""
     nodes = {**PRODUCTS, node: NodePrecision("fp32", False, "model.some.module")}
-    with pytest.raises(
-        AttestationError, match=r"1 of 11 .* kernels .* \(model.some.module\) in fp16 instead of fp32$"
-    ):
+    with pytest.raises(AttestationError, match=r"1 of 11 .* kernels .* \(model.some.module\) in fp16 instead of fp32$"):
         attest(log("rtx_fp16"), nodes)
     result = attest(log("rtx_fp16"), {**PRODUCTS, node: NodePrecision("fp16-in-fp32", False)})
     assert result.layers == {"fp16": 9, "fp16-in-fp32": 1, "fp32": 1}
@@ -192,9 +190,7 @@ def test_an_fp16_box_layer_is_refused_by_its_module() -> None:
 
 
 def test_fp16_that_became_fp32_is_refused() -> None:
-    with pytest.raises(
-        AttestationError, match=r"4 of 4 .* node_Conv_1005_myl1_2 \(node_Conv_1005\) in fp32 instead"
-    ):
+    with pytest.raises(AttestationError, match=r"4 of 4 .* node_Conv_1005_myl1_2 \(node_Conv_1005\) in fp32 instead"):
         attest(log("rtx_fp32"), PRODUCTS)
 
 
@@ -344,8 +340,8 @@ def test_the_inspector_is_asked_about_each_profile(
     plan = write_engine(tiny_onnx_17, tmp_path / "a.engine", version).read_bytes()
     nodes = node_precisions(onnx.load(str(tiny_onnx_17)))
     with knobs.device.active():
-        _, engine = tensorrt_api.load_engine(plan, False)
-        by_profile = tensorrt_api.engine_layers(engine, knobs.device)
+        _, engine = tensorrt_api.tensorrt().load_engine(plan, False)
+        by_profile = tensorrt_api.tensorrt().engine_layers(engine, knobs.device)
     assert len(by_profile) == 3
     assert not knobs.device.streams
     kernels = [kernel for index, layers in enumerate(by_profile) for kernel in kernels_of_inspector(layers, index)]
@@ -363,9 +359,9 @@ def test_an_inspector_without_shapes_leaves_the_engine_unattested(
     install_tensorrt(TEN)
     from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
 
-    _, engine = tensorrt_api.load_engine(write_engine(tiny_onnx, tmp_path / "a.engine", TEN).read_bytes(), False)
+    _, engine = tensorrt_api.tensorrt().load_engine(write_engine(tiny_onnx, tmp_path / "a.engine", TEN).read_bytes(), False)
     inspector = engine.create_engine_inspector()
-    layers = json.loads(inspector.get_engine_information(tensorrt_api.trt.LayerInformationFormat.JSON))["Layers"]
+    layers = json.loads(inspector.get_engine_information(tensorrt_api.tensorrt().trt.LayerInformationFormat.JSON))["Layers"]
     result = attest(kernels_of_inspector(layers), node_precisions(onnx.load(str(tiny_onnx))))
     assert result.products == {}
     assert set(result.convolutions) == {"fp32"}  # their weights tell
@@ -380,10 +376,12 @@ def test_a_context_that_cannot_be_made(install_tensorrt: Install, tiny_onnx: Pat
     from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
 
     with knobs.device.active():
-        _, engine = tensorrt_api.load_engine(write_engine(tiny_onnx, tmp_path / "a.engine", NEWEST).read_bytes(), False)
+        _, engine = tensorrt_api.tensorrt().load_engine(
+            write_engine(tiny_onnx, tmp_path / "a.engine", NEWEST).read_bytes(), False
+        )
         knobs.refuses_contexts = True
         with pytest.raises(BackendError, match=r"no execution context: .*out of memory"):
-            tensorrt_api.engine_layers(engine, knobs.device)
+            tensorrt_api.tensorrt().engine_layers(engine, knobs.device)
     assert not knobs.device.streams
 
 
@@ -394,10 +392,10 @@ def test_the_builders_log_says_what_the_inspector_says(
     knobs = install_tensorrt(version)
     from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
 
-    trt = tensorrt_api.trt
-    builder = trt.Builder(tensorrt_api.log)
-    network = tensorrt_api.generation().create_network(builder)
-    trt.OnnxParser(network, tensorrt_api.log).parse_from_file(str(tiny_onnx))
+    trt = tensorrt_api.tensorrt().trt
+    builder = trt.Builder(tensorrt_api.tensorrt().logger)
+    network = tensorrt_api.tensorrt().generation.create_network(builder)
+    trt.OnnxParser(network, tensorrt_api.tensorrt().logger).parse_from_file(str(tiny_onnx))
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     for _ in range(2):
@@ -408,9 +406,9 @@ def test_the_builders_log_says_what_the_inspector_says(
     with caplog.at_level("DEBUG", "detr_export.tensorrt"):
         plan = builder.build_serialized_network(network, config)
     kernels = kernels_of_log([record.getMessage() for record in caplog.records])
-    _, engine = tensorrt_api.load_engine(bytes(plan), False)
+    _, engine = tensorrt_api.tensorrt().load_engine(bytes(plan), False)
     with knobs.device.active():
-        asked = tensorrt_api.engine_layers(engine, knobs.device)
+        asked = tensorrt_api.tensorrt().engine_layers(engine, knobs.device)
     shown = [kernel for index, layers in enumerate(asked) for kernel in kernels_of_inspector(layers, index)]
     assert [(kernel.nodes, kernel.profile) for kernel in kernels] == [(kernel.nodes, kernel.profile) for kernel in shown]
     nodes = node_precisions(onnx.load(str(tiny_onnx)))

@@ -24,6 +24,7 @@ from detr_export.engines.ladder import Step
 from detr_export.engines.lock import build_lock
 from detr_export.engines.options import BuildSettings, EngineOptions
 from detr_export.runtimes.backends.ort.session import OrtSession
+from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
 from detr_export.runtimes.backends.tensorrt.profiles import EngineProfile, default_profiles, parse_profile
 from detr_export.runtimes.backends.tensorrt.sidecar import read_sidecar, sidecar_path
 from detr_export.runtimes.errors import (
@@ -100,7 +101,9 @@ def test_builds_attests_verifies_and_writes(
     assert "verifying 5/6 2x80x96 (identical)" in progress.lines
     sidecar = read_sidecar(output)
     assert sidecar == result.sidecar
-    assert (sidecar.precision, sidecar.tensorrt, sidecar.fallback) == ("fp32", version, None)
+    assert (sidecar.precision, sidecar.library, sidecar.library_version) == ("fp32", "tensorrt", version)
+    assert (sidecar.fallback, sidecar.gpu, sidecar.targets) == (None, "Test GPU", ((9, 0),))
+    assert sidecar.verified
     assert sidecar.profiles == ("1x64x64:1x64x96:2x80x96",)
     assert sidecar.layers.keys() == {"fp32"}
     assert sidecar.metadata.parity == json.loads(json.dumps(result.parity.to_dict()))
@@ -132,6 +135,7 @@ def test_settings_reach_the_builder(tensorrt: Knobs, tiny_onnx: Path, tmp_path: 
     assert result.sidecar.version_compatible
     assert result.sidecar.hardware_compatible
     assert result.sidecar.metadata.parity is None
+    assert not result.sidecar.verified
 
 
 @pytest.mark.parametrize(
@@ -159,12 +163,11 @@ def test_fp16_is_the_graphs_and_on_8_5_a_flag(
     version: str, flags: list[str], network: int, install_tensorrt: Install, tiny_onnx: Path, tmp_path: Path
 ) -> None:
     knobs = install_tensorrt(version)
-    from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
-
-    builder = tensorrt_api.trt.Builder(tensorrt_api.log)
-    generation = tensorrt_api.generation()
+    library = tensorrt_api.tensorrt()
+    generation = library.generation
+    builder = library.trt.Builder(library.logger)
     parsed = generation.create_network(builder)
-    tensorrt_api.trt.OnnxParser(parsed, tensorrt_api.log).parse_from_file(str(tiny_onnx))
+    library.trt.OnnxParser(parsed, library.logger).parse_from_file(str(tiny_onnx))
     config = builder.create_builder_config()
     generation.set_precision(config, parsed, "fp16")
     builder.build_serialized_network(parsed, config)
@@ -271,9 +274,7 @@ def test_the_grid_has_every_corner_and_mixed_batches() -> None:
 
 def test_an_engine_of_another_precision_is_refused(tensorrt: Knobs, tiny_onnx: Path, tmp_path: Path) -> None:
     tensorrt.compute_precision = "HALF"
-    with pytest.raises(
-        AttestationError, match=r"not what was asked for: .* \d+ of \d+ .* in fp16 instead of fp32"
-    ):
+    with pytest.raises(AttestationError, match=r"not what was asked for: .* \d+ of \d+ .* in fp16 instead of fp32"):
         build_engine(tiny_onnx, tmp_path / "a.engine", QUICK)
     assert listing(tmp_path) == []
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import onnx
@@ -17,7 +16,6 @@ from detr_export.engines.source import make_graph
 from detr_export.graphs.inspection import inspect_onnx
 from detr_export.graphs.options import DEFAULT_OPSET
 from detr_export.graphs.tensorrt import readable_graph
-from detr_export.runtimes.backends import tensorrt as tensorrt_folder
 from detr_export.runtimes.backends.tensorrt.profiles import EngineProfile
 from detr_export.runtimes.errors import ArtifactError
 from tests.tensorrt_double import Knobs
@@ -75,13 +73,9 @@ def test_fp16_engine_of_a_checkpoint(version: str, install_tensorrt: Install, ti
     assert result.sidecar.metadata.opset == (17 if version == "oldest" else 18)
 
 
-def test_without_tensorrt_it_is_the_usual_opset(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.delitem(sys.modules, "detr_export.runtimes.backends.tensorrt.api", raising=False)
-    monkeypatch.delattr(tensorrt_folder, "api", raising=False)  # it would be found there, too
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    assert engine_source._opset() == DEFAULT_OPSET
+@pytest.mark.usefixtures("no_tensorrt")
+def test_without_a_library_it_is_the_usual_opset() -> None:
+    assert engine_source._opset("tensorrt") == engine_source._opset("tensorrt_rtx") == DEFAULT_OPSET
 
 
 def test_files_are_taken_as_they_are(tensorrt: Knobs, tiny_onnx: Path, tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import json
 import threading
+import types
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +19,8 @@ import pytest
 from detr_export.runtimes.backends.cuda.arrays import DeviceArray
 from detr_export.runtimes.backends.cuda.memory import LEGACY_STREAM, Stream
 from detr_export.runtimes.backends.ort.session import OrtSession
-from detr_export.runtimes.backends.tensorrt.admission import require_tensorrt
+from detr_export.runtimes.backends.tensorrt.admission import require_version
+from detr_export.runtimes.backends.tensorrt.api import Library
 from detr_export.runtimes.backends.tensorrt.sidecar import read_sidecar, sidecar_path
 from detr_export.runtimes.errors import ArtifactError, BackendError, InputError
 from detr_export.runtimes.opening import ENGINE_SUFFIXES, open_session
@@ -25,7 +28,7 @@ from detr_export.runtimes.predictor import Predictor
 from detr_export.verification.cases import Case, make_inputs
 from tests.tensorrt_double import HostDevice, Knobs
 from tests.tensorrt_double.engines import LANDSCAPE, PORTRAIT, SQUARE, write_engine
-from tests.tensorrt_double.fixtures import NEWEST, OLDEST, TEN, Install
+from tests.tensorrt_double.fixtures import NEWEST, OLDEST, RTX, TEN, Install
 
 INPUTS = make_inputs(Case(70, 120, ((70, 120), (50, 61))), 3, True, seed=4)
 SIZES = [(1, 64, 128), (2, 96, 160), (1, 150, 70), (3, 100, 110), (2, 96, 96), (1, 96, 97)]
@@ -760,11 +763,26 @@ def test_threads_of_a_cpu_are_refused(engine: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_tensorrt")
-def test_without_tensorrt(tmp_path: Path) -> None:
-    engine = tmp_path / "a.engine"
-    engine.write_bytes(b"")
-    with pytest.raises(BackendError, match=r"tensorrt is not installed; run: pip install 'detr-export\[trt\]'"):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, r"tensorrt is not installed; run: pip install 'detr-export\[trt\]'"),
+        ({"library": "tensorrt_rtx"}, r"tensorrt_rtx is not installed; run: pip install 'detr-export\[rtx\]'"),
+        ({"library": "tensorrt_9"}, "for the library 'tensorrt_9'; expected tensorrt or tensorrt_rtx: update detr-export"),
+    ],
+)
+def test_without_its_library(changes: dict[str, Any], message: str, tiny_onnx: Path, tmp_path: Path) -> None:
+    engine = write_engine(tiny_onnx, tmp_path / "a.engine", NEWEST, **changes)
+    with pytest.raises(BackendError, match=message):
         open_session(engine, "cuda")
+
+
+@pytest.mark.usefixtures("no_tensorrt")
+@pytest.mark.parametrize(("plan", "extra"), [(b"ftrt", "trt"), (b"vtrt", "rtx")])
+def test_a_plan_without_a_sidecar_tells_its_library(plan: bytes, extra: str, tmp_path: Path) -> None:
+    (tmp_path / "a.engine").write_bytes(plan)
+    with pytest.raises(BackendError, match=rf"is not installed; run: pip install 'detr-export\[{extra}\]'"):
+        open_session(tmp_path / "a.engine", "cuda", trust_engine=True)
 
 
 def test_refuses_what_is_no_file(tensorrt: Knobs, tmp_path: Path) -> None:
@@ -785,14 +803,12 @@ def test_an_engine_without_a_sidecar(engine: Path, reference: OrtSession) -> Non
 
 
 def test_an_engine_that_was_changed(engine: Path, tensorrt: Knobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    from detr_export.runtimes.backends.tensorrt import api as tensorrt_api
-
     engine.write_bytes(engine.read_bytes() + b" ")
-    original = tensorrt_api.load_engine
-    monkeypatch.setattr(tensorrt_api, "load_engine", lambda *_: pytest.fail("it was deserialised"))
+    original = Library.load_engine
+    monkeypatch.setattr(Library, "load_engine", lambda *_: pytest.fail("it was deserialised"))
     with pytest.raises(ArtifactError, match=r"is not the file that tiny\.engine\.json describes"):
         open_engine(engine)
-    monkeypatch.setattr(tensorrt_api, "load_engine", original)
+    monkeypatch.setattr(Library, "load_engine", original)
     open_engine(engine, trust_engine=True).close()
 
 
@@ -817,15 +833,20 @@ def test_another_tensorrt(
     built: str, compatible: bool, message: str, tensorrt: Knobs, tiny_onnx: Path, tmp_path: Path
 ) -> None:
     engine = write_engine(
-        tiny_onnx, tmp_path / "a.engine", NEWEST, tensorrt=built, version_compatible=compatible, precision="fp32"
+        tiny_onnx, tmp_path / "a.engine", NEWEST, library_version=built, version_compatible=compatible, precision="fp32"
     )
     with pytest.raises(BackendError, match=message):
         open_engine(engine)
 
 
+def of_version(version: str) -> Any:
+    """As much of a `Library` as its version."""
+    return types.SimpleNamespace(version=version, title="TensorRT", package="tensorrt")
+
+
 def test_a_version_compatible_engine_runs_later(tensorrt: Knobs, tiny_onnx: Path, tmp_path: Path) -> None:
     for built in ("11.0.0.114", "10.16.1.11", "10.1.0.27"):
-        engine = write_engine(tiny_onnx, tmp_path / "a.engine", NEWEST, tensorrt=built, version_compatible=True)
+        engine = write_engine(tiny_onnx, tmp_path / "a.engine", NEWEST, library_version=built, version_compatible=True)
         open_engine(engine).close()  # the double refuses it when its host code was not allowed
 
 
@@ -850,29 +871,31 @@ def test_a_version_compatible_engine_runs_later(tensorrt: Knobs, tiny_onnx: Path
     ],
 )
 def test_pairs_of_versions(built: str, here: str, fits: bool, tiny_onnx: Path, tmp_path: Path) -> None:
-    sidecar = read_sidecar(write_engine(tiny_onnx, tmp_path / "a.engine", NEWEST, tensorrt=built, version_compatible=True))
+    sidecar = read_sidecar(
+        write_engine(tiny_onnx, tmp_path / "a.engine", NEWEST, library_version=built, version_compatible=True)
+    )
     assert sidecar is not None
     plain = dataclasses.replace(sidecar, version_compatible=False)
     if fits:
-        require_tensorrt(sidecar, here)
+        require_version(sidecar, of_version(here))
     else:
         with pytest.raises(
             BackendError, match=f"built with TensorRT {built}, version-compatible with .* this is {here}; build"
         ):
-            require_tensorrt(sidecar, here)
+            require_version(sidecar, of_version(here))
     if built != here:
         with pytest.raises(BackendError, match=f"built with TensorRT {built}, and this is {here}; build it again"):
-            require_tensorrt(plain, here)
+            require_version(plain, of_version(here))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (
-            {"compute_capability": (8, 9), "gpu": "RTX 4090"},
+            {"targets": ((8, 9),), "gpu": "RTX 4090"},
             r"built for RTX 4090 \(compute capability 8.9\), and this GPU is",
         ),
-        ({"compute_capability": (8, 0), "gpu": "A100", "hardware_compatible": True}, None),
+        ({"targets": ((8, 0),), "gpu": "A100", "hardware_compatible": True}, None),
         ({"gpu": "H100"}, None),
     ],
 )
@@ -967,3 +990,116 @@ def test_numpy_arrays_are_the_hosts(engine: Path, reference: OrtSession) -> None
     with open_engine(engine) as session:
         outputs = session.run_on_device(INPUTS)
         require_same({name: array.numpy() for name, array in outputs.items()}, reference.run(INPUTS))
+
+
+# ---- TensorRT-RTX, and what was never run -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rtx_gpu(rtx: Knobs) -> Knobs:
+    """The double of TensorRT-RTX, with a GPU that it compiles for."""
+    rtx.device.compute_capability = (8, 9)
+    return rtx
+
+
+@pytest.mark.usefixtures("rtx_gpu")
+def test_an_rtx_engine_gives_the_models_numbers(tiny_onnx: Path, tmp_path: Path, reference: OrtSession) -> None:
+    engine = write_engine(tiny_onnx, tmp_path / "a.engine", RTX, rtx=True)
+    with open_engine(engine) as session:
+        require_same(session.run(INPUTS), reference.run(INPUTS))
+    sidecar_path(engine).unlink()
+    with open_engine(engine, trust_engine=True) as session:  # the plan itself says whose it is
+        require_same(session.run(INPUTS), reference.run(INPUTS))
+
+
+@pytest.mark.parametrize(
+    ("rtx_plan", "library", "version", "refusing"),
+    [(False, "tensorrt_rtx", RTX, "TensorRT-RTX 1.7.1.116"), (True, "tensorrt", NEWEST, "TensorRT 11.4.0.106")],
+)
+def test_a_library_refuses_the_plan_of_the_other(
+    rtx_plan: bool,
+    library: str,
+    version: str,
+    refusing: str,
+    install_tensorrt: Install,
+    tiny_onnx: Path,
+    tmp_path: Path,
+) -> None:
+    install_tensorrt(RTX, rtx=True)
+    install_tensorrt(NEWEST)
+    engine = write_engine(
+        tiny_onnx,
+        tmp_path / "a.engine",
+        RTX if rtx_plan else NEWEST,
+        rtx=rtx_plan,
+        library=library,
+        library_version=version,
+        targets=((9, 0),),
+    )
+    with pytest.raises(BackendError, match=rf"^{refusing} does not load the engine: Magic tag does not match"):
+        open_engine(engine)
+
+
+@pytest.mark.usefixtures("rtx_gpu")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"library_version": "1.6.1.120"}, "built with TensorRT-RTX 1.6.1.120, and this is 1.7.1.116; .*tensorrt-rtx==1.6"),
+        (
+            {"targets": ((8, 6), (12, 0))},
+            r"compiled for the compute capabilities 8.6, 12.0, and this GPU is Test GPU \(8.9\); .*--compute-capability 8.9",
+        ),
+    ],
+)
+def test_an_rtx_engine_for_something_else(changes: dict[str, Any], message: str, tiny_onnx: Path, tmp_path: Path) -> None:
+    engine = write_engine(tiny_onnx, tmp_path / "a.engine", RTX, rtx=True, **changes)
+    with pytest.raises(BackendError, match=message):
+        open_engine(engine)
+
+
+@pytest.mark.parametrize("is_rtx", [True, False])
+def test_an_engine_that_was_never_run(
+    is_rtx: bool, install_tensorrt: Install, tiny_onnx: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It opens with one warning, and with strict it is refused."""
+    knobs = install_tensorrt(RTX if is_rtx else NEWEST, rtx=is_rtx)
+    knobs.device.compute_capability = (8, 9)
+    version = RTX if is_rtx else NEWEST
+    engine = write_engine(
+        tiny_onnx, tmp_path / "a.engine", version, rtx=is_rtx, verified=False, targets=((8, 9),), gpu="Test GPU"
+    )
+    for _ in range(2):
+        Predictor.load(engine, device="cuda").close()
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == [
+        f"{engine} was built and never compared with its checkpoint, so its results may be wrong; "
+        f"check it on this machine: detr-export verify {engine}"
+    ]
+    with pytest.raises(ArtifactError, match=r"never compared with its checkpoint; .*leave strict \(--strict\) out"):
+        Predictor.load(engine, device="cuda", strict=True)
+
+
+def test_strict_takes_what_was_verified(engine: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Predictor.load(engine, device="cuda", strict=True).close()
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    sidecar_path(engine).unlink()
+    with pytest.raises(ArtifactError, match="is missing, so nobody knows whether the engine is right"):
+        open_session(engine, "cuda", trust_engine=True, strict=True)
+
+
+@pytest.mark.parametrize("parity", [True, False])
+def test_a_sidecar_of_format_1_still_opens(parity: bool, engine: Path, reference: OrtSession) -> None:
+    new = json.loads(sidecar_path(engine).read_text())
+    old = {name: value for name, value in new.items() if name not in NEW_IN_2}
+    old |= {"format_version": 1, "tensorrt": NEWEST, "compute_capability": [9, 0], "gpu": "Test GPU", "cuda": "13.0"}
+    old["metadata"]["parity"] = {"cases": 8} if parity else None
+    sidecar_path(engine).write_text(json.dumps(old))
+    with open_engine(engine) as session:
+        require_same(session.run(INPUTS), reference.run(INPUTS))
+    found = read_sidecar(engine)
+    assert found is not None
+    assert (found.library, found.library_version, found.targets) == ("tensorrt", NEWEST, ((9, 0),))
+    assert found.verified == parity
+
+
+NEW_IN_2 = {"library", "library_version", "targets", "attestation", "kernels", "verified"}
