@@ -17,7 +17,7 @@ from detr_export.runtimes.progress import SILENT, Progress
 
 
 def make_graph(
-    source: str, step: str, folder: Path, progress: Progress = SILENT, input: str = "float", library: str = TENSORRT
+    source: str, step: str, folder: Path, progress: Progress = SILENT, library: str = TENSORRT, input: str = "float"
 ) -> Path:
     """The ONNX file of a step of the ladder.
 
@@ -26,8 +26,8 @@ def make_graph(
         step: the step's name: "fp16", "fp32-attention", "fp32-transformer" or "fp32".
         folder: where a file may be written.
         progress: is told each stage of an export.
-        input: of an export, as in `ExportOptions`.
         library: which one builds the engine, `TENSORRT` or `TENSORRT_RTX`.
+        input: of an export, as in `ExportOptions`.
 
     Raises:
         ArtifactError: an ONNX file is of another precision.
