@@ -16,6 +16,7 @@ from detr_export.graphs.export import ExportOptions, export_onnx
 from detr_export.graphs.modules import module_of
 from detr_export.runtimes.errors import BackendError
 from tests.rtx.compiler import ROOT, SMALL, Compiler, require_installed
+from tests.test_cli import fails, run
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,7 @@ def files(tiny_checkpoint: Path, segmenter: Path, tmp_path_factory: pytest.TempP
     return found
 
 
+REAL = "pass"  # a process of its own: the compiler may crash
 Files = dict[tuple[str, str], Path]
 
 
@@ -113,3 +115,24 @@ def test_what_the_parser_refuses_names_its_node(tmp_path: Path) -> None:
     assert "no driver" not in line
     assert "catchCudaError" not in line
     assert done.stderr == ""
+
+
+def test_the_command_says_one_line_when_the_compiler_refuses(files: Files, tmp_path: Path) -> None:
+    require_installed()
+    command = ("trt", files["detection", "fp32"], "-o", tmp_path / "a.engine", "--rtx", "--compute-capability", "7.5")
+    line = fails(*command, "--profile", SMALL[0], before=REAL)
+    assert "FP32 GEMM is not supported" in line
+    assert ", traced in model." in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_compiles(files: Files, tmp_path: Path) -> None:
+    require_installed()
+    done = run("trt", files["detection", "fp16"], "-o", tmp_path / "a.engine", "--rtx", "--fp16", "--profile", SMALL[0])
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[0].startswith(
+        "  building for compute capability 8.0, 8.6, 8.9, 12.0, 12.1 with TensorRT"
+    )
+    assert all(line.startswith("  ") for line in done.stderr.splitlines())  # progress, and nothing of the library's own
+    assert done.stdout.splitlines()[-1].startswith("compiled, never run: ")
+    assert (tmp_path / "a.engine").read_bytes().startswith(b"vtrt")  # by this an engine without a sidecar is known
