@@ -31,7 +31,7 @@ INPUTS = make_inputs(Case(96, 128, ((96, 128), (64, 100))), 3, True, 0)
         ("torch-compile-cuda-fp16", "this PyTorch sees no CUDA device"),
         ("ort-cuda", "this onnxruntime has no CUDA provider"),
         ("ort-tensorrt", "this onnxruntime has no TensorRT provider"),
-        ("ort-tensorrt-rtx", "the TensorRT-RTX plugin is not installed"),
+        ("ort-tensorrt-rtx", r"the TensorRT-RTX plugin (is not installed|does not load)"),
     ],
 )
 def test_what_needs_a_gpu_is_refused_without_one(backend: str, message: str, tiny_checkpoint: Path, tiny_onnx: Path) -> None:
