@@ -156,6 +156,13 @@ def run_command(
     profile: Annotated[
         bool, typer.Option("--profile", help="Add the time of each operator and each part of the model, for ort targets.")
     ] = False,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compiled",
+            help="Add what TensorRT's compiler makes of each ONNX file: kernels, fused attentions, copies. It takes no GPU.",
+        ),
+    ] = False,
     output: Annotated[
         Optional[Path],
         typer.Option(
@@ -191,6 +198,7 @@ def run_command(
             callers=callers,
             sweep=sweep,
             profile=profile,
+            compiled=compiled,
             output=output,
             overwrite=overwrite,
             noise=not no_noise,

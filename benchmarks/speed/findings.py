@@ -43,6 +43,7 @@ class Findings:
     def __init__(self, runner: Runner, baseline: Target | None, peaks: Peaks) -> None:
         self.accuracy: list[Accuracy] = []
         self.profiles: list[Mapping[str, Any]] = []
+        self.compiled: list[Mapping[str, Any]] = []
         self.errors: list[str] = []
         self.baseline_again: str | None = None
         self._why_no_noise: str | None = None
@@ -115,6 +116,16 @@ class Findings:
                     assert target.onnx is not None
                     found = profile_ort(target.onnx, *raw.workload.key, threads)
                     self.profiles.append({**found, "variant": raw.name})
+
+    def add_compiled(self, progress: Progress) -> None:
+        """Compiles each ONNX file once, whatever runs it."""
+        files = {item.target.onnx: item.target.name for item in reversed(self._runner.able) if item.target.onnx is not None}
+        for file, name in reversed(files.items()):
+            progress.stage(f"compiling {file}")
+            with self._noting(f"compiling {name}"):
+                from detr_export.benchmarks.cost.compiled import compiled_kernels
+
+                self.compiled.append({**compiled_kernels(file), "variant": name})
 
     def add_scores(self, data: Annotated, limit: int | None, threads: int, progress: Progress) -> None:
         """Scores the variants that a `Predictor` can open."""

@@ -137,7 +137,8 @@ class Report:
     measurements: Sequence[Measurement]
     accuracy: Sequence[Accuracy] = ()
     profiles: Sequence[Mapping[str, Any]] = ()  # as `detr_export.benchmarks.cost.profiling` makes them
-    errors: Sequence[str] = ()  # what else failed: a cost, a score, a profile
+    compiled: Sequence[Mapping[str, Any]] = ()  # as `detr_export.benchmarks.cost.compiled` makes them
+    errors: Sequence[str] = ()  # what else failed: a cost, a score, a profile, a compilation
     notes: Sequence[str] = ()  # what else there is to say about the numbers
     schema: int = SCHEMA
 

@@ -43,6 +43,7 @@ def run(
     callers: int | None = None,
     sweep: bool = False,
     profile: bool = False,
+    compiled: bool = False,
     output: str | Path | None = None,
     overwrite: bool = False,
     noise: bool = True,
@@ -67,6 +68,7 @@ def run(
             there are cores, at most 4.
         sweep: sizes and batch sizes around the model's own, in place of `sizes` and `batches`.
         profile: add a table of operators and of the parts of the model, for ONNX files on the CPU.
+        compiled: add what TensorRT-RTX makes of each ONNX file, which takes no GPU.
         output: a folder for report.json, report.csv, report.md and the plots; nothing is written when None.
         overwrite: replace a report that is there.
         noise: measure the baseline twice, which shows how far from 1 a ratio must be to mean something. That takes one more
@@ -97,6 +99,7 @@ def run(
         callers,
         sweep,
         profile,
+        compiled,
         output,
         overwrite,
         noise,
@@ -156,6 +159,8 @@ def measure_targets(
             if settings.profile:
                 progress.stage("profiling")
                 findings.add_profiles(threads)
+            if settings.compiled:
+                findings.add_compiled(progress)
             if settings.data is not None:
                 findings.add_scores(settings.data, settings.limit, threads, progress)
             interrupted = False
@@ -180,6 +185,7 @@ def measure_targets(
             measurements=measurements,
             accuracy=findings.accuracy,
             profiles=findings.profiles,
+            compiled=findings.compiled,
             errors=findings.errors,
         )
 

@@ -12,6 +12,7 @@ from detr_export.benchmarks.accuracy.scores import Annotated, find_annotated
 from detr_export.benchmarks.speed.environment import available_cores, checked_threads
 from detr_export.benchmarks.speed.pictures import load_pictures, make_batches, synthetic_picture
 from detr_export.benchmarks.speed.tables import require_report_folder
+from detr_export.runtimes.backends.tensorrt.api import tensorrt_rtx
 from detr_export.runtimes.errors import InputError
 
 DEFAULT_ROUNDS = 7
@@ -69,6 +70,7 @@ class Settings:
     data: Annotated | None  # what is scored
     limit: int | None  # images that are scored; all when None
     profile: bool
+    compiled: bool = False
     noise: bool = True  # the baseline is measured twice
     checked: tuple[tuple[int, int, int], ...] = ()  # (height, width, batch) that are compared first and not timed
 
@@ -102,6 +104,7 @@ def check_settings(
     callers: int | None = None,
     sweep: bool = False,
     profile: bool = False,
+    compiled: bool = False,
     output: str | Path | None = None,
     overwrite: bool = False,
     noise: bool = True,
@@ -121,13 +124,18 @@ def check_settings(
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; expected at least 1")
 
+    if compiled:
+        tensorrt_rtx()  # says what to install
+
     # Then what is to be written and read.
     if output is not None:
         require_report_folder(Path(output), overwrite)
     data = None if accuracy is None else find_annotated(accuracy)
     max_batch = max(_SWEEP_BATCHES if sweep else batches, default=1)
     pictures = [synthetic_picture(seed) for seed in range(max_batch)] if images is None else load_pictures(images, max_batch)
-    return Settings(tuple(sizes), tuple(batches) or (1,), sweep, checked, pace, tuple(pictures), data, limit, profile, noise)
+    return Settings(
+        tuple(sizes), tuple(batches) or (1,), sweep, checked, pace, tuple(pictures), data, limit, profile, compiled, noise
+    )
 
 
 def check_sizes(sizes: Sequence[Size], batches: Sequence[int], sweep: bool) -> None:

@@ -46,6 +46,7 @@ _VARIANTS = (
 )
 _STAGED = ("variant", "size", "batch", *(name.removesuffix("_ms").replace("_", " ") + " ms" for name in STAGES))
 _ACCURACY = ("variant", "images", "box AP", "box AP50", "mask AP", "PQ")
+_COMPILED = ("variant", "kernels", "attentions fused", "fp32 kernels", "casts", "copies", "weights MB", "plan MB")
 _EMPTY = "-"
 _NO_DIFFERENCE = "~"  # beside a ratio
 _LEAST_SHARE = 0.005  # of the time; an operator with less has no row of its own
@@ -154,6 +155,23 @@ def tables(report: Report) -> Iterator[tuple[str, Sequence[str], list[list[str]]
             [
                 [item.variant, str(item.images), *(_number(value, ".4f") for value in _scores(item))]
                 for item in report.accuracy
+            ],
+            "",
+        )
+    # What TensorRT's compiler makes of the files.
+    if report.compiled:
+        yield (
+            f"Compiled by {report.compiled[0]['compiler']}, first profile",
+            _COMPILED,
+            [
+                [
+                    item["variant"],
+                    str(item["kernels"]),
+                    f"{item['fused_attentions']} of {item['attentions']}",
+                    *(str(item[name]) for name in ("fp32", "casts", "copies")),
+                    *(f"{item[name] / 1e6:.1f}" for name in ("weight_bytes", "plan_bytes")),
+                ]
+                for item in report.compiled
             ],
             "",
         )

@@ -1,0 +1,35 @@
+"""What TensorRT's compiler makes of an ONNX file: how many kernels, what it fuses, and what stays fp32. It takes no GPU."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from detr_export.engines.build import build_engine
+from detr_export.engines.options import EngineOptions
+from detr_export.runtimes.backends.tensorrt.api import TENSORRT_RTX
+from detr_export.runtimes.errors import BackendError
+
+
+def compiled_kernels(onnx_file: str | Path) -> Mapping[str, Any]:
+    """Compiles a file with TensorRT-RTX, for the default profiles and GPUs of `detr-export trt --rtx`.
+
+    Args:
+        onnx_file: from `detr-export onnx`.
+
+    Returns:
+        The fields of a `KernelReport`, those of an `Attestation` as `attestation`, and `compiler`, its name and version.
+
+    Raises:
+        DetrError: as `build_engine`.
+    """
+    options = EngineOptions(library=TENSORRT_RTX, verify=False)
+    with tempfile.TemporaryDirectory(prefix="detr-bench-") as folder:
+        result = build_engine(onnx_file, Path(folder) / "compiled.engine", options)
+    sidecar = result.sidecar
+    if sidecar.kernels is None:
+        raise BackendError(f"TensorRT-RTX {sidecar.library_version} says nothing of the kernels that it compiled")
+    compiler = f"TensorRT-RTX {sidecar.library_version}"
+    return {**sidecar.kernels, "attestation": sidecar.attestation, "compiler": compiler}
