@@ -169,7 +169,7 @@ def tables(report: Report) -> Iterator[tuple[str, Sequence[str], list[list[str]]
                     str(item["kernels"]),
                     f"{item['fused_attentions']} of {item['attentions']}",
                     *(str(item[name]) for name in ("fp32", "casts", "copies")),
-                    *(f"{item[name] / 1e6:.1f}" for name in ("weight_bytes", "plan_bytes")),
+                    *(_megabytes(item[name]) for name in ("weight_bytes", "plan_bytes")),
                 ]
                 for item in report.compiled
             ],

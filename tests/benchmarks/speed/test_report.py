@@ -110,12 +110,21 @@ def test_clocks_of_a_gpu_are_kept_and_shown(report: Report) -> None:
     assert "3 (1 disturbed, 1 clocks down)" in markdown(changed)
 
 
+def test_what_was_compiled_is_shown(report: Report) -> None:
+    kernels = {"kernels": 186, "fused_attentions": 18, "attentions": 18, "fp32": 5, "casts": 1, "copies": 4}
+    found = {**kernels, "weight_bytes": 82_500_000, "plan_bytes": None, "variant": "ort:a|b.onnx", "compiler": "a compiler"}
+    text = markdown(replace(report, compiled=[found]))
+    assert "Compiled by a compiler, first profile" in text
+    assert r"| ort:a\|b.onnx | 186 | 18 of 18 | 5 | 1 | 4 | 82.5 | - |" in text
+    assert "Compiled by" not in markdown(report)
+
+
 def test_schema(report: Report) -> None:
     """The names that readers of report.json rely on."""
     document = report.to_dict()
     assert set(document) == {
         *("schema", "started", "command", "environment", "method", "variants", "measurements"),
-        *("accuracy", "profiles", "errors", "notes"),
+        *("accuracy", "profiles", "compiled", "errors", "notes"),
     }
     assert set(document["environment"]) == {
         *("cpu", "cores", "memory_bytes", "governor", "os", "python", "gpu", "driver", "versions", "threads"),

@@ -19,8 +19,10 @@ from detr_export.benchmarks.speed.settings import check_sizes, parse_batch, pars
 from detr_export.benchmarks.speed.tables import REPORT_FILES
 from detr_export.checkpoints.reading import load_checkpoint
 from detr_export.graphs.export import ExportOptions, export_onnx
-from detr_export.runtimes.errors import AnnotationError, DetrError, ImageError, InputError, OutputError
+from detr_export.runtimes.errors import AnnotationError, BackendError, DetrError, ImageError, InputError, OutputError
 from tests.benchmarks.conftest import Annotated, Watcher
+from tests.tensorrt_double import Knobs
+from tests.tensorrt_double.fixtures import RTX
 
 QUICK = {"rounds": 3, "runs": 2, "threads": 1, "callers": 1}
 
@@ -150,6 +152,35 @@ def test_the_baseline_is_measured_twice(
     text = (tmp_path / "out" / "report.md").read_text()
     assert text.count("| ort:tiny.onnx (again) | 96x128 |") == 2
     assert "~ no difference: the baseline measured twice differs from itself by up to" in text
+
+
+def test_files_are_compiled_once(tiny_onnx: Path, tmp_path: Path, rtx: Knobs) -> None:
+    """With the double: the real compiler has tests of its own."""
+    targets = [str(tiny_onnx), f"openvino:{tiny_onnx}"]
+    report = run(targets, sizes=[(96, 128)], compiled=True, output=tmp_path / "out", **{**QUICK, "rounds": 1, "runs": 1})
+    assert report.problems() == []
+    (found,) = report.compiled
+    assert found["variant"] == "ort:tiny.onnx"
+    assert found["compiler"] == f"TensorRT-RTX {RTX}"
+    assert found["kernels"] > 0
+    assert found["attestation"]["attested"] > 0
+    assert len(rtx.builds) == 1
+    assert "Compiled by TensorRT-RTX" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_what_cannot_be_compiled_is_a_problem(tiny_onnx: Path, rtx: Knobs) -> None:
+    rtx.build_error = "no kernel suits this"
+    report = run([str(tiny_onnx)], sizes=[(96, 128)], compiled=True, **{**QUICK, "rounds": 1, "runs": 1})
+    assert report.compiled == []
+    assert len(report.problems()) == 1
+    assert report.problems()[0].startswith("compiling ort:tiny.onnx: ")
+    assert "no kernel suits this" in report.problems()[0]
+
+
+@pytest.mark.usefixtures("no_tensorrt")
+def test_without_a_compiler_nothing_is_measured(tiny_onnx: Path) -> None:
+    with pytest.raises(BackendError, match=r"detr-export\[rtx\]"):
+        run([str(tiny_onnx)], compiled=True)
 
 
 def test_the_noise_can_be_left_out(tiny_onnx: Path) -> None:
