@@ -7,10 +7,12 @@ Annotations stay unquoted here: on Python 3.9 typer does not resolve the strings
 makes of them, and every option would lose its name and its help.
 """
 
+import re
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
+from typer.core import TyperGroup
 
 from detr_export.choices import (
     CheckpointArgument,
@@ -39,13 +41,23 @@ from detr_export.terminal import (
     print_json,
     print_result,
     reports_errors,
+    spell_lists,
     tolerate_any_name,
 )
 
 PROGRAM = "detr-export"
 
+_LIST_VALUES = {"--compute-capability": re.compile(r"\d+\.\d+")}  # an option that takes several values
+
+
+class _Commands(TyperGroup):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, spell_lists(args, _LIST_VALUES))
+
+
 app = typer.Typer(
     name=PROGRAM,
+    cls=_Commands,
     help="Turn DETR checkpoints into verified ONNX files; run, train and score them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -165,8 +177,8 @@ def trt_command(
     compute_capability: Annotated[
         Optional[list[str]],
         typer.Option(
-            metavar="N.N",
-            help="With --rtx: a kind of GPU to compile for, such as 8.9; may be repeated. All from Ampere on if left out.",
+            metavar="N.N...",
+            help="With --rtx: the kinds of GPUs to compile for, such as 8.6 8.9. All from Ampere on if left out.",
         ),
     ] = None,
     profile: Annotated[

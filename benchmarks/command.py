@@ -28,6 +28,7 @@ from detr_export.terminal import (
     print_json,
     print_result,
     reports_errors,
+    spell_lists,
     tolerate_any_name,
 )
 
@@ -44,16 +45,7 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
     arguments = list(arguments)
     if not arguments or arguments[0] not in (*_COMMANDS, *_OWN_OPTIONS):
         arguments = [DEFAULT_COMMAND, *arguments]
-    spelled: list[str] = []
-    option = None
-    for argument in arguments:
-        # A target never looks like a size or a number, so a list ends where something else stands.
-        if option and len(spelled) >= 2 and spelled[-2] == option and _LIST_VALUES[option].fullmatch(argument):
-            spelled.append(option)
-        elif argument in _LIST_VALUES:
-            option = argument
-        spelled.append(argument)
-    return spelled
+    return spell_lists(arguments, _LIST_VALUES)
 
 
 class _Commands(TyperGroup):

@@ -10,8 +10,9 @@ makes of them, and every option would lose its name and its help.
 import functools
 import io
 import json
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Optional, Protocol
 
 import typer
@@ -46,6 +47,25 @@ def print_error(error: Exception) -> None:
 def print_json(document: Any) -> None:
     """Print one JSON document on stdout."""
     typer.echo(json.dumps(document, indent=2))
+
+
+def spell_lists(arguments: Sequence[str], values: Mapping[str, re.Pattern[str]]) -> list[str]:
+    """What was typed, with `--option A B` spelled `--option A --option B`, which is what typer reads.
+
+    Args:
+        arguments: of the command.
+        values: the options that take several values, and what these look like. No other argument may look so: a list ends
+            where something else stands.
+    """
+    spelled: list[str] = []
+    option = None
+    for argument in arguments:
+        if option and len(spelled) >= 2 and spelled[-2] == option and values[option].fullmatch(argument):
+            spelled.append(option)
+        elif argument in values:
+            option = argument
+        spelled.append(argument)
+    return spelled
 
 
 class Result(Protocol):
