@@ -6,6 +6,7 @@ These identities make it; none changes a result by more than rounding:
   values of an encoder layer are one product of x, and the positions' part of all encoder layers is one product, too.
 - Keys and values of all cross-attentions are one product of the encoder's output.
 - The scale of the scores goes into the weights of the queries.
+- The bias of the keys adds the same to all scores of a query, which softmax takes out again. So keys need none.
 - Attention weights add up to 1, so the bias of the values passes through them, into the bias of the output projection.
 - The queries' positions are parameters. The first self-attention sees nothing else, because the decoder starts from zeros.
   So it is a constant, and so are the queries of the first cross-attention.
@@ -40,12 +41,11 @@ def fuse(model: DetrModel) -> None:
     """
     position = model.query_position_embeddings.weight
     dtype = position.dtype
-    assert isinstance(model.encoder, DetrEncoder) and isinstance(model.decoder, DetrDecoder)
-    fused = {
-        "input_projection": PointwiseProjection(model.input_projection.double()),
-        "encoder": FusedEncoder(model.encoder.double()),
-        "decoder": FusedDecoder(model.decoder.double(), position.double()),
-    }
+    fused: dict[str, nn.Module] = {"input_projection": PointwiseProjection(model.input_projection.double())}
+    if model.encoder.layers:  # a DETR may have none, and then there is nothing to fuse
+        fused["encoder"] = FusedEncoder(model.encoder.double())
+    if model.decoder.layers:
+        fused["decoder"] = FusedDecoder(model.decoder.double(), position.double())
     for name, module in fused.items():
         setattr(model, name, module.to(dtype))
     model.eval()
@@ -225,11 +225,10 @@ class FusedDecoder(nn.Module):
         self.auxiliary_loss = decoder.auxiliary_loss
         self.layernorm = decoder.layernorm
         layers = [layer for layer in decoder.layers if isinstance(layer, DetrDecoderLayer)]
-        keys, values = [layer.encoder_attn.k_proj for layer in layers], [layer.encoder_attn.v_proj for layer in layers]
-        self.key_weight = _constant(torch.cat([projection.weight for projection in keys]).T)  # (d_model, layers * d_model)
-        self.key_bias = _constant(torch.cat([projection.bias for projection in keys]))
-        value_weight = torch.cat([projection.weight for projection in values]).T
-        self.memory_weight = _constant(torch.cat((self.key_weight, value_weight), dim=1))
+        keys = [layer.encoder_attn.k_proj.weight for layer in layers]
+        values = [layer.encoder_attn.v_proj.weight for layer in layers]
+        self.key_weight = _constant(torch.cat(keys).T)  # (d_model, layers * d_model)
+        self.memory_weight = _constant(torch.cat(keys + values).T)  # (d_model, 2 * layers * d_model)
         self.num_heads = layers[0].encoder_attn.num_heads
         kinds = [_FirstDecoderLayer, *[_DecoderLayer] * (len(layers) - 1)]
         self.layers = nn.ModuleList(kind(layer, query_position) for kind, layer in zip(kinds, layers, strict=True))
@@ -247,7 +246,7 @@ class FusedDecoder(nn.Module):
     ) -> DetrDecoderOutput:
         """As `DetrDecoder.forward`; of the queries it uses the shape only."""
         # Keys and values of all layers, (B * heads, L, head size) each, and the bias of the scores.
-        shift = memory_position @ self.key_weight + self.key_bias
+        shift = memory_position @ self.key_weight
         mixed = memory @ self.memory_weight + torch.cat((shift, torch.zeros_like(shift)), dim=-1)
         parts = [
             part.unflatten(2, (self.num_heads, -1)).transpose(1, 2).flatten(0, 1)
@@ -280,10 +279,10 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> t
 
 
 def _position_weight(attention: DetrAttention) -> tuple[Tensor, Tensor]:
-    """What positions add to queries and keys: a weight (d_model, 2 d_model), and the bias of both."""
+    """What positions add to queries and keys: a weight (d_model, 2 d_model), and the queries' bias, (2 d_model)."""
     query, key = attention.q_proj, attention.k_proj
     weight = torch.cat((query.weight * attention.scaling, key.weight)).T
-    return weight, torch.cat((query.bias * attention.scaling, key.bias))
+    return weight, torch.cat((query.bias * attention.scaling, torch.zeros_like(key.bias)))
 
 
 def _output_projection(attention: DetrAttention) -> nn.Linear:
