@@ -12,7 +12,7 @@ These identities make it; none changes a result by more than rounding:
   So it is a constant, and so are the queries of the first cross-attention.
 
 The shapes are those that TensorRT reads without copies: one kernel divides a product into queries, keys and values for its
-fused attention, and the decoder works in (Q, B, d_model), as facebookresearch/detr does. docs/tensorrt.md has the figures.
+fused attention, and the decoder works in (Q, B, d_model), as facebookresearch/detr does. docs/export.md has the figures.
 """
 
 from __future__ import annotations
@@ -56,8 +56,9 @@ class PointwiseProjection(nn.Module):
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
+        assert convolution.bias is not None
         self.weight = _constant(convolution.weight[:, :, 0, 0].T)
-        self.bias = convolution.bias
+        self.bias = _constant(convolution.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, h, w) to (B, d_model, h, w)."""
@@ -82,11 +83,17 @@ class _SelfAttention(nn.Module):
         self.batch_dim = batch_dim
 
     def forward(self, x: Tensor, shift: Tensor, bias: Tensor | None) -> Tensor:
-        """Maps x to the same shape; `shift` is the part of queries and keys that positions and biases make, 2 d_model wide."""
+        """Attends within x.
+
+        Args:
+            x: (B, T, d_model) or (T, B, d_model), as `batch_dim` says; the result has the same shape.
+            shift: broadcasts to x but for its width, 2 d_model: the part of queries and keys that x does not make.
+            bias: added to the scores, broadcast to (B, heads, T, T).
+        """
         zeros = torch.zeros((), dtype=x.dtype, device=x.device).expand(*shift.shape[:-1], x.shape[-1])
         mixed = x @ self.weight + torch.cat((shift, zeros), dim=-1)
         order = (0, 2, 1, 3) if self.batch_dim == 0 else (1, 2, 0, 3)  # to (B, heads, T, head size)
-        query, key, value = (part.unflatten(2, (self.num_heads, -1)).permute(order) for part in mixed.chunk(3, dim=-1))
+        query, key, value = (part.unflatten(2, (self.num_heads, -1)).permute(order) for part in _parts(mixed, 3, dim=-1))
         context, _ = _attend(query, key, value, bias)
         back = order if self.batch_dim == 0 else (2, 0, 1, 3)
         return self.out_proj(context.permute(back).flatten(2))
@@ -147,29 +154,40 @@ class FusedEncoder(nn.Module):
         x = inputs_embeds
         bias = None if attention_mask is None else attention_bias(attention_mask, x.dtype)
         shifts = position[None] @ self.position_weight + self.position_bias
-        for layer, shift in zip(self.layers, shifts.unbind(), strict=True):
-            x = layer(x, shift, bias)
+        for layer, shift in zip(self.layers, _parts(shifts, len(self.layers), dim=0), strict=True):
+            x = layer(x, shift.squeeze(0), bias)
         return EncoderOutput(last_hidden_state=x if self.layernorm is None else self.layernorm(x))
 
 
-class _CrossAttention(nn.Module):
-    """Cross-attention to keys and values that are given."""
+class _QueryProjection(nn.Module):
+    """The queries of a cross-attention, a module of its own so that exported nodes are named after it."""
 
     def __init__(self, attention: DetrAttention, query_position: Tensor) -> None:
         super().__init__()
         self.weight = _constant((attention.q_proj.weight * attention.scaling).T)
         self.bias = _constant(attention.q_proj.bias * attention.scaling)
         self.position = _constant(query_position[:, None])  # (Q, 1, d_model)
-        self.out_proj = _output_projection(attention)
         self.head_size = query_position.shape[1] // attention.num_heads
 
-    def queries(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Maps (Q, B, d_model) to (B * heads, Q, head size)."""
         query = (x + self.position) @ self.weight + self.bias
         return query.reshape(len(query), -1, self.head_size).transpose(0, 1)
 
+
+class _CrossAttention(nn.Module):
+    """Cross-attention to keys and values that are given, from queries that `q_proj` makes."""
+
+    def __init__(self, attention: DetrAttention, query_position: Tensor) -> None:
+        super().__init__()
+        self.q_proj = _QueryProjection(attention, query_position)
+        self.out_proj = _output_projection(attention)
+
     def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Attends from `queries` to (B * heads, L, head size); gives (Q, B, d_model) and the weights (B * heads, Q, L)."""
+        """Maps (B * heads, Q, head size) and keys and values (B * heads, L, head size) to an output and weights.
+
+        The output is (Q, B, d_model), the weights are (B * heads, Q, L).
+        """
         context, weights = _attend(query, key, value, bias)
         context = context.transpose(0, 1)
         return self.out_proj(context.reshape(len(context), -1, self.out_proj.in_features)), weights
@@ -189,7 +207,7 @@ class _DecoderLayer(_Layer):
         """Maps (Q, B, d_model) to what the self-attention makes of it, and to the queries of the cross-attention."""
         attended = self.self_attn(self._branch_input(x, self.self_attn_layer_norm), self.shift, None)
         x = self._add_branch(x, attended, self.self_attn_layer_norm)
-        return x, self.encoder_attn.queries(self._branch_input(x, self.encoder_attn_layer_norm))
+        return x, self.encoder_attn.q_proj(self._branch_input(x, self.encoder_attn_layer_norm))
 
     def forward(self, x: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         """Maps (Q, B, d_model) to the same shape, with the weights (B * heads, Q, L) of the cross-attention."""
@@ -205,7 +223,7 @@ class _FirstDecoderLayer(_DecoderLayer):
         super().__init__(layer, query_position)
         x, query = super().before_memory(torch.zeros_like(query_position)[:, None])
         self.start, self.first_query = _constant(x), _constant(query)
-        del self.self_attn, self.shift
+        del self.self_attn, self.self_attn_layer_norm, self.shift, self.encoder_attn.q_proj
 
     def before_memory(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The constants, the queries once for each image of (Q, B, d_model)."""
@@ -250,7 +268,7 @@ class FusedDecoder(nn.Module):
         mixed = memory @ self.memory_weight + torch.cat((shift, torch.zeros_like(shift)), dim=-1)
         parts = [
             part.unflatten(2, (self.num_heads, -1)).transpose(1, 2).flatten(0, 1)
-            for part in mixed.chunk(2 * len(self.layers), dim=-1)
+            for part in _parts(mixed, 2 * len(self.layers), dim=-1)
         ]
         bias = None if memory_mask is None else attention_bias(memory_mask, memory.dtype)
         if bias is not None:
@@ -276,6 +294,14 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> t
         scores = scores + bias
     weights = functional.softmax(scores, dim=-1)
     return weights @ value, weights
+
+
+def _parts(x: Tensor, count: int, dim: int) -> tuple[Tensor, ...]:
+    """Equal parts of a tensor.
+
+    The sizes are written out: for `chunk` and `unbind` the exporter writes a count, which opset 17 has no attribute for.
+    """
+    return x.split([x.shape[dim] // count] * count, dim=dim)
 
 
 def _position_weight(attention: DetrAttention) -> tuple[Tensor, Tensor]:

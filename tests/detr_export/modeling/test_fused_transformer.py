@@ -72,7 +72,9 @@ def assert_fused_alike(model: DetrForObjectDetection | DetrForSegmentation) -> N
             expected, given = reference(pixel_values, mask), deployed(pixel_values, mask)
             assert list(given) == list(expected)
             for name, value in expected.items():
-                torch.testing.assert_close(given[name], value, atol=ATOL, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+                torch.testing.assert_close(
+                    given[name], value, atol=ATOL, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+                )
                 assert batch == 1 or (value[0] - value[1]).abs().max() > VARIED, name
 
 
@@ -134,8 +136,14 @@ def test_the_rest_of_the_model_is_left_alone(dtype: torch.dtype) -> None:
     old, new = before.state_dict(), model.state_dict()
     kept = old.keys() & new.keys()
     changed = {name for name in kept if not torch.equal(new[name], old[name])}
-    assert {name.rpartition(".layers.")[0] or name for name in old.keys() - kept} == {"detr.model.encoder", "detr.model.decoder"}
-    assert {name.split("_attn.")[-1] for name in changed} == {"out_proj.bias", "detr.model.input_projection.weight"}
+    assert {name.rpartition(".layers.")[0] or name for name in old.keys() - kept} == {
+        "detr.model.encoder",
+        "detr.model.decoder",
+    }
+    assert {name.split("_attn.")[-1] for name in changed} == {
+        *("out_proj.bias", "q_proj.weight", "q_proj.bias"),
+        "detr.model.input_projection.weight",
+    }
     pixel_values = inputs(2)[0].to(dtype)
     with torch.no_grad():
         assert torch.equal(model.base.run(pixel_values).features[-1], before.base.run(pixel_values).features[-1])
