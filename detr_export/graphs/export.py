@@ -29,6 +29,7 @@ from detr_export.graphs.simplification import simplify
 from detr_export.graphs.tracing import count_layer_norms, input_dims, trace
 from detr_export.loading import load_model, reference_of_file, reference_session
 from detr_export.modeling.deployed import DeployedModel
+from detr_export.modeling.fused_transformer import fuse
 from detr_export.runtimes.errors import VerificationError, missing_extra
 from detr_export.runtimes.files import replacing, require_writable, writing
 from detr_export.runtimes.hub import onnx_file
@@ -197,6 +198,7 @@ def _make_graph(checkpoint: Checkpoint, options: ExportOptions, progress: Progre
     """The checked fp32 graph."""
     config = checkpoint.config
     model = DeployedModel(load_model(checkpoint, options.task), options.attentions)
+    fuse(model.model.base)
     progress.stage("tracing")
     proto = trace(model, checkpoint, options)
     if options.simplify:

@@ -88,10 +88,11 @@ def input_dims(config: DetrConfig, options: ExportOptions) -> dict[str, tuple[st
 def count_layer_norms(config: DetrConfig) -> int:
     """Two in each encoder layer, three in each decoder layer, and those that end the two stacks.
 
-    Only a pre-norm encoder ends in one. The decoder's own runs once more in each layer with auxiliary loss.
+    Only a pre-norm encoder ends in one. The decoder's own runs once more in each layer with auxiliary loss. Around the first
+    self-attention all is constant: one norm behind it, or with pre-norm the one before it and the one behind it.
     """
     final = (config.decoder_layers + 1 if config.auxiliary_loss else 1) + config.pre_norm
-    return 2 * config.encoder_layers + 3 * config.decoder_layers + final
+    return 2 * config.encoder_layers + 3 * config.decoder_layers + final - (2 if config.pre_norm else 1)
 
 
 def _example(

@@ -317,7 +317,7 @@ def _below(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
 
 def _flatten(feature_map: Tensor) -> Tensor:
     """(B, C, h, w) to (B, h * w, C)."""
-    return feature_map.flatten(2).permute(0, 2, 1)
+    return feature_map.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _or(value: bool | None, default: bool) -> bool:

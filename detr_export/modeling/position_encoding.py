@@ -28,8 +28,8 @@ class DetrSinePositionEmbedding(nn.Module):
     def forward(self, feature_map: Tensor, mask: Tensor) -> Tensor:
         """Maps a mask (B, h, w) bool, True = real, to (B, 2 * embedding_dim, h, w): rows first, then columns."""
         dtype = torch.promote_types(feature_map.dtype, torch.float32)  # float16 would neither hold the sums nor epsilon
-        rows = mask.cumsum(1, dtype=dtype)
-        columns = mask.cumsum(2, dtype=dtype)
+        rows = _running_count(mask, dtype)
+        columns = _running_count(mask.transpose(1, 2), dtype).transpose(1, 2)
         rows = rows / (rows[:, -1:, :] + _EPSILON) * (2 * math.pi)
         columns = columns / (columns[:, :, -1:] + _EPSILON) * (2 * math.pi)
         channel = torch.arange(self.embedding_dim, device=mask.device, dtype=dtype)
@@ -41,6 +41,16 @@ class DetrSinePositionEmbedding(nn.Module):
 
         encoding = torch.cat((interleave(rows), interleave(columns)), dim=3)
         return encoding.permute(0, 3, 1, 2).to(feature_map.dtype)
+
+
+def _running_count(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """How many of (B, n, m) bool are True up to each place of the second axis, itself included: the same as `cumsum`.
+
+    It is a sum over a triangle, because engine builders compile cumulative sums to loops, or get a pair of them wrong.
+    """
+    places = torch.arange(mask.shape[1], device=mask.device)
+    before = places[:, None] >= places
+    return (before[None, :, :, None] & mask[:, None]).sum(2, dtype=dtype)
 
 
 class DetrLearnedPositionEmbedding(nn.Module):

@@ -22,8 +22,8 @@ from detr_export.graphs.fp16 import LARGEST, SMALLEST
 from detr_export.runtimes.errors import ArtifactError
 
 PRODUCTS = {"Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum"}
-# What a caller can ask to stay fp32: the products around each softmax; or everything from the transformer's first layer to
-# the detections.
+# What a caller can ask to stay fp32: the products around each softmax; or everything from the projection of the feature map,
+# which the transformer starts from, to the detections.
 KEPT = ("attention", "transformer")
 
 _FP32 = {
@@ -97,11 +97,16 @@ def _attention_nodes(graph: onnx.GraphProto) -> set[str]:
 
 def _transformer_nodes(graph: onnx.GraphProto) -> set[str]:
     """What leads to the detections, without the backbone."""
+    # The mask head's convolutions do not lead to the detections, so all that do are the backbone's. The first product behind
+    # them projects what they give, the feature map. What leads to that is the backbone. (The product of the positions may
+    # come earlier in the graph, but no convolution leads to it.)
     leading = _ancestors(graph, _DETECTIONS)
-    convolutions = [node for node in leading if node.op_type == "Conv"]
-    # The last convolution projects the feature map. What leads to it is the backbone; the mask head leads elsewhere.
-    backbone = {node.name for node in _ancestors(graph, convolutions[-1].output)} if convolutions else set()
-    return {node.name for node in leading} - backbone
+    last = max((index for index, node in enumerate(leading) if node.op_type == "Conv"), default=-1)
+    for node in leading[last + 1 :]:
+        behind = _back_to_products(graph, node.input[0]) if node.op_type in PRODUCTS else []
+        if any(found.op_type == "Conv" for found in behind):
+            return {found.name for found in leading} - {found.name for found in _ancestors(graph, node.input)}
+    return {node.name for node in leading}
 
 
 def _ancestors(graph: onnx.GraphProto, values: Iterable[str]) -> list[onnx.NodeProto]:

@@ -29,6 +29,7 @@ from detr_export.verification.cases import Case, make_inputs
 from detr_export.verification.tolerances import TOLERANCES
 
 HALF, FULL = TensorProto.FLOAT16, TensorProto.FLOAT
+POSITION_WEIGHTS = ("encoder.position_weight", "decoder.key_weight")
 CASES = (
     Case(64, 64, ((64, 64),)),
     Case(129, 127, ((129, 127), (1, 1), (128, 64))),
@@ -69,10 +70,13 @@ def test_products_are_fp16_and_islands_fp32(half: onnx.ModelProto) -> None:
     assert all(found == {HALF} for found in by_type["Conv"])
     assert sum(found == {FULL} for found in by_type["MatMul"]) == 1  # the box head's last layer
     assert sum(found == {HALF} for found in by_type["MatMul"]) == len(by_type["MatMul"]) - 1
-    for operator in ("Softmax", "LayerNormalization", "Sigmoid", "Sin", "Cos", "Floor", "Range"):
+    for operator in ("Softmax", "LayerNormalization", "Sigmoid", "Sin", "Cos", "Floor"):
         assert by_type[operator], operator
         assert all(found == {FULL} for found in by_type[operator]), operator
-    assert all(HALF not in found for operator in ("CumSum", "Div", "Sub") for found in by_type[operator])
+    # The counts of the position encoding, and what is made of them and of the mask.
+    for operator in ("Range", "And", "GreaterOrEqual", "ReduceSum", "Div", "Sub"):
+        assert by_type[operator], operator
+        assert all(HALF not in found for found in by_type[operator]), operator
     assert all(types[value.name] != HALF for value in [*half.graph.input, *half.graph.output])
 
 
@@ -94,6 +98,12 @@ def test_parts_that_stay_fp32(kept: str, full: onnx.ModelProto, half: onnx.Model
         assert weights.fp32 == to_fp16(full)[1].fp32
     else:
         assert all(in_full)
+        producers = {name: node for node in wider.graph.node for name in node.output}
+        (before,) = [node for node in products if any(name.endswith("input_projection.weight") for name in node.input)]
+        while before.op_type != "Relu":  # the backbone's last node: all that follows only moves its values
+            before = producers[before.input[0]]
+            assert before.op_type in ("Cast", "Reshape", "Transpose", "Relu")
+        assert types[before.output[0]] == HALF
         assert weights.fp32 > 10 * to_fp16(full)[1].fp32
         with pytest.raises(ArtifactError, match="is not fp16"):
             check_fp16(wider)
@@ -123,7 +133,26 @@ def test_masks_never_become_fp16(half: onnx.ModelProto) -> None:
             if name in node.input:
                 reached.add(node.op_type)
                 waiting.extend(node.output if node.op_type != "Softmax" else ())
-    assert reached == {"Mul", "Add", "Softmax"}
+    assert reached == {"Mul", "Expand", "Reshape", "Add", "Softmax"}  # the cross-attention's bias once for each head
+
+
+def test_positions_become_fp16_in_their_product(half: onnx.ModelProto) -> None:
+    """They are exact up to there, and so what they add to queries and keys is rounded once."""
+    types = dtypes(half)
+    producers = {name: node for node in half.graph.node for name in node.output}
+    readers = [node for node in half.graph.node if any(name.endswith(POSITION_WEIGHTS) for name in node.input)]
+    assert [node.op_type for node in readers] == ["MatMul"] * len(POSITION_WEIGHTS)
+    for node in readers:
+        assert {types[name] for name in [*node.input, *node.output]} == {HALF}
+        (added,) = [
+            other for other in half.graph.node if node.output[0] in other.input and other.op_type in ("Add", "Concat")
+        ]
+        assert types[added.output[0]] == HALF
+        value = node.input[0]
+        while producers[value].op_type != "Cast":
+            assert producers[value].op_type in ("Unsqueeze", "Reshape")
+            value = producers[value].input[0]
+        assert types[producers[value].input[0]] == FULL
 
 
 def test_no_island_is_rounded_inside(half: onnx.ModelProto) -> None:
