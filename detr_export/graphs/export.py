@@ -4,8 +4,8 @@ The file reaches its place only after ONNX Runtime ran it over the verification 
 It replaces what stood there in one move. Batch, height and width stay free, and `pixel_values` and `pixel_mask` share
 their names for them.
 
-An fp16 file is compared twice: as it is, and with every result rounded to fp16 (`fp16_rounding`), as a GPU does and ONNX
-Runtime's CPU does not.
+An fp16 file is compared three times: as it is, with every result rounded to fp16 (`fp16_rounding`), as a GPU does and ONNX
+Runtime's CPU does not, and with attentions that also add in fp16, as some GPU kernels do.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class Fp16Report:
 
     weights: Fp16Weights
     rounded: Parity | None = None  # with every result rounded to fp16; None when verification was switched off
+    accumulated: Parity | None = None  # the same, with attentions that also add in fp16
     largest: float | None = None  # magnitude over the verification grid of what is stored in fp16; its limit is 65504
     largest_node: str | None = None
 
@@ -55,6 +56,9 @@ class Fp16Report:
         lines = [self.weights.summary()]
         if self.rounded is not None:
             lines.append(f"every result rounded to fp16: {self.rounded.summary()}")
+        if self.accumulated is not None:
+            lines.append(f"attentions that also add in fp16: {self.accumulated.summary()}")
+        if self.largest is not None:
             lines.append(f"largest fp16 value {self.largest:.4g} of 65504, from {self.largest_node}")
         return "\n".join(lines)
 
@@ -225,25 +229,29 @@ def _verify_rounded(
     reference: Reference,
     progress: Progress,
 ) -> Fp16Report:
-    """Compares an fp16 model with its checkpoint once more, with every result rounded; the twin lies beside `output`."""
+    """Compares an fp16 model with its checkpoint twice more, as GPUs round; the twins lie beside `output`."""
     from detr_export.graphs.fp16_rounding import Watched, rounding_twin
     from detr_export.runtimes.backends.ort.session import OrtSession
 
-    twin, names = rounding_twin(proto)
-    with tempfile.TemporaryDirectory(prefix=".detr-export-", dir=output.parent) as folder:
-        file = Path(folder) / "rounded.onnx"
-        _save(twin, metadata, file)
-        with Watched(OrtSession(file, spinning=False), names) as candidate:
-            parity = compare(candidate, reference, progress=progress, stage="verifying fp16 rounding")
-            largest, node = candidate.largest
-            overflows = candidate.overflows
-    if overflows:
-        raise VerificationError(
-            f"{len(overflows)} results do not fit into fp16, which ends at 65504; the first is that of {overflows[0]}, the "
-            f"largest is {largest:.4g}; export with --precision fp32"
-        )
-    require(parity, "the exported file, with every result rounded to fp16,")
-    return Fp16Report(weights, parity, largest, node)
+    parities: list[Parity] = []
+    largest, node = 0.0, ""
+    for accumulates, what in ((False, "every result rounded to fp16"), (True, "attentions that also add in fp16")):
+        twin, names = rounding_twin(proto, accumulates)
+        with tempfile.TemporaryDirectory(prefix=".detr-export-", dir=output.parent) as folder:
+            file = Path(folder) / "rounded.onnx"
+            _save(twin, metadata, file)
+            with Watched(OrtSession(file, spinning=False), names) as candidate:
+                parities.append(compare(candidate, reference, progress=progress, stage=f"verifying with {what}"))
+                largest, node = max((largest, node), candidate.largest)
+                overflows = candidate.overflows
+        if overflows:
+            raise VerificationError(
+                f"{len(overflows)} results do not fit into fp16, which ends at 65504; the first is that of {overflows[0]}, "
+                f"the largest is {largest:.4g}; export with --precision fp32"
+            )
+        require(parities[-1], f"the exported file, with {what},")
+    rounded, accumulated = parities
+    return Fp16Report(weights, rounded, accumulated, largest, node)
 
 
 def _save(proto: onnx.ModelProto, metadata: Metadata, file: Path) -> None:

@@ -4,19 +4,23 @@ ONNX Runtime's CPU has few fp16 kernels. It computes the nodes of an fp16 graph 
 a value of 70000 stays 70000. A GPU multiplies fp16 values, adds in fp32 and rounds each result to fp16. `rounding_twin`
 writes that out: an fp32 graph that casts every result to fp16 and back, which ONNX Runtime leaves as it is, and that reports
 the largest magnitude before each rounding.
+
+Some fused attention kernels add in fp16, too (NVIDIA/TensorRT 4397). On request the twin does so in the products of two
+computed values, which are those of the attentions.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from detr_export.graphs.editing import replace_nodes
-from detr_export.graphs.fp16 import LARGEST
+from detr_export.graphs.fp16 import LARGEST, TENSOR_CORE_DEPTH
 from detr_export.runtimes.session import Session
 
 MAGNITUDES = "largest_magnitudes"  # output of the twin: float32 (N,), one for each name of `rounding_twin`'s list
@@ -27,11 +31,12 @@ _MOVES = {
 }
 
 
-def rounding_twin(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
+def rounding_twin(model: onnx.ModelProto, accumulates: bool = False) -> tuple[onnx.ModelProto, list[str]]:
     """Writes the rounding of a typed fp16 graph out in fp32.
 
     Args:
         model: from `to_fp16`.
+        accumulates: attentions also add in fp16.
 
     Returns:
         A model whose inputs and outputs are fp32 where those of `model` are fp16, with one more output, `MAGNITUDES`, and
@@ -76,12 +81,23 @@ def rounding_twin(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
             if name in half:
                 node.output[index] = f"{name}_exact"
                 nodes += [
-                    *_rounding(node.output[index], name),
-                    helper.make_node("Abs", [node.output[index]], [f"{name}_magnitude"]),
+                    *_rounding(f"{name}_exact", name),
+                    helper.make_node("Abs", [f"{name}_exact"], [f"{name}_magnitude"]),
                     helper.make_node("ReduceMax", [f"{name}_magnitude"], [f"{name}_largest"], keepdims=0),
                     helper.make_node("Reshape", [f"{name}_largest", "one_element"], [f"{name}_row"]),
                 ]
                 watched.append(node.name)
+    if accumulates:
+        ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in [*typed.output, *typed.value_info]}
+        constants = {tensor.name for tensor in graph.initializer}
+        adding = {
+            node.name: ranks[node.output[0]]
+            for node in typed.node
+            if node.op_type == "MatMul" and node.output[0] in half and constants.isdisjoint(node.input)
+        }
+        nodes = [
+            part for node in nodes for part in (_added_in_fp16(node, adding[node.name]) if node.name in adding else [node])
+        ]
     rows = [node.output[0] for node in nodes if node.output[0].endswith("_row") and node.op_type == "Reshape"]
     nodes.append(helper.make_node("Concat", rows, [MAGNITUDES], axis=0))
     graph.initializer.append(numpy_helper.from_array(np.array([1], dtype=np.int64), "one_element"))
@@ -95,6 +111,49 @@ def _rounding(source: str, target: str) -> list[onnx.NodeProto]:
         helper.make_node("Cast", [source], [f"{target}_fp16"], to=TensorProto.FLOAT16),
         helper.make_node("Cast", [f"{target}_fp16"], [target], to=TensorProto.FLOAT),
     ]
+
+
+def _added_in_fp16(node: onnx.NodeProto, rank: int) -> list[onnx.NodeProto]:
+    """Nodes that compute a MatMul of two values of this rank, and round the sum each time that a part was added to it."""
+    left, right = node.input
+    depth = TENSOR_CORE_DEPTH
+    made: list[onnx.NodeProto] = []
+
+    def make(operator: str, inputs: list[str], **attributes: Any) -> str:
+        output = f"{node.output[0]}_part_{len(made)}"
+        made.append(helper.make_node(operator, inputs, [output], **attributes))
+        return output
+
+    def integers(*values: int) -> str:
+        return make("Constant", [], value_ints=values)
+
+    # Zeros make the length of the sum a multiple of the depth.
+    length = make("Shape", [left], start=-1)
+    missing = make("Mod", [make("Neg", [length]), integers(depth)])
+    left = make("Pad", [left, make("Concat", [integers(*[0] * (2 * rank - 1)), missing], axis=0)])
+    right = make("Pad", [right, make("Concat", [integers(*[0] * (2 * rank - 2)), missing, integers(0)], axis=0)])
+
+    # The parts get an axis of their own, and a loop adds them up.
+    batch_rows, columns = make("Shape", [left], end=-1), make("Shape", [right], start=-1)
+    batch = make("Shape", [right], end=-2)
+    left = make("Reshape", [left, make("Concat", [batch_rows, integers(-1, depth)], axis=0)])
+    right = make("Reshape", [right, make("Concat", [batch, integers(-1, depth), columns], axis=0)])
+    zeros = make("ConstantOfShape", [make("Concat", [batch_rows, columns], axis=0)])
+    body = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["some", "others"], ["product"]),
+            helper.make_node("Add", ["total", "product"], ["sum"]),
+            *_rounding("sum", "new_total"),
+        ],
+        "added_in_fp16",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("total", "some", "others")],
+        [helper.make_tensor_value_info("new_total", TensorProto.FLOAT, None)],
+    )
+    axes = [rank - 1, rank - 2]
+    scan = helper.make_node(
+        "Scan", [zeros, left, right], [node.output[0]], node.name, body=body, num_scan_inputs=2, scan_input_axes=axes
+    )
+    return [*made, scan]
 
 
 class Watched(Session):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from detr_export.graphs.fp16 import TENSOR_CORE_DEPTH
 from detr_export.modeling.deployed import DeployedModel
 from detr_export.modeling.segmentation import DetrForSegmentation
 from detr_export.runtimes.backends.torch_session import TorchSession
@@ -28,10 +29,10 @@ class Reference:
 
     Args:
         double: the checkpoint in float64, which counts as the truth; its `pixel_values` are float64.
-        rounded: the checkpoint in the arithmetic of each precision that it can be run in: "fp32", and "fp16".
+        rounded: the checkpoint in the arithmetics of each precision that it can be run in: "fp32", and "fp16".
     """
 
-    def __init__(self, double: Session, rounded: Mapping[str, Session]) -> None:
+    def __init__(self, double: Session, rounded: Mapping[str, Sequence[Session]]) -> None:
         self._double, self._rounded = double, rounded
         self._feeds: dict[tuple[Any, ...], Feeds] = {}
         self._truths: dict[tuple[Any, ...], Outputs] = {}
@@ -65,12 +66,12 @@ class Reference:
         return self._truths[key]
 
     def noise(self, precision: str, case: Case, metadata: Metadata, seed: int) -> Mapping[str, float]:
-        """How far the checkpoint in the arithmetic of a precision is off the truth, by output: the largest difference."""
+        """How far the checkpoint in the arithmetics of a precision is off the truth, by output: the largest difference."""
         key = (precision, *_key(case, metadata, seed))
         if key not in self._noise:
-            given = self._rounded[precision].run(dict(self.feeds(case, metadata, seed).checkpoint))
             truth = self.truth(case, metadata, seed)
-            self._noise[key] = {name: distance(given[name], value) for name, value in truth.items()}
+            runs = [session.run(dict(self.feeds(case, metadata, seed).checkpoint)) for session in self._rounded[precision]]
+            self._noise[key] = {name: max(distance(given[name], value) for given in runs) for name, value in truth.items()}
         return self._noise[key]
 
 
@@ -83,7 +84,8 @@ def reference_of(session: TorchSession) -> Reference:
     if isinstance(model.model, DetrForSegmentation):
         model.model.masks_at_once = _MASKS_AT_ONCE
     double = TorchSession(copy.deepcopy(model).double(), metadata, channels)
-    return Reference(double, {"fp32": session, "fp16": TorchSession(Fp16Products(model), metadata, channels)})
+    half = [TorchSession(Fp16Products(model, accumulates), metadata, channels) for accumulates in (False, True)]
+    return Reference(double, {"fp32": [session], "fp16": half})
 
 
 class Fp16Products(nn.Module):
@@ -94,18 +96,20 @@ class Fp16Products(nn.Module):
 
     Args:
         model: in float32; it is shared, not copied.
+        accumulates: the products of an attention add in fp16, as some fused attention kernels do (NVIDIA/TensorRT 4397).
     """
 
-    def __init__(self, model: DeployedModel) -> None:
+    def __init__(self, model: DeployedModel, accumulates: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.accumulates = accumulates
         self.output_names = model.output_names
         last_layers = [item for name, item in model.named_parameters() if name.endswith("bbox_predictor.layers.2.weight")]
         (self._last_layer,) = last_layers
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> dict[str, Tensor]:
         """As `DeployedModel.forward`."""
-        with _RoundedProducts(exempt=self._last_layer):
+        with _RoundedProducts(exempt=self._last_layer, accumulates=self.accumulates):
             return self.model(pixel_values, pixel_mask)
 
 
@@ -113,17 +117,28 @@ class _RoundedProducts(TorchFunctionMode):
     _LEARNED = (torch.conv2d, nn.functional.linear)  # products with weights: their results are stored in fp16, too
     _PRODUCTS = (*_LEARNED, torch.Tensor.__matmul__, torch.Tensor.matmul, torch.matmul)
 
-    def __init__(self, exempt: Tensor) -> None:
+    def __init__(self, exempt: Tensor, accumulates: bool) -> None:
         super().__init__()
         self._exempt = exempt
+        self._accumulates = accumulates
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func not in self._PRODUCTS or any(item is self._exempt for item in args):
             return func(*args, **kwargs)
         args = tuple(_to_fp16_and_back(item) if isinstance(item, Tensor) else item for item in args)
+        if func not in self._LEARNED and self._accumulates:
+            return _added_in_fp16(*args)
         result = func(*args, **kwargs)
         return _to_fp16_and_back(result) if func in self._LEARNED else result  # scores go into a softmax in fp32
+
+
+def _added_in_fp16(left: Tensor, right: Tensor) -> Tensor:
+    """A product whose sum is rounded to fp16 each time that a tensor core has added its part to it."""
+    total = left.new_zeros(())
+    for some, others in zip(left.split(TENSOR_CORE_DEPTH, -1), right.split(TENSOR_CORE_DEPTH, -2), strict=True):
+        total = _to_fp16_and_back(total + some @ others)
+    return total
 
 
 def _to_fp16_and_back(tensor: Tensor) -> Tensor:

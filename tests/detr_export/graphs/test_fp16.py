@@ -180,15 +180,20 @@ def test_numbers(keep_io: bool, full: onnx.ModelProto, tmp_path: Path) -> None:
     assert {types[name] for name in ("pixel_values", "logits", "pred_boxes")} == {wanted}
     assert types["pixel_mask"] == TensorProto.INT64
     twin, names = rounding_twin(typed)
+    adding_twin, names_too = rounding_twin(typed, accumulates=True)
+    assert names_too == names
     for seed, case in enumerate(CASES):
         inputs = make_inputs(case, 3, True, seed=50 + seed)
         expected = run(full, inputs, tmp_path)
         rounded = run(twin, inputs, tmp_path)
         assert rounded.pop(MAGNITUDES).shape == (len(names),)
+        accumulated = run(adding_twin, inputs, tmp_path)
+        short = case is CASES[0]  # a feature map of 2 x 2 places, no more than a tensor core adds at a time
+        assert np.array_equal(accumulated["logits"], rounded["logits"]) is short
         given = run(typed, inputs, tmp_path)
         assert {value.dtype for value in given.values()} == {np.dtype(np.float32 if keep_io else np.float16)}
         for name, value in expected.items():
-            for other in (given[name], rounded[name]):
+            for other in (given[name], rounded[name], accumulated[name]):
                 difference = np.abs(other.astype(np.float32) - value).max()
                 assert 1e-5 < difference <= TOLERANCES["fp16"].constant[name], (name, str(case))
 
@@ -203,6 +208,28 @@ def test_the_twin_rounds_what_onnx_runtime_does_not(tmp_path: Path) -> None:
     assert found["y"].tolist() == [[300.0, np.inf]]
     assert names == ["graph_input_cast0", "product", "last"]
     assert found[MAGNITUDES].tolist() == pytest.approx([300, 300, 90000])
+
+
+@pytest.mark.parametrize("length", [1, 16, 33, 100])
+def test_the_twin_adds_in_fp16(length: int, tmp_path: Path) -> None:
+    """2048 + 1 is 2048 in fp16, where numbers of this size are even. A twin that adds in fp32 finds the ones."""
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "y"], ["z"], name="product")],
+        "a_product_of_two_inputs",
+        [helper.make_tensor_value_info("x", HALF, [1, 2, "n"]), helper.make_tensor_value_info("y", HALF, [1, "n", 3])],
+        [helper.make_tensor_value_info("z", HALF, None)],
+    )
+    graph.output[0].type.tensor_type.shape.CopyFrom(
+        helper.make_tensor_value_info("z", HALF, [1, 2, 3]).type.tensor_type.shape
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    x, y = np.zeros((1, 2, length), dtype=np.float32), np.ones((1, length, 3), dtype=np.float32)
+    x[..., ::16] = 1  # the first of each part
+    x[..., 0] = 2048
+    parts = -(-length // 16)
+    for accumulates, expected in ((True, 2048), (False, 2048 + parts - 1)):
+        given = run(rounding_twin(model, accumulates)[0], {"x": x, "y": y}, tmp_path)["z"]
+        assert np.all(given == np.float16(expected)), accumulates
 
 
 def test_without_joining_the_mask_would_overflow(

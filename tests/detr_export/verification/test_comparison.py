@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from detr_export.runtimes.errors import ArtifactError, VerificationError
 from detr_export.runtimes.metadata import Metadata
 from detr_export.runtimes.session import Session, TensorSpec
 from detr_export.verification.cases import Case, make_inputs
 from detr_export.verification.comparison import Parity, compare, require
-from detr_export.verification.reference import Reference
+from detr_export.verification.reference import Reference, _added_in_fp16
 from detr_export.verification.tolerances import TOLERANCES
 
 METADATA = Metadata("detection", {0: "a", 1: "b"}, {}, pixel_mask=True)
@@ -71,7 +72,7 @@ def reference(
 ) -> Reference:
     """A checkpoint that is `noise` off in fp32, and as much in fp16 times 100."""
     rounded = {
-        precision: FakeSession(adding({"logits": times * noise, "pred_boxes": times * noise}), metadata, scale=scale)
+        precision: [FakeSession(adding({"logits": times * noise, "pred_boxes": times * noise}), metadata, scale=scale)]
         for precision, times in (("fp32", 1), ("fp16", 100))
     }
     exact = FakeSession(spoiled or (lambda outputs, inputs: outputs), metadata, scale=scale, dtype="float64")
@@ -233,7 +234,7 @@ def test_a_file_without_metadata_takes_the_ranges_of_the_checkpoint() -> None:
 def test_all_sides_see_the_same_padded_images() -> None:
     candidate, single, double = FakeSession(), FakeSession(), FakeSession(dtype="float64")
     progress = Lines()
-    compare(candidate, Reference(double, {"fp32": single}), SMALL, progress)
+    compare(candidate, Reference(double, {"fp32": [single]}), SMALL, progress)
     assert progress.lines == ["verifying 1/3 1x32x40", "verifying 2/3 2x33x21 (1 padded)", "verifying 3/3 1x24x50"]
     for one, other, exact, case in zip(candidate.seen, single.seen, double.seen, SMALL, strict=True):
         for name in ("pixel_values", "pixel_mask"):
@@ -246,10 +247,36 @@ def test_all_sides_see_the_same_padded_images() -> None:
 def test_a_reference_computes_once() -> None:
     """An fp16 file is compared twice, as it is and with every result rounded."""
     double, half = FakeSession(dtype="float64"), FakeSession(adding({"logits": 1e-3, "pred_boxes": 1e-3}))
-    known = Reference(double, {"fp16": half})
+    known = Reference(double, {"fp16": [half]})
     for _ in range(2):
         compare(FakeSession(metadata=replace(METADATA, precision="fp16")), known, SMALL)
     assert len(double.seen) == len(half.seen) == len(SMALL)
+
+
+def test_the_noise_is_that_of_the_worst_arithmetic() -> None:
+    known = Reference(
+        FakeSession(dtype="float64"),
+        {"fp16": [FakeSession(adding({"logits": 1e-3, "pred_boxes": 4e-3})), FakeSession(adding({"logits": 3e-3}))]},
+    )
+    noise = known.noise("fp16", SMALL[0], METADATA, 0)
+    assert noise["logits"] == pytest.approx(3e-3, rel=1e-3)
+    assert noise["pred_boxes"] == pytest.approx(4e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("length", [1, 16, 40])
+def test_adding_in_fp16(length: int) -> None:
+    """As NumPy's float16 does it, 16 products at a time; it is further off than adding in fp32."""
+    generator = np.random.default_rng(length)
+    left, right = (generator.normal(size=(2, 3, 5, length)).astype(np.float16).astype(np.float32) for _ in range(2))
+    right = np.swapaxes(right, 2, 3)
+    expected = np.zeros((2, 3, 5, 5), dtype=np.float16)
+    for start in range(0, length, 16):
+        part = left[..., start : start + 16] @ right[..., start : start + 16, :]
+        expected = (expected.astype(np.float32) + part).astype(np.float16)
+    given = _added_in_fp16(torch.from_numpy(left), torch.from_numpy(right)).numpy()
+    assert np.abs(given - expected).max() <= np.finfo(np.float16).eps * np.abs(expected).max()
+    assert np.array_equal(given, given.astype(np.float16))
+    assert length < 40 or np.abs(given - left @ right).max() > np.finfo(np.float16).eps
 
 
 def test_without_a_mask_nothing_is_padded() -> None:
