@@ -90,10 +90,12 @@ class _SelfAttention(nn.Module):
             shift: broadcasts to x but for its width, 2 d_model: the part of queries and keys that x does not make.
             bias: added to the scores, broadcast to (B, heads, T, T).
         """
-        zeros = torch.zeros((), dtype=x.dtype, device=x.device).expand(*shift.shape[:-1], x.shape[-1])
-        mixed = x @ self.weight + torch.cat((shift, zeros), dim=-1)
+        # Its axes are divided before the sum: TensorRT-RTX 1.7 fails to build a sum with a constant that is divided after it.
+        shift = shift.unflatten(-1, (2, self.num_heads, -1))
+        zeros = torch.zeros((), dtype=x.dtype, device=x.device).expand(*shift.shape[:2], 1, *shift.shape[3:])
+        mixed = (x @ self.weight).unflatten(-1, (3, self.num_heads, -1)) + torch.cat((shift, zeros), dim=2)
         order = (0, 2, 1, 3) if self.batch_dim == 0 else (1, 2, 0, 3)  # to (B, heads, T, head size)
-        query, key, value = (part.unflatten(2, (self.num_heads, -1)).permute(order) for part in _parts(mixed, 3, dim=-1))
+        query, key, value = (mixed.select(2, index).permute(order) for index in range(3))
         context, _ = _attend(query, key, value, bias)
         back = order if self.batch_dim == 0 else (2, 0, 1, 3)
         return self.out_proj(context.permute(back).flatten(2))
