@@ -35,7 +35,7 @@ from detr_export.modeling.transformer import (
 
 @torch.no_grad()
 def fuse(model: DetrModel) -> None:
-    """Puts a model, in eval mode, into this form. It then takes no embeddings, and gives no hidden states.
+    """Puts a model into this form, and into eval mode. It then takes no embeddings, and gives no hidden states.
 
     New weights are computed in float64 and rounded once.
     """

@@ -130,6 +130,7 @@ def test_weights_are_computed_in_float64_and_rounded_once() -> None:
 def test_the_rest_of_the_model_is_left_alone(dtype: torch.dtype) -> None:
     model = seeded_segmenter().to(dtype)
     before = copy.deepcopy(model)
+    model.base.train()
     fuse(model.base)
     assert not any(module.training for module in model.modules())
     assert all(parameter.dtype == dtype for parameter in model.parameters())
