@@ -267,11 +267,11 @@ class FusedDecoder(nn.Module):
         """As `DetrDecoder.forward`; of the queries it uses the shape only."""
         # Keys and values of all layers, (B * heads, L, head size) each, and the bias of the scores.
         shift = memory_position @ self.key_weight
-        mixed = memory @ self.memory_weight + torch.cat((shift, torch.zeros_like(shift)), dim=-1)
-        parts = [
-            part.unflatten(2, (self.num_heads, -1)).transpose(1, 2).flatten(0, 1)
-            for part in _parts(mixed, 2 * len(self.layers), dim=-1)
-        ]
+        shift = torch.cat((shift, torch.zeros_like(shift)), dim=-1)
+        count = 2 * len(self.layers)
+        divided = (count, self.num_heads, -1)
+        mixed = (memory @ self.memory_weight).unflatten(-1, divided) + shift.unflatten(-1, divided)
+        parts = [mixed.select(2, index).transpose(1, 2).flatten(0, 1) for index in range(count)]
         bias = None if memory_mask is None else attention_bias(memory_mask, memory.dtype)
         if bias is not None:
             bias = bias.expand(-1, self.num_heads, -1, -1).flatten(0, 1)

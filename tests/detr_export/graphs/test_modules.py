@@ -15,7 +15,7 @@ from detr_export.graphs.modules import module_of
 EXPECTED = {
     "model.backbone.conv_encoder.model.embedder.embedder.convolution",
     "model.input_projection",
-    "model.encoder.layers.1.self_attn.q_proj",
+    "model.encoder.layers.1.self_attn",
     "model.encoder.layers.1.self_attn",
     "model.decoder.layers.0.encoder_attn.out_proj",
     "class_labels_classifier",

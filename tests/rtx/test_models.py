@@ -1,0 +1,28 @@
+"""Every kind of model in every precision through the real compiler, with free batch, height and width."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.rtx.compiler import Compiler
+from tests.rtx.forms import ATTENTIONS, MODELS, MakeFile, check, compiled, make_file  # noqa: F401
+
+PRECISIONS: dict[str, dict[str, Any]] = {
+    "fp32": {},
+    "fp16": {"precision": "fp16"},
+    "fp16_io": {"precision": "fp16", "fp16_io": True},
+    "fp32_attention": {"precision": "fp16", "keep_fp32": "attention"},
+    "fp32_transformer": {"precision": "fp16", "keep_fp32": "transformer"},
+}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("model", MODELS)
+def test_a_model(model: str, precision: str, make_file: MakeFile, rtx_compiler: Compiler) -> None:  # noqa: F811
+    options = PRECISIONS[precision]
+    file = make_file(model, precision, **options)
+    made = compiled(file, rtx_compiler)
+    check(made, file, fused=ATTENTIONS if precision in ("fp16", "fp16_io") else 0)
+    assert made.sidecar.precision == options.get("precision", "fp32")
