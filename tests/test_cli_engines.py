@@ -44,7 +44,7 @@ def test_builds_and_predicts(tiny_onnx: Path, photo: Path, tmp_path: Path) -> No
     assert first.startswith(f"{engine}  ")
     assert first.endswith("MB, fp32, TensorRT 11.4.0.106, Test GPU")
     assert " kernels (" in kernels
-    assert attentions.startswith("0 of 6 attentions are one kernel each; ")  # the double fuses nothing
+    assert attentions.startswith("0 of 5 attentions are one kernel each; ")  # the double fuses nothing
     assert weights.startswith("weights ")
     assert second == "verified over 6 batches against the float64 model"
     assert [line.split()[0] for line in outputs] == ["logits", "pred_boxes"]

@@ -96,6 +96,7 @@ def _build(order: BuildOrder, progress: Progress, go_on: Callable[[], bool]) -> 
         builder = trt.Builder(library.logger)
         network = generation.create_network(builder)
         parser = trt.OnnxParser(network, library.logger)
+        generation.prepare_parser(parser, order.settings.version_compatible)
         if not parser.parse_from_file(str(order.onnx_file)):
             reasons = parser_failures(parser, generation, order.model)
             raise ArtifactError(f"{library} does not read {order.onnx_file.name}: {'; '.join(reasons) or log.cause()}")

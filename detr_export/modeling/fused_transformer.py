@@ -90,7 +90,7 @@ class _SelfAttention(nn.Module):
             shift: broadcasts to x but for its width, 2 d_model: the part of queries and keys that x does not make.
             bias: added to the scores, broadcast to (B, heads, T, T).
         """
-        # Its axes are divided before the sum: TensorRT-RTX 1.7 fails to build a sum with a constant that is divided after it.
+        # Axes are divided before the sum: TensorRT-RTX 1.7 fails to build a sum with a constant that is divided after it.
         shift = shift.unflatten(-1, (2, self.num_heads, -1))
         zeros = torch.zeros((), dtype=x.dtype, device=x.device).expand(*shift.shape[:2], 1, *shift.shape[3:])
         mixed = (x @ self.weight).unflatten(-1, (3, self.num_heads, -1)) + torch.cat((shift, zeros), dim=2)

@@ -455,6 +455,7 @@ def fake_tensorrt(version: str, knobs: Knobs, rtx: bool = False) -> types.Module
             self._flags = flags
             self._onnx = b""
             self._layers: list[ILayer] = []
+            self._flagged: set[str] = set()  # by the parser
 
         @property
         def num_layers(self) -> int:
@@ -463,6 +464,7 @@ def fake_tensorrt(version: str, knobs: Knobs, rtx: bool = False) -> types.Module
         def get_layer(self, index: int) -> ILayer:
             return self._layers[index]
 
+    OnnxParserFlag = enum.Enum("OnnxParserFlag", ["NATIVE_INSTANCENORM"])
     ErrorCode = enum.Enum("ErrorCode", ["UNSUPPORTED_NODE", "INVALID_NODE"])
 
     class ParserError:
@@ -487,6 +489,9 @@ def fake_tensorrt(version: str, knobs: Knobs, rtx: bool = False) -> types.Module
             self._network = network
             self._errors: list[str] = []
 
+        def set_flag(self, flag: Any) -> None:
+            self._network._flagged.add(flag.name)
+
         @property
         def num_errors(self) -> int:
             return len(self._errors)
@@ -500,10 +505,10 @@ def fake_tensorrt(version: str, knobs: Knobs, rtx: bool = False) -> types.Module
                 return False
             proto = onnx.load(model)
             self._network._onnx = proto.SerializeToString()
-            dtypes = _dtypes(proto)
+            dtypes, shapes = _dtypes(proto), _shape_tensors(proto)
             for node in proto.graph.node:
                 tensors = [
-                    types.SimpleNamespace(dtype=dtypes[name])
+                    types.SimpleNamespace(dtype=dtypes[name], is_shape_tensor=name in shapes)
                     for name in (next(iter(node.input), ""), node.output[0])
                     if name in dtypes
                 ]
@@ -541,6 +546,13 @@ def fake_tensorrt(version: str, knobs: Knobs, rtx: bool = False) -> types.Module
                 settings["targets"] = [config._targets[index] for index in range(config.num_compute_capabilities)]
             knobs.builds.append(settings)
             self.logger.log(Severity.WARNING, "a warning of the builder")
+            if major < 10 and any(map(_pins_a_shape, network._layers)):
+                self.logger.log(Severity.ERROR, "no implementation obeys reduced precision constraints of a shape tensor")
+                return None
+            plugin = "NATIVE_INSTANCENORM" not in network._flagged and b"InstanceNormalization" in network._onnx
+            if major < 10 and settings["version_compatible"] and plugin:
+                self.logger.log(Severity.ERROR, "version compatible engines cannot use InstanceNormalization_TRT")
+                return None
             monitor = getattr(config, "progress_monitor", None)
             if monitor is not None:
                 monitor.phase_start("Building Engine", None, _STEPS)
@@ -595,7 +607,8 @@ def fake_tensorrt(version: str, knobs: Knobs, rtx: bool = False) -> types.Module
     public = (
         ILogger, Runtime, ICudaEngine, IExecutionContext, EngineInspector, IHostMemory, IOptimizationProfile, ITimingCache,
         BuilderFlag, HardwareCompatibilityLevel, IBuilderConfig, NetworkDefinitionCreationFlag, ILayer, INetworkDefinition,
-        ParserError, OnnxParser, Builder, DataType, TensorIOMode, MemoryPoolType, ProfilingVerbosity, LayerInformationFormat,
+        ParserError, OnnxParserFlag, OnnxParser, Builder, DataType, TensorIOMode, MemoryPoolType,
+        ProfilingVerbosity, LayerInformationFormat,
     )  # fmt: skip
     for item in public:
         setattr(module, item.__name__, item)
@@ -613,6 +626,21 @@ def _dtypes(model: onnx.ModelProto) -> dict[str, DataType]:
 
 def _names(model: onnx.ModelProto) -> dict[str, str]:
     return {tensor: dtype.name for tensor, dtype in _dtypes(model).items()}
+
+
+def _pins_a_shape(layer: Any) -> bool:
+    return bool(layer.precision is not None and layer.get_output(0).is_shape_tensor)
+
+
+def _shape_tensors(model: onnx.ModelProto) -> set[str]:
+    """What is computed from shapes and constants alone."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    found: set[str] = set()
+    for node in model.graph.node:
+        given = {name for name in node.input if name} - constants
+        if node.op_type in ("Shape", "Size") or (given and given <= found and node.op_type != "Range"):
+            found.update(node.output)
+    return found
 
 
 def _output_shape(engine: Any, name: str, shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:

@@ -110,6 +110,9 @@ class Generation:
         """A network with the precision of the ONNX graph. 11 has no other kind; 10 needs the flag."""
         return builder.create_network(1 << int(self.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
 
+    def prepare_parser(self, parser: Any, version_compatible: bool) -> None:
+        """Sets what the ONNX parser has to know of the engine."""
+
     def set_precision(self, config: Any, network: Any, precision: str) -> None:
         """Turns TF32 off, which is on by default and less precise than fp32. The graph says the rest."""
         config.clear_flag(self.trt.BuilderFlag.TF32)
@@ -190,8 +193,17 @@ class Generation8(Generation):
     def create_network(self, builder: Any) -> Any:
         return builder.create_network(1 << int(self.trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
 
+    def prepare_parser(self, parser: Any, version_compatible: bool) -> None:
+        """A version-compatible engine has no plugins, and InstanceNormalization is one, unless it is told otherwise."""
+        if version_compatible:
+            self._require_8_6("--version-compatible")
+            parser.set_flag(self.trt.OnnxParserFlag.NATIVE_INSTANCENORM)
+
     def set_precision(self, config: Any, network: Any, precision: str) -> None:
-        """In 8 a flag allows fp16 everywhere, so each layer that the graph keeps in fp32 is pinned to it."""
+        """In 8 a flag allows fp16 everywhere, so each layer that the graph keeps in fp32 is pinned to it.
+
+        Computations of shapes, which the CPU does, cannot be pinned: with OBEY_PRECISION_CONSTRAINTS the build would fail.
+        """
         config.clear_flag(self.trt.BuilderFlag.TF32)
         if precision == "int8":
             config.set_flag(self.trt.BuilderFlag.INT8)
@@ -202,9 +214,12 @@ class Generation8(Generation):
         for index in range(network.num_layers):
             layer = network.get_layer(index)
             tensors = [layer.get_input(0), layer.get_output(0)] if layer.num_inputs and layer.num_outputs else []
-            if tensors and all(tensor is not None and tensor.dtype == self.trt.DataType.FLOAT for tensor in tensors):
+            if tensors and all(tensor is not None and self._can_be_pinned(tensor) for tensor in tensors):
                 layer.precision = self.trt.DataType.FLOAT
                 layer.set_output_type(0, self.trt.DataType.FLOAT)
+
+    def _can_be_pinned(self, tensor: Any) -> bool:
+        return bool(tensor.dtype == self.trt.DataType.FLOAT and not tensor.is_shape_tensor)
 
     def context_bytes(self, engine: Any, profile: int) -> int:
         return int(engine.device_memory_size)  # of the largest profile

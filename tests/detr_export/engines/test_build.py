@@ -175,6 +175,44 @@ def test_fp16_is_the_graphs_and_on_8_5_a_flag(
     assert (knobs.builds[0]["pinned"] > 0) == (version == OLDEST)  # what the graph has in fp32 stays there
 
 
+def test_8_5_pins_no_computation_of_shapes(install_tensorrt: Install, tiny_onnx_17: Path, tmp_path: Path) -> None:
+    """Half-sizes of the mask are floats that the CPU computes; the double, as TensorRT, refuses a build that pins them."""
+    knobs = install_tensorrt(OLDEST)
+    library = tensorrt_api.tensorrt()
+    builder = library.trt.Builder(library.logger)
+    network = library.generation.create_network(builder)
+    library.trt.OnnxParser(network, library.logger).parse_from_file(str(tiny_onnx_17))
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    float_shapes = [layer for layer in layers if all(map(is_float_shape, (layer.get_input(0), layer.get_output(0))))]
+    assert float_shapes
+    config = builder.create_builder_config()
+    library.generation.set_precision(config, network, "fp16")
+    assert all(layer.precision is None for layer in float_shapes)
+    assert builder.build_serialized_network(network, config) is not None
+    assert knobs.builds[0]["pinned"] > 0
+    float_shapes[0].precision = library.trt.DataType.FLOAT
+    assert builder.build_serialized_network(network, config) is None
+
+
+def is_float_shape(tensor: Any) -> bool:
+    return bool(tensor.is_shape_tensor and tensor.dtype.name == "FLOAT")
+
+
+def test_a_version_compatible_engine_of_8_6_has_no_plugin(
+    install_tensorrt: Install, tiny_onnx_17: Path, tmp_path: Path
+) -> None:
+    install_tensorrt("8.6.1.6")
+    model = onnx.load(str(tiny_onnx_17))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(3, dtype=np.float32), "ones"))
+    model.graph.node.append(helper.make_node("InstanceNormalization", ["pixel_values", "ones", "ones"], ["normed"]))
+    onnx.save(model, tmp_path / "a.onnx")
+    settings = BuildSettings(version_compatible=True)
+    result = build_engine(
+        tmp_path / "a.onnx", tmp_path / "a.engine", EngineOptions(profiles=(SMALL,), settings=settings, verify=False)
+    )
+    assert result.sidecar.version_compatible
+
+
 # ---- profiles -----------------------------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,6 @@ EXPECTED = {
     "model.backbone.conv_encoder.model.embedder.embedder.convolution",
     "model.input_projection",
     "model.encoder.layers.1.self_attn",
-    "model.encoder.layers.1.self_attn",
     "model.decoder.layers.0.encoder_attn.out_proj",
     "class_labels_classifier",
     "bbox_predictor.layers.2",
