@@ -139,7 +139,7 @@ def test_finds_the_attentions_of_a_detr(tiny_onnx: Path) -> None:
     """Two encoder layers with one each, two decoder layers with two each, but that the first one's own is a constant."""
     found = attentions_of(onnx.load(str(tiny_onnx)))
     assert len(found) == 5
-    assert len({name for names in found for name in names}) == 18
+    assert len({name for names in found for name in names}) == 15
 
 
 def test_unnamed_nodes() -> None:
