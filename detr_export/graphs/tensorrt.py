@@ -207,6 +207,8 @@ def _typed_values(node: onnx.NodeProto, opset: int) -> list[str]:
     meant = {item[0].type_str for item in (schema.inputs, schema.outputs) if item} & free
     if node.op_type == "Where":
         meant = {schema.inputs[1].type_str}
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear"):  # the lists name what goes in
+        return [node.input[0]]
     found = []
     for names, formal in ((node.input, schema.inputs), (node.output, schema.outputs)):
         for index, name in enumerate(names):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
+from detr_export.graphs.editing import replace_nodes
 from detr_export.graphs.tensorrt import rewrite_for_8_5
 from tests.rtx.compiler import Compiler
 from tests.rtx.forms import ATTENTIONS, MakeFile, check, compiled, make_file  # noqa: F401
 
+INT8 = TensorProto.INT8
 FORMS: dict[str, dict[str, Any]] = {
     "no_mask": {"pixel_mask": False},
     "uint8": {"input": "uint8"},
@@ -63,3 +67,46 @@ def test_what_a_layer_costs(stack: str, most: int, make_file: MakeFile, rtx_comp
     assert three["fused_attentions"] - two["fused_attentions"] == (1 if stack == "encoder_layers" else 2)
     assert three["copies"] == two["copies"]
     assert three["casts"] == two["casts"]
+
+
+def test_a_quantised_graph(make_file: MakeFile, rtx_compiler: Compiler) -> None:  # noqa: F811
+    """Convolutions in int8, with fp16 around them: the compiler takes the graph, and attentions stay fused."""
+    file = make_file("no_timm", "quantised", precision="fp16", opset=23)
+    model = onnx.load(str(file))
+    quantised = quantise_convolutions(model)
+    onnx.save(model, str(file))
+    made = compiled(file, rtx_compiler)
+    assert made.sidecar.precision == "int8"
+    assert quantised > 1
+    assert made.attestation["convolutions"]["int8"] == 3 * quantised
+    assert made.attestation["attentions"] == {"fp16": 3 * ATTENTIONS}
+    assert made.report["fused_attentions"] == ATTENTIONS
+
+
+def quantise_convolutions(model: onnx.ModelProto) -> int:
+    """Puts QuantizeLinear and DequantizeLinear before each convolution of a multiple of 32 channels. Returns how many."""
+    graph = model.graph
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    count = 0
+    for node in graph.node:
+        kernel = weights.get(node.input[1]) if node.op_type == "Conv" else None
+        if kernel is not None and kernel.shape[1] % 32 == 0:
+            name = f"quantised_{count}"
+            scale = np.abs(kernel).max().astype(np.float32) / 127
+            constants = {
+                "scale": np.array(0.05, dtype=np.float16),
+                "weight": np.rint(kernel.astype(np.float32) / scale).astype(np.int8),
+                "weight_scale": scale.astype(np.float16),
+            }
+            graph.initializer.extend(numpy_helper.from_array(value, f"{name}_{part}") for part, value in constants.items())
+            nodes += [
+                helper.make_node("QuantizeLinear", [node.input[0], f"{name}_scale"], [f"{name}_int8"], output_dtype=INT8),
+                helper.make_node("DequantizeLinear", [f"{name}_int8", f"{name}_scale"], [f"{name}_x"]),
+                helper.make_node("DequantizeLinear", [f"{name}_weight", f"{name}_weight_scale"], [f"{name}_w"]),
+            ]
+            node.input[0], node.input[1] = f"{name}_x", f"{name}_w"
+            count += 1
+        nodes.append(node)
+    replace_nodes(graph, nodes)
+    return count

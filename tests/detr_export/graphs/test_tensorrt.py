@@ -114,6 +114,8 @@ def model_of(*nodes: onnx.NodeProto, x: int = FLOAT, y: int = FLOAT, opset: int 
 
 
 CAST = NODE("Cast", ["x"], ["y"], to=FLOAT)
+QUANTISED = (NODE("QuantizeLinear", ["x", "s", "z"], ["q"]), NODE("DequantizeLinear", ["q", "s", "z"], ["y"]))
+SCALE, ZERO = np.float32(0.5), np.int8(0)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +138,12 @@ CAST = NODE("Cast", ["x"], ["y"], to=FLOAT)
                 NODE("Shape", ["x"], ["s"]), NODE("ReduceMax", ["s"], ["a"], keepdims=0), NODE("CumSum", ["x", "a"], ["y"])
             ),
             "CumSum whose input 1 is computed",
+        ),
+        *[(version, model_of(*QUANTISED, s=SCALE, z=ZERO), None) for version in ("8.5", "10", "11")],
+        (
+            "10",
+            model_of(NODE("DequantizeLinear", ["x", "s"], ["y"]), x=TensorProto.INT32, s=SCALE),
+            "DequantizeLinear of INT32",
         ),
         ("10", model_of(NODE("Where", ["c", "x", "x"], ["y"]), c=[True]), None),
         ("10", model_of(NODE("Equal", ["x", "x"], ["y"]), y=TensorProto.BOOL), None),
