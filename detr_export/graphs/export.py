@@ -234,7 +234,6 @@ def _verify_rounded(
     from detr_export.runtimes.backends.ort.session import OrtSession
 
     parities: list[Parity] = []
-    largest, node = 0.0, ""
     for accumulates, what in ((False, "every result rounded to fp16"), (True, "attentions that also add in fp16")):
         twin, names = rounding_twin(proto, accumulates)
         with tempfile.TemporaryDirectory(prefix=".detr-export-", dir=output.parent) as folder:
@@ -242,7 +241,7 @@ def _verify_rounded(
             _save(twin, metadata, file)
             with Watched(OrtSession(file, spinning=False), names) as candidate:
                 parities.append(compare(candidate, reference, progress=progress, stage=f"verifying with {what}"))
-                largest, node = max((largest, node), candidate.largest)
+                largest, node = candidate.largest
                 overflows = candidate.overflows
         if overflows:
             raise VerificationError(
