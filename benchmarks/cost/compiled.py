@@ -9,7 +9,7 @@ from typing import Any
 
 from detr_export.engines.build import build_engine
 from detr_export.engines.options import EngineOptions
-from detr_export.runtimes.backends.tensorrt.api import TENSORRT_RTX
+from detr_export.runtimes.backends.tensorrt.api import TENSORRT_RTX, TITLES
 from detr_export.runtimes.errors import BackendError
 
 
@@ -29,7 +29,7 @@ def compiled_kernels(onnx_file: str | Path) -> Mapping[str, Any]:
     with tempfile.TemporaryDirectory(prefix="detr-bench-") as folder:
         result = build_engine(onnx_file, Path(folder) / "compiled.engine", options)
     sidecar = result.sidecar
+    compiler = f"{TITLES[sidecar.library]} {sidecar.library_version}"
     if sidecar.kernels is None:
-        raise BackendError(f"TensorRT-RTX {sidecar.library_version} says nothing of the kernels that it compiled")
-    compiler = f"TensorRT-RTX {sidecar.library_version}"
+        raise BackendError(f"{compiler} says nothing of the kernels that it compiled")
     return {**sidecar.kernels, "attestation": sidecar.attestation, "compiler": compiler}

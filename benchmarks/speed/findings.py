@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detr_export.benchmarks.accuracy.scores import SCORED, Annotated, score
@@ -119,8 +120,11 @@ class Findings:
 
     def add_compiled(self, progress: Progress) -> None:
         """Compiles each ONNX file once, whatever runs it."""
-        files = {item.target.onnx: item.target.name for item in reversed(self._runner.able) if item.target.onnx is not None}
-        for file, name in reversed(files.items()):
+        files: dict[Path, str] = {}
+        for contestant in self._runner.able:
+            if contestant.target.onnx is not None:
+                files.setdefault(contestant.target.onnx, contestant.target.name)
+        for file, name in files.items():
             progress.stage(f"compiling {file}")
             with self._noting(f"compiling {name}"):
                 from detr_export.benchmarks.cost.compiled import compiled_kernels

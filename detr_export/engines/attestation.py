@@ -13,13 +13,13 @@ from onnx import TensorProto
 
 from detr_export.engines.kernels import (
     FLOATS,
-    PRODUCTS,
     computes_products,
     fuses_attention,
     is_opaque,
     node_name,
 )
 from detr_export.engines.records import Kernel, RecordTensor
+from detr_export.graphs.fp16.islands import PRODUCTS
 from detr_export.graphs.modules import module_of
 from detr_export.runtimes.errors import ArtifactError, AttestationError
 

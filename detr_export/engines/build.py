@@ -26,7 +26,7 @@ from detr_export.engines.ladder import LADDER, Step
 from detr_export.engines.lock import build_lock
 from detr_export.engines.options import EngineOptions
 from detr_export.engines.place import Place, find_place, targets_text
-from detr_export.engines.records import kernels_of_inspector, kernels_of_log
+from detr_export.engines.records import Kernel, kernels_of_inspector, kernels_of_log
 from detr_export.engines.source import make_graph
 from detr_export.graphs.inspection import Inspection, inspect_onnx
 from detr_export.graphs.tensorrt import readable_graph
@@ -123,8 +123,9 @@ def build_engine(
             return _built_elsewhere(target, order.key)
         progress.stage(f"building for {order.place} with {order.place.library}, {len(order.profiles)} profiles")
         plan = _build(order, progress)
-        report = _report(plan, order)
-        sidecar = _describe(plan, order, _attest(plan, order), report, step if fell_back else None)
+        logged = kernels_of_log(plan.log)
+        report = kernel_report(logged, order.model, plan_bytes=len(plan.content)) if logged else None
+        sidecar = _describe(plan, order, _attest(plan, order, logged), report, step if fell_back else None)
         parity = None
         if reference is not None:
             parity = _compare(plan.content, sidecar, reference, options.device, progress)
@@ -218,8 +219,7 @@ class _Order:
     @property
     def key(self) -> str:
         """Hex SHA-256 of all that the engine depends on."""
-        library, device, targets = self.place.library, self.place.device, self.place.targets
-        tuned = None if targets else device
+        library, targets, tuned = self.place.library, self.place.targets, self.place.tuned_for
         gpu = [] if tuned is None else [tuned.name, tuned.compute_capability, tuned.driver]
         parts = [self.about.sha256, [str(profile) for profile in self.profiles], asdict(self.options.settings)]
         text = json.dumps([*parts, str(library), targets, gpu, self.compares], sort_keys=True)
@@ -274,15 +274,15 @@ def _build(order: _Order, progress: Progress) -> Plan:
     return plan
 
 
-def _attest(plan: Plan, order: _Order) -> Attestation:
+def _attest(plan: Plan, order: _Order, logged: Sequence[Kernel]) -> Attestation:
     """Checks that the engine computes in the graph's precisions.
 
     The engine inspector tells what TensorRT runs. TensorRT-RTX is asked nothing, because its engine may be for another GPU:
     there the builder's log has to do.
     """
-    library, device = order.place.library, order.place.device
-    if order.place.targets or device is None:
-        return attest(kernels_of_log(plan.log), node_precisions(order.model))
+    library, device = order.place.library, order.place.tuned_for
+    if device is None:
+        return attest(logged, node_precisions(order.model))
     with device.active():
         _runtime, engine = library.load_engine(plan.content, order.options.settings.version_compatible)
         by_profile = library.engine_layers(engine, device)
@@ -294,8 +294,7 @@ def _attest(plan: Plan, order: _Order) -> Attestation:
 def _describe(
     plan: Plan, order: _Order, attestation: Attestation, report: KernelReport | None, fallback: str | None
 ) -> EngineSidecar:
-    library, device, targets = order.place.library, order.place.device, order.place.targets
-    tuned = None if targets else device  # TensorRT chooses kernels by measuring them, TensorRT-RTX does not
+    library, targets, tuned = order.place.library, order.place.targets, order.place.tuned_for
     return EngineSidecar(
         sha256=hashlib.sha256(plan.content).hexdigest(),
         source_sha256=order.about.sha256,
@@ -318,12 +317,6 @@ def _describe(
         verified=False,
         metadata=replace(order.metadata, precision=order.precision, parity=None),
     )
-
-
-def _report(plan: Plan, order: _Order) -> KernelReport | None:
-    """What the builder's log says of the kernels of the first profile; None if it has no records of them."""
-    kernels = kernels_of_log(plan.log)
-    return kernel_report(kernels, order.model, plan_bytes=len(plan.content)) if kernels else None
 
 
 def _require_target(target: Path, overwrite: bool) -> None:

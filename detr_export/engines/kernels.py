@@ -12,8 +12,8 @@ from typing import Any
 import onnx
 
 from detr_export.engines.records import Kernel
+from detr_export.graphs.fp16.islands import PRODUCTS
 
-PRODUCTS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum"})
 FLOATS = ("fp8", "bf16", "fp16", "fp32")
 # What the CPU does, and what no kernel is launched for.
 _NOT_KERNELS = frozenset(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from detr_export.engines.options import EngineOptions, refused_option
 from detr_export.runtimes.backends.cuda import opening as cuda_opening
 from detr_export.runtimes.backends.cuda.memory import CudaDevice
-from detr_export.runtimes.backends.tensorrt.api import ComputeCapability, Library, library_named
+from detr_export.runtimes.backends.tensorrt.api import ComputeCapability, Library, capability_text, library_named
 from detr_export.runtimes.errors import BackendError, InputError
 
 _AMPERE = (8, 0)  # the oldest that shares an engine with newer GPUs; Turing needs its own, without fp32 products
@@ -27,8 +27,13 @@ class Place:
         """Whether the engine can run on the GPU here, and so be compared with its checkpoint."""
         return self.device is not None and (not self.targets or self.device.compute_capability in self.targets)
 
+    @property
+    def tuned_for(self) -> CudaDevice | None:
+        """The GPU on which TensorRT chooses kernels by measuring them; None for TensorRT-RTX, which measures nothing."""
+        return None if self.targets else self.device
+
     def __str__(self) -> str:
-        return self.device.name if self.device is not None and not self.targets else targets_text(self.targets)
+        return targets_text(self.targets) if self.tuned_for is None else self.tuned_for.name
 
 
 def find_place(options: EngineOptions) -> Place:
@@ -61,7 +66,7 @@ def targets_text(targets: Sequence[ComputeCapability]) -> str:
 
 
 def _dotted(targets: Sequence[ComputeCapability]) -> str:
-    return ", ".join(f"{major}.{minor}" for major, minor in targets)
+    return ", ".join(map(capability_text, targets))
 
 
 def _portable(known: tuple[ComputeCapability, ...]) -> tuple[ComputeCapability, ...]:

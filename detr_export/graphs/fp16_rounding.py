@@ -81,8 +81,8 @@ def rounding_twin(model: onnx.ModelProto, accumulates: bool = False) -> tuple[on
             if name in half:
                 node.output[index] = f"{name}_exact"
                 nodes += [
-                    *_rounding(f"{name}_exact", name),
-                    helper.make_node("Abs", [f"{name}_exact"], [f"{name}_magnitude"]),
+                    *_rounding(node.output[index], name),
+                    helper.make_node("Abs", [node.output[index]], [f"{name}_magnitude"]),
                     helper.make_node("ReduceMax", [f"{name}_magnitude"], [f"{name}_largest"], keepdims=0),
                     helper.make_node("Reshape", [f"{name}_largest", "one_element"], [f"{name}_row"]),
                 ]

@@ -29,6 +29,7 @@ from detr_export.modeling.transformer import (
     DetrDecoderLayer,
     DetrEncoder,
     DetrEncoderLayer,
+    ResidualLayer,
     attention_bias,
 )
 
@@ -101,24 +102,14 @@ class _SelfAttention(nn.Module):
         return self.out_proj(context.permute(back).flatten(2))
 
 
-class _Layer(nn.Module):
-    """What encoder and decoder layers share: residual branches, and the feed-forward network."""
+class _Layer(ResidualLayer):
+    """A layer that takes over the feed-forward network of another, without dropout."""
 
-    def __init__(self, layer: DetrEncoderLayer | DetrDecoderLayer) -> None:
+    def __init__(self, layer: ResidualLayer) -> None:
         super().__init__()
-        self.pre_norm = layer.pre_norm
-        self.activation_fn = layer.activation_fn
+        self.pre_norm, self.activation_fn = layer.pre_norm, layer.activation_fn
+        self.dropout = self.activation_dropout = 0.0  # constants are computed before the model is put into eval mode
         self.fc1, self.fc2, self.final_layer_norm = layer.fc1, layer.fc2, layer.final_layer_norm
-
-    def _branch_input(self, x: Tensor, norm: nn.Module) -> Tensor:
-        return norm(x) if self.pre_norm else x
-
-    def _add_branch(self, x: Tensor, branch: Tensor, norm: nn.Module) -> Tensor:
-        return x + branch if self.pre_norm else norm(x + branch)
-
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        inner = self.activation_fn(self.fc1(self._branch_input(x, self.final_layer_norm)))
-        return self._add_branch(x, self.fc2(inner), self.final_layer_norm)
 
 
 class _EncoderLayer(_Layer):

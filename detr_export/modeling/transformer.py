@@ -76,7 +76,7 @@ class DetrAttention(nn.Module):
         return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
 
-class _Layer(nn.Module):
+class ResidualLayer(nn.Module):
     """What encoder and decoder layers share: residual branches, and the feed-forward network.
 
     A base class, not a submodule: on the hub `fc1` and `fc2` belong to the layer.
@@ -104,7 +104,7 @@ class _Layer(nn.Module):
         return self._add_branch(x, self.fc2(inner), self.final_layer_norm)
 
 
-class DetrEncoderLayer(_Layer):
+class DetrEncoderLayer(ResidualLayer):
     """Self-attention over the feature map, then the feed-forward network."""
 
     def __init__(self, config: DetrConfig) -> None:
@@ -120,7 +120,7 @@ class DetrEncoderLayer(_Layer):
         return self._feed_forward(x), weights
 
 
-class DetrDecoderLayer(_Layer):
+class DetrDecoderLayer(ResidualLayer):
     """Self-attention over the queries, cross-attention to the encoder's output, then the feed-forward network."""
 
     def __init__(self, config: DetrConfig) -> None:

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from detr_export.graphs.editing import replace_nodes
 from detr_export.graphs.tensorrt import rewrite_for_8_5
 from tests.rtx.compiler import Compiler
-from tests.rtx.forms import ATTENTIONS, MakeFile, check, compiled, make_file  # noqa: F401
+from tests.rtx.forms import ATTENTIONS, MakeFile, check, compiled
 
 INT8 = TensorProto.INT8
 FORMS: dict[str, dict[str, Any]] = {
@@ -26,37 +26,37 @@ FORMS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("form", FORMS)
-def test_a_form(form: str, precision: str, make_file: MakeFile, rtx_compiler: Compiler) -> None:  # noqa: F811
+def test_a_form(form: str, precision: str, make_file: MakeFile, rtx_compiler: Compiler) -> None:
     file = make_file("no_timm", f"{form}-{precision}", precision=precision, **FORMS[form])
     check(compiled(file, rtx_compiler), file, fused=ATTENTIONS if precision == "fp16" else 0)
 
 
-def test_the_attention_that_is_an_output_is_not_fused(make_file: MakeFile, rtx_compiler: Compiler) -> None:  # noqa: F811
+def test_the_attention_that_is_an_output_is_not_fused(make_file: MakeFile, rtx_compiler: Compiler) -> None:
     for precision, fused in (("fp32", 0), ("fp16", ATTENTIONS - 1)):
         file = make_file("no_timm", f"attentions-{precision}", precision=precision, attentions=True)
         check(compiled(file, rtx_compiler), file, fused=fused)
 
 
-def test_a_graph_that_is_not_simplified(make_file: MakeFile, rtx_compiler: Compiler) -> None:  # noqa: F811
+def test_a_graph_that_is_not_simplified(make_file: MakeFile, rtx_compiler: Compiler) -> None:
     file = make_file("no_timm", "not_simplified", simplify=False)
     check(compiled(file, rtx_compiler), file, fused=0)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_form_for_8_5(precision: str, make_file: MakeFile, rtx_compiler: Compiler) -> None:  # noqa: F811
+def test_the_form_for_8_5(precision: str, make_file: MakeFile, rtx_compiler: Compiler) -> None:
     """Its LayerNormalizations are written out."""
     file = make_file("panoptic", f"8_5-{precision}", precision=precision, opset=17)
     onnx.save(rewrite_for_8_5(onnx.load(str(file))), str(file))
     check(compiled(file, rtx_compiler), file, fused=ATTENTIONS if precision == "fp16" else 0)
 
 
-def test_panoptic_of_bytes_in_batches(make_file: MakeFile, rtx_compiler: Compiler) -> None:  # noqa: F811
+def test_panoptic_of_bytes_in_batches(make_file: MakeFile, rtx_compiler: Compiler) -> None:
     file = make_file("panoptic", "uint8", precision="fp16", input="uint8")
     check(compiled(file, rtx_compiler, max_batch=4), file, profiles=6)
 
 
 @pytest.mark.parametrize(("stack", "most"), [("encoder_layers", 8), ("decoder_layers", 12)])
-def test_what_a_layer_costs(stack: str, most: int, make_file: MakeFile, rtx_compiler: Compiler) -> None:  # noqa: F811
+def test_what_a_layer_costs(stack: str, most: int, make_file: MakeFile, rtx_compiler: Compiler) -> None:
     """The difference between two layers and three, in kernels. No copy is among them."""
     reports = []
     for layers in (2, 3):
@@ -69,7 +69,7 @@ def test_what_a_layer_costs(stack: str, most: int, make_file: MakeFile, rtx_comp
     assert three["casts"] == two["casts"]
 
 
-def test_a_quantised_graph(make_file: MakeFile, rtx_compiler: Compiler) -> None:  # noqa: F811
+def test_a_quantised_graph(make_file: MakeFile, rtx_compiler: Compiler) -> None:
     """Convolutions in int8, with fp16 around them: the compiler takes the graph, and attentions stay fused."""
     file = make_file("no_timm", "quantised", precision="fp16", opset=23)
     model = onnx.load(str(file))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.rtx.compiler import Compiler
-from tests.rtx.forms import ATTENTIONS, MODELS, MakeFile, check, compiled, make_file  # noqa: F401
+from tests.rtx.forms import ATTENTIONS, MODELS, MakeFile, check, compiled
 
 PRECISIONS: dict[str, dict[str, Any]] = {
     "fp32": {},
@@ -23,7 +23,7 @@ WHOLE = ("no_timm", "panoptic")  # the models of which every precision is compil
     ("model", "precision"),
     [(model, precision) for model in MODELS for precision in PRECISIONS if model in WHOLE or precision in ("fp32", "fp16")],
 )
-def test_a_model(model: str, precision: str, make_file: MakeFile, rtx_compiler: Compiler) -> None:  # noqa: F811
+def test_a_model(model: str, precision: str, make_file: MakeFile, rtx_compiler: Compiler) -> None:
     options = PRECISIONS[precision]
     file = make_file(model, precision, **options)
     made = compiled(file, rtx_compiler)

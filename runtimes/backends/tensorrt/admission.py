@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Optional
 
 from detr_export.runtimes.backends.cuda.memory import CudaDevice
-from detr_export.runtimes.backends.tensorrt.api import Library
+from detr_export.runtimes.backends.tensorrt.api import Library, capability_text
 from detr_export.runtimes.backends.tensorrt.sidecar import EngineSidecar, read_sidecar, sidecar_path
 from detr_export.runtimes.errors import ArtifactError, BackendError
 
@@ -74,12 +74,12 @@ def require_gpu(sidecar: EngineSidecar, device: CudaDevice) -> None:
     if sidecar.hardware_compatible and here >= _OLDEST_COMPATIBLE:
         return
     if here not in sidecar.targets:
-        this = f"{device.name} ({_dotted(here)})"
-        targets = ", ".join(map(_dotted, sidecar.targets))
+        this = f"{device.name} ({capability_text(here)})"
+        targets = ", ".join(map(capability_text, sidecar.targets))
         if sidecar.gpu is None:
             raise BackendError(
                 f"the engine was compiled for the compute capabilities {targets}, and this GPU is {this}; "
-                f"build it again with --compute-capability {_dotted(here)}"
+                f"build it again with --compute-capability {capability_text(here)}"
             )
         raise BackendError(
             f"the engine was built for {sidecar.gpu} (compute capability {targets}), and this GPU is "
@@ -120,10 +120,6 @@ def check_verified(file: Path, strict: bool) -> None:
     if key not in _WARNED:
         _WARNED.add(key)
         _LOGGER.warning("%s %s, so its results may be wrong; %s", file, state, remedy)
-
-
-def _dotted(capability: tuple[int, int]) -> str:
-    return f"{capability[0]}.{capability[1]}"
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -427,6 +427,11 @@ def library_of_plan(plan: bytes) -> Library:
     return tensorrt_rtx() if plan.startswith(_MAGIC_RTX) else tensorrt()
 
 
+def capability_text(capability: ComputeCapability) -> str:
+    """A compute capability as NVIDIA writes it, such as 8.9."""
+    return f"{capability[0]}.{capability[1]}"
+
+
 def numbers(version: str) -> tuple[int, int]:
     """Major and minor number."""
     major, minor = re.findall(r"\d+", version)[:2]
