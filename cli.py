@@ -26,6 +26,7 @@ from detr_export.choices import (
     Precision,
     PredictTask,
     ProcessorOption,
+    ResizeKind,
     RevisionOption,
     TrainTask,
     value_of,
@@ -100,6 +101,29 @@ def onnx_command(
         ImageInput,
         typer.Option("--input", help="uint8: the file takes RGB images with their sizes, and scales and masks them itself."),
     ] = ImageInput.float,
+    end_to_end: Annotated[
+        bool,
+        typer.Option(
+            "--end-to-end",
+            help="The file takes an RGB image of any size as uint8, and gives sorted scores, labels and boxes.",
+        ),
+    ] = False,
+    bgr: Annotated[
+        bool, typer.Option("--bgr", help="With --end-to-end: the image is in BGR order, as OpenCV's are.")
+    ] = False,
+    top_k: Annotated[
+        Optional[int],
+        typer.Option(
+            "--top-k", min=1, metavar="N", help="With --end-to-end: return the N best detections; all if left out."
+        ),
+    ] = None,
+    resize: Annotated[
+        Optional[ResizeKind],
+        typer.Option(
+            help="With --end-to-end: matmul runs everywhere and is used if left out; operator is ONNX's Resize, which is "
+            "faster and which TensorRT does not read."
+        ),
+    ] = None,
     accuracy: Annotated[
         Optional[Path],
         typer.Option(metavar="DATA", help="A COCO folder. Nothing is written if AP or PQ on its split val drops."),
@@ -122,9 +146,12 @@ def onnx_command(
     """Export a checkpoint to one verified ONNX file with free batch, height and width."""
     if accuracy is None and (max_ap_drop is not None or accuracy_images is not None):
         raise typer.BadParameter("--max-ap-drop and --accuracy-images go with --accuracy DATA")
+    if not end_to_end and (bgr or top_k is not None or resize is not None):
+        raise typer.BadParameter("--bgr, --top-k and --resize go with --end-to-end")
     require_extra("export")
     from detr_export.graphs.options import DEFAULT_OPSET, SUFFIX, ExportOptions
     from detr_export.runtimes.files import require_writable
+    from detr_export.runtimes.metadata import BGR, MATMUL, RGB
 
     require_writable(output, overwrite, SUFFIX)
     options = ExportOptions(
@@ -136,6 +163,10 @@ def onnx_command(
         fp16_io=fp16_io,
         keep_fp32=value_of(keep_fp32),
         input=image_input.value,
+        end_to_end=end_to_end,
+        color=BGR if bgr else RGB,
+        resize=value_of(resize) or MATMUL,
+        top_k=top_k,
         simplify=not no_simplify,
         verify=not no_verify,
         overwrite=overwrite,

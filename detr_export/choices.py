@@ -38,6 +38,13 @@ class ImageInput(str, Enum):
     uint8 = "uint8"
 
 
+class ResizeKind(str, Enum):
+    """How an end-to-end file resizes."""
+
+    matmul = "matmul"
+    operator = "operator"
+
+
 class ProcessorBackend(str, Enum):
     """Whose pixels a model gets."""
 

@@ -113,7 +113,7 @@ def reference_of_file(
     outputs = {spec.name for spec in about.outputs}
     return reference_session(
         loaded,
-        task="segmentation" if "pred_masks" in outputs else "detection",
+        task="segmentation" if outputs & {"pred_masks", "masks"} else "detection",
         attentions="cross_attention" in outputs,
         pixel_mask=takes_padding(about.inputs),
     )

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 from PIL import Image
 
 from detr_export.runtimes.errors import ArtifactError
-from detr_export.runtimes.metadata import UINT8, Metadata
+from detr_export.runtimes.metadata import FLOAT, UINT8, Metadata
+from detr_export.runtimes.processing.end_to_end import image_batch
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 from detr_export.runtimes.processing.image_processor_fast import processor_from_dict
+from detr_export.runtimes.processing.sizes import as_size, output_size
 from detr_export.runtimes.processing.uint8_batch import uint8_batch
-from detr_export.runtimes.session import Session, as_declared, require_detr, takes_padding
+from detr_export.runtimes.session import Session, as_declared, is_end_to_end, require_detr, takes_padding
 
 Outputs = dict[str, np.ndarray]
 Sizes = list[tuple[int, int]]  # (height, width) of original images, pixels
@@ -34,29 +36,32 @@ class ImageRunner:
 
     Args:
         session: an open session of a DETR with metadata.
+        processor: what prepares the images in place of the file's own.
 
     Attributes:
         metadata: what the file says about itself.
-        processor: prepares the images, as the file says.
+        processor: prepares the images.
 
     Raises:
         ArtifactError: the model is not a DETR, takes no RGB images, or has no metadata or invalid ones.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, processor: Optional[DetrImageProcessor] = None) -> None:
         require_detr(session)
         if session.metadata is None:
             raise ArtifactError(
                 "the file has no detr-export metadata (classes, image size); export it with: detr-export onnx"
             )
-        axis = 3 if session.metadata.input == UINT8 else 1
-        channels = next(spec.shape[axis] for spec in session.inputs if spec.name == "pixel_values")
+        if is_end_to_end(session) != (session.metadata.end_to_end is not None):
+            raise ArtifactError("the file's metadata describe another model than it holds; export it again")
+        axis = 1 if session.metadata.input == FLOAT else 3
+        channels = next(spec.shape[axis] for spec in session.inputs if spec.name in ("pixel_values", "image"))
         if channels != 3:
             raise ArtifactError(
                 f"the model takes images of {channels} channels; a Predictor feeds RGB, use the session itself"
             )
         self.metadata: Metadata = session.metadata
-        self.processor = processor_of(self.metadata)
+        self.processor = processor or processor_of(self.metadata)
         self._session = session
         self._takes_mask = takes_padding(session.inputs)
 
@@ -75,12 +80,17 @@ class ImageRunner:
             raise ArtifactError("the model's processor pads every image to pad_size, and its maps would cover the padding")
         for indices in _divided(pictures, padded and self._takes_mask):
             chosen = [pictures[index] for index in indices]
-            outputs = self._session.run(self._inputs(chosen))
+            outputs = self._session.run(self.prepare(chosen))
             sizes = [(picture.height, picture.width) for picture in chosen]
             yield RawBatch(indices, sizes, {name: _widened(value) for name, value in outputs.items()})
 
-    def _inputs(self, pictures: list[Any]) -> Outputs:
-        """The session's inputs for one batch."""
+    def prepare(self, pictures: list[Any]) -> Outputs:
+        """The session's inputs for one batch of RGB images, which have one size if the model takes no mask."""
+        end_to_end = self.metadata.end_to_end
+        if end_to_end is not None:
+            if self.processor.do_resize:  # the graph makes a side of no pixels one pixel wide; here it is an error
+                output_size(pictures[0].height, pictures[0].width, as_size(self.processor.size))
+            return image_batch(pictures, end_to_end.color)
         try:
             if self.metadata.input == UINT8:
                 return as_declared(self._session.inputs, uint8_batch(self.processor, pictures))

@@ -11,10 +11,21 @@ from typing import Any, Optional
 from detr_export.runtimes.errors import ArtifactError
 
 METADATA_KEY = "detr_export"  # key of the entry in ONNX's metadata_props
-UINT8 = "uint8"  # a value of `Metadata.input`
+FLOAT, UINT8, IMAGE = "float", "uint8", "image"  # values of `Metadata.input`
+RGB, BGR = "rgb", "bgr"
+MATMUL, OPERATOR = "matmul", "operator"
 FORMAT_VERSION = 1  # it is raised when a reader of the older format would misread the document
 
 Range = tuple[int, Optional[int]]  # smallest and largest size, None = no limit
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """How a file works that takes images as they are and gives boxes in pixels."""
+
+    color: str  # order of the image's channels: "rgb" or "bgr"
+    resize: str  # "matmul": two matrix products; "operator": ONNX's Resize, which TensorRT does not read
+    top_k: int  # how many queries it returns, the best first
 
 
 @dataclass(frozen=True)
@@ -27,8 +38,10 @@ class Metadata:
     pixel_mask: bool  # whether the model takes padded batches
     precision: str = "fp32"  # or "fp16"
     # The form of `pixel_values`. "float": the processor's arrays, (B, 3, H, W). "uint8": RGB images (B, H, W, 3), which the
-    # model scales itself; then `valid_sizes` (height, width) takes the place of a mask.
-    input: str = "float"
+    # model scales itself; then `valid_sizes` (height, width) takes the place of a mask. "image": an end-to-end file, which
+    # takes `image` (B, H, W, 3) uint8 of any size.
+    input: str = FLOAT
+    end_to_end: Optional[EndToEnd] = None  # of an end-to-end file
     opset: Optional[int] = None
     ranges: Mapping[str, Range] = field(default_factory=dict)  # sizes of "batch", "height" and "width" that the model takes
     label_ids_to_fuse: tuple[int, ...] = ()  # classes of stuff; a panoptic map joins their regions
@@ -62,6 +75,8 @@ class Metadata:
             for name in ("processor", "source", "tools", "parity"):
                 if not isinstance(values.get(name) or {}, dict):
                     raise TypeError(f"{name} is not an object")
+            if values.get("end_to_end") is not None:
+                values["end_to_end"] = EndToEnd(**values["end_to_end"])
             values["label_ids_to_fuse"] = tuple(values.get("label_ids_to_fuse", ()))
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -9,10 +9,11 @@ from typing import Any, Optional, Union, overload
 
 import numpy as np
 
-from detr_export.runtimes.errors import ArtifactError
+from detr_export.runtimes.errors import ArtifactError, InputError
 from detr_export.runtimes.image_runner import ImageRunner, Outputs, Sizes
 from detr_export.runtimes.opening import open_session
-from detr_export.runtimes.processing.detection import keep_detections
+from detr_export.runtimes.processing.detection import Kept, keep_detections
+from detr_export.runtimes.processing.end_to_end import keep_sorted, mask_outputs
 from detr_export.runtimes.processing.images import ImageSource, borrow_image
 from detr_export.runtimes.processing.segmentation import (
     post_process_instance_segmentation,
@@ -72,7 +73,7 @@ class Predictor:
     @property
     def draws_masks(self) -> bool:
         """Whether the model segments. A model that does not can only `detect`."""
-        return self._has_output("pred_masks")
+        return self._has_output(self._masks)
 
     @overload
     def detect(self, images: ImageSource, threshold: float = ...) -> Detections: ...
@@ -98,7 +99,7 @@ class Predictor:
         require_shares(threshold=threshold)
 
         def detect(outputs: Outputs, sizes: Sizes) -> list[Detections]:
-            found = keep_detections(outputs, threshold, sizes)
+            found = self._kept(outputs, threshold, sizes)
             return [make_detections(kept, size, self.id2label) for kept, size in zip(found, sizes)]
 
         return self._each(images, detect)
@@ -181,7 +182,7 @@ class Predictor:
         require_shares(
             threshold=threshold, mask_threshold=mask_threshold, overlap_mask_area_threshold=overlap_mask_area_threshold
         )
-        self._require_output("pred_masks", _NO_MASKS)
+        self._require_output(self._masks, _NO_MASKS)
         return self._each(images, segment, padded=False)
 
     @overload
@@ -235,8 +236,8 @@ class Predictor:
                 outputs, panoptic_threshold, mask_threshold, overlap_mask_area_threshold, label_ids_to_fuse, sizes
             )
             results = []
-            for index, kept in enumerate(keep_detections(outputs, threshold, sizes)):
-                masks = query_masks(outputs["pred_masks"][index][kept.queries], sizes[index], mask_threshold)
+            for index, kept in enumerate(self._kept(outputs, threshold, sizes)):
+                masks = query_masks(outputs[self._masks][index][kept.queries], sizes[index], mask_threshold)
                 found = make_detections(kept, sizes[index], self.id2label)
                 results.append((replace(found, masks=masks), maps[index]))
             return results
@@ -247,7 +248,7 @@ class Predictor:
             mask_threshold=mask_threshold,
             overlap_mask_area_threshold=overlap_mask_area_threshold,
         )
-        self._require_output("pred_masks", _NO_MASKS)
+        self._require_output(self._masks, _NO_MASKS)
         return self._each(images, both, padded=False)
 
     @overload
@@ -277,14 +278,14 @@ class Predictor:
 
         def segment(outputs: Outputs, sizes: Sizes) -> list[Segmentation]:
             found = post_process_instance_segmentation(
-                outputs, threshold, mask_threshold, overlap_mask_area_threshold, sizes
+                self._raw(outputs, threshold), threshold, mask_threshold, overlap_mask_area_threshold, sizes
             )
             return self._segmentations("instances", found)
 
         require_shares(
             threshold=threshold, mask_threshold=mask_threshold, overlap_mask_area_threshold=overlap_mask_area_threshold
         )
-        self._require_output("pred_masks", _NO_MASKS)
+        self._require_output(self._masks, _NO_MASKS)
         return self._each(images, segment, padded=False)
 
     @overload
@@ -298,7 +299,12 @@ class Predictor:
             maps = post_process_semantic_segmentation(outputs, sizes)
             return [make_segmentation("semantic", classes, [], self.id2label) for classes in maps]
 
-        self._require_output("pred_masks", _NO_MASKS)
+        self._require_output(
+            "pred_masks",
+            _NO_MASKS
+            if self.metadata.end_to_end is None
+            else "is an end-to-end file, which gives the best class of a query only; export it without --end-to-end",
+        )
         return self._each(images, segment, padded=False)
 
     def explain(self, image: ImageSource, threshold: float = 0.5) -> tuple[Detections, np.ndarray]:
@@ -318,11 +324,32 @@ class Predictor:
         )
 
         def explained(outputs: Outputs, sizes: Sizes) -> list[tuple[Detections, np.ndarray]]:
-            (kept,) = keep_detections(outputs, threshold, sizes)
+            (kept,) = self._kept(outputs, threshold, sizes)
             attention = outputs["cross_attention"][0].mean(axis=0)  # (Q, h, w)
             return [(make_detections(kept, sizes[0], self.id2label), attention[kept.queries])]
 
         return self._each(image, explained, padded=False)
+
+    @property
+    def _masks(self) -> str:
+        """The output with the masks."""
+        return "pred_masks" if self.metadata.end_to_end is None else "masks"
+
+    def _kept(self, outputs: Outputs, threshold: float, sizes: Sizes) -> list[Kept]:
+        if self.metadata.end_to_end is not None:
+            return keep_sorted(outputs, threshold)
+        return keep_detections(outputs, threshold, sizes)
+
+    def _raw(self, outputs: Outputs, threshold: float) -> Outputs:
+        """`logits` and `pred_masks`, as far as an end-to-end file gives them."""
+        if self.metadata.end_to_end is None:
+            return outputs
+        if threshold < 0.5:
+            raise InputError(
+                f"the threshold of segments is {threshold}; an end-to-end file does not say how sure it is that there is no "
+                "object, and so it needs 0.5 at least"
+            )
+        return mask_outputs(outputs, len(self.id2label))
 
     def _panoptic(
         self,
@@ -335,7 +362,13 @@ class Predictor:
     ) -> list[Segmentation]:
         fuse = self.metadata.label_ids_to_fuse if label_ids_to_fuse is None else label_ids_to_fuse
         found = post_process_panoptic_segmentation(
-            outputs, threshold, mask_threshold, overlap_mask_area_threshold, fuse, sizes, distinct_ids=True
+            self._raw(outputs, threshold),
+            threshold,
+            mask_threshold,
+            overlap_mask_area_threshold,
+            fuse,
+            sizes,
+            distinct_ids=True,
         )
         return self._segmentations("panoptic", found)
 

@@ -19,6 +19,7 @@ from detr_export.runtimes.metadata import Metadata
 
 DETR_INPUTS = ("pixel_values", "pixel_mask", "valid_sizes")  # a mask with float images, sizes with uint8 ones
 DETR_OUTPUTS = ("logits", "pred_boxes")  # every DETR has these; it may have pred_masks and cross_attention too
+END_TO_END_OUTPUTS = ("scores", "labels", "boxes")  # of a file that takes `image`; it may have masks too
 UNKNOWN = "?"  # a dimension without a name
 
 
@@ -145,15 +146,23 @@ def as_declared(inputs: Sequence[TensorSpec], arrays: Mapping[str, np.ndarray]) 
     return {spec.name: arrays[spec.name].astype(spec.dtype, copy=False) for spec in inputs if spec.name in arrays}
 
 
+def is_end_to_end(session: Session) -> bool:
+    """Whether a model takes an image as it is and gives detections in pixels."""
+    return {spec.name for spec in session.inputs} == {"image"} and {spec.name for spec in session.outputs}.issuperset(
+        END_TO_END_OUTPUTS
+    )
+
+
 def require_detr(session: Session) -> None:
-    """Refuses a model that does not have the inputs and outputs of a DETR.
+    """Refuses a model that does not have the inputs and outputs of a DETR, or of an end-to-end file.
 
     Raises:
         ArtifactError: names the inputs and outputs of the model.
     """
     inputs = {spec.name for spec in session.inputs}
     outputs = {spec.name for spec in session.outputs}
-    if "pixel_values" not in inputs or not inputs.issubset(DETR_INPUTS) or not outputs.issuperset(DETR_OUTPUTS):
+    raw = "pixel_values" in inputs and inputs.issubset(DETR_INPUTS) and outputs.issuperset(DETR_OUTPUTS)
+    if not raw and not is_end_to_end(session):
         raise ArtifactError(
             f"the model is not a DETR: it maps {', '.join(sorted(inputs))} to {', '.join(sorted(outputs))}; "
             "expected pixel_values [and pixel_mask or valid_sizes] to logits and pred_boxes"

@@ -23,6 +23,13 @@ import onnx
 from detr_export.checkpoints.reading import Checkpoint
 from detr_export.graphs.checks import check_graph
 from detr_export.graphs.description import describe
+from detr_export.graphs.end_to_end.composing import (
+    compose,
+    described_end_to_end,
+    end_to_end_of,
+    pixels_part,
+    plain_part,
+)
 from detr_export.graphs.fp16.casting import Fp16Weights, to_fp16
 from detr_export.graphs.options import SUFFIX, ExportOptions, check_options
 from detr_export.graphs.simplification import simplify
@@ -36,6 +43,7 @@ from detr_export.runtimes.hub import onnx_file
 from detr_export.runtimes.metadata import METADATA_KEY, Metadata
 from detr_export.runtimes.progress import SILENT, Progress
 from detr_export.verification.comparison import Parity, compare, require
+from detr_export.verification.end_to_end import EndToEndParity, compare_end_to_end
 from detr_export.verification.reference import Reference, reference_of
 
 _PRODUCER = "detr-export"
@@ -126,6 +134,9 @@ def exported(
     require_writable(output, options.overwrite, SUFFIX)
     _require_tools(options)
     check_options(options, checkpoint)
+    end_to_end = end_to_end_of(checkpoint, options)
+    if end_to_end is not None:
+        options = replace(options, pixel_mask=False)  # the images of a batch have one size
 
     # Make the graph.
     metadata = describe(
@@ -141,8 +152,8 @@ def exported(
     # Write it beside its place, verify it there, and record what the verification found.
     with replacing(output) as temporary:
         parity: Parity | None = None
-        _save(proto, metadata, temporary)
         if options.verify:
+            _save(proto, metadata, temporary)
             session = reference_session(
                 checkpoint, task=options.task, attentions=options.attentions, pixel_mask=options.pixel_mask
             )
@@ -153,7 +164,14 @@ def exported(
                 fp16 = _verify_rounded(proto, fp16.weights, metadata, temporary, reference, progress)
                 recorded["fp16"] = asdict(fp16)
             metadata = replace(metadata, parity=recorded)
-            _save(proto, metadata, temporary)
+        if end_to_end is not None:
+            plain, metadata = metadata, described_end_to_end(metadata, end_to_end)
+            proto = compose(proto, checkpoint.processor, end_to_end)
+            if parity is not None:
+                parity = replace(parity, end_to_end=_compare_end_to_end(proto, metadata, plain, temporary.parent, progress))
+                require(parity, "the exported file")
+                recorded["end_to_end"] = parity.to_dict()["end_to_end"]
+        _save(proto, metadata, temporary)
         yield Draft(temporary, ExportResult(Path(output), temporary.stat().st_size, metadata, parity, fp16))
 
 
@@ -187,7 +205,19 @@ def verify_file(
     with OrtSession(onnx_file(file), spinning=False) as candidate:
         require_detr(candidate)
         session = reference_of_file(file, candidate, checkpoint, dilation, revision, progress)
-        return compare(candidate, reference_of(session), progress=progress)
+        if candidate.metadata is None or candidate.metadata.end_to_end is None:
+            return compare(candidate, reference_of(session), progress=progress)
+        metadata = candidate.metadata
+    # The plain graph in an end-to-end file, and then the whole
+    proto = onnx.load(onnx_file(file))
+    assert session.metadata is not None  # a checkpoint always has it
+    plain = replace(session.metadata, precision=metadata.precision)
+    with tempfile.TemporaryDirectory(prefix="detr-export-") as folder:
+        part = Path(folder) / "plain.onnx"
+        _save(plain_part(proto), plain, part)
+        with OrtSession(part, spinning=False) as candidate:
+            parity = compare(candidate, reference_of(session), progress=progress)
+        return replace(parity, end_to_end=_compare_end_to_end(proto, metadata, plain, Path(folder), progress))
 
 
 def _require_tools(options: ExportOptions) -> None:
@@ -219,6 +249,23 @@ def _verify(file: Path, reference: Reference, progress: Progress) -> Parity:
         parity = compare(candidate, reference, progress=progress)
     require(parity, "the exported file")
     return parity
+
+
+def _compare_end_to_end(
+    proto: onnx.ModelProto, metadata: Metadata, plain: Metadata, folder: Path, progress: Progress
+) -> EndToEndParity:
+    """Compares an end-to-end graph with the plain one in it; their files lie in a folder inside `folder`."""
+    from detr_export.runtimes.backends.ort.session import OrtSession
+
+    parts = ((proto, metadata), (pixels_part(proto), metadata), (plain_part(proto), plain))
+    with tempfile.TemporaryDirectory(prefix=".detr-export-", dir=folder) as inner, contextlib.ExitStack() as stack:
+        sessions = []
+        for number, (part, about) in enumerate(parts):
+            file = Path(inner) / f"{number}.onnx"
+            _save(part, about, file)
+            sessions.append(stack.enter_context(OrtSession(file, spinning=False)))
+        whole, before, model = sessions
+        return compare_end_to_end(whole, before, model, metadata, progress)
 
 
 def _verify_rounded(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from detr_export.checkpoints.reading import Checkpoint
 from detr_export.runtimes.errors import ArtifactError
-from detr_export.runtimes.metadata import UINT8
+from detr_export.runtimes.metadata import MATMUL, RGB, UINT8
 
 OPSETS = range(17, 26)  # 17 has the first LayerNormalization; 25 is the last that was tried
 DEFAULT_OPSET = 18  # what the exporter writes without converting
@@ -25,6 +25,10 @@ class ExportOptions:
     fp16_io: bool = False  # fp16: inputs and outputs are fp16, too
     keep_fp32: str | None = None  # fp16: "attention" or "transformer" stays fp32, see `graphs.fp16.islands.KEPT`
     input: str = "float"  # or "uint8": the graph scales the images itself, see `Uint8Model`
+    end_to_end: bool = False  # the graph holds the processor and post-processing, too, see `graphs.end_to_end`
+    color: str = RGB  # end to end: or "bgr", the order of the image's channels
+    resize: str = MATMUL  # end to end: or "operator", ONNX's own Resize
+    top_k: int | None = None  # end to end: how many queries are returned; all when None
     simplify: bool = True
     verify: bool = True
     overwrite: bool = False

@@ -23,6 +23,7 @@ from detr_export.runtimes.progress import SILENT, Progress
 from detr_export.runtimes.session import Session, as_declared, takes_padding
 from detr_export.verification.cases import GRID, Case, fitting_cases
 from detr_export.verification.differences import distance, rank
+from detr_export.verification.end_to_end import EndToEndParity
 from detr_export.verification.reference import Reference
 from detr_export.verification.tolerances import tolerance_of
 
@@ -41,6 +42,7 @@ class Parity:
     spread: dict[str, float]  # the largest difference between two different images
     cases: int
     worst_case: str
+    end_to_end: EndToEndParity | None = None  # of an end-to-end file; the rest then is that of the plain graph in it
 
     @property
     def ratio(self) -> dict[str, float]:
@@ -50,7 +52,7 @@ class Parity:
     @property
     def passed(self) -> bool:
         """Whether every output stays within its tolerance; what is not finite does not."""
-        return not self._beyond
+        return not self._beyond and (self.end_to_end is None or self.end_to_end.passed)
 
     @property
     def weak(self) -> bool:
@@ -67,16 +69,20 @@ class Parity:
 
     def summary(self) -> str:
         """A line on the whole and one on each output; one more when the comparison proves little."""
-        lines = [f"{'verified' if self.passed else 'FAILED'} over {self.cases} batches against the float64 model"]
+        lines = [f"{'FAILED' if self._beyond else 'verified'} over {self.cases} batches against the float64 model"]
         lines += [f"  {self._line(name)}; images differ by {self.spread[name]:.1e}" for name in self.max_abs_diff]
         if self.weak:
             lines.append(
                 "warning: the outputs hardly depend on the image, so this proves little; is the checkpoint trained?"
             )
+        if self.end_to_end is not None:
+            lines.append(self.end_to_end.summary())
         return "\n".join(lines)
 
     def disagreement(self) -> str:
         """The outputs that are beyond their tolerance, and the case that is worst."""
+        if not self._beyond and self.end_to_end is not None:
+            return self.end_to_end.disagreement()
         return f"{', '.join(self._line(name) for name in self._beyond)}; worst at {self.worst_case}"
 
     def _line(self, name: str) -> str:
@@ -89,7 +95,9 @@ class Parity:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON and metadata."""
-        return {**asdict(self), "ratio": self.ratio, "passed": self.passed, "weak": self.weak}
+        values = {**asdict(self), "ratio": self.ratio, "passed": self.passed, "weak": self.weak}
+        del values["end_to_end"]
+        return values if self.end_to_end is None else {**values, "end_to_end": self.end_to_end.to_dict()}
 
 
 def compare(

@@ -1,0 +1,59 @@
+"""What is left to do around an end-to-end file, which takes an image and gives sorted detections in pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from detr_export.runtimes.metadata import BGR
+from detr_export.runtimes.processing.detection import Kept
+
+
+def image_batch(pictures: list[Any], color: str) -> dict[str, np.ndarray]:
+    """The input of an end-to-end file.
+
+    Args:
+        pictures: RGB images of one size: PIL images or uint8 arrays (h, w, 3).
+        color: the order of channels that the file takes, "rgb" or "bgr".
+
+    Returns:
+        `image` uint8 (B, H, W, 3). One RGB array is not copied.
+    """
+    arrays = [np.asarray(picture) for picture in pictures]
+    batch = arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
+    return {"image": np.ascontiguousarray(batch[..., ::-1] if color == BGR else batch)}
+
+
+def keep_sorted(outputs: Mapping[str, np.ndarray], threshold: float) -> list[Kept]:
+    """The detections above `threshold` in each image, the best first, of the outputs of an end-to-end file.
+
+    `queries` of the result are positions in the file's outputs.
+    """
+    results = []
+    for scores, labels, boxes in zip(outputs["scores"], outputs["labels"], outputs["boxes"]):
+        kept = np.flatnonzero(scores > np.float32(threshold))
+        results.append(Kept(kept, scores[kept], labels[kept], boxes[kept]))
+    return results
+
+
+def mask_outputs(outputs: Mapping[str, np.ndarray], classes: int) -> dict[str, np.ndarray]:
+    """`logits` and `pred_masks` for the segmentation functions, of the outputs of an end-to-end file.
+
+    The file gives the best class of each query alone. All the rest of the probability is given to "no object", so a query
+    must have a score above one half to be kept.
+
+    Args:
+        outputs: `scores` and `labels` (B, K), and `masks` (B, K, h, w), before the sigmoid.
+        classes: the number of classes.
+
+    Returns:
+        `logits` float32 (B, K, classes + 1) and `pred_masks`, which is `masks`.
+    """
+    scores, labels = outputs["scores"], outputs["labels"]
+    logits = np.full((*scores.shape, classes + 1), -np.inf, dtype=np.float32)
+    with np.errstate(divide="ignore"):  # the logarithm of 0 is minus infinity, as it should be
+        np.put_along_axis(logits, labels[..., None], np.log(scores)[..., None], axis=-1)
+        logits[..., -1] = np.log1p(-scores)
+    return {"logits": logits, "pred_masks": outputs["masks"]}

@@ -1,0 +1,81 @@
+"""The size rules of the graph against the processor's, on many thousand sizes each."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from detr_export.graphs.end_to_end.building import Nodes
+from detr_export.graphs.end_to_end.sizes import LARGEST_SIDE, resized
+from detr_export.runtimes import ArtifactError, ImageError
+from detr_export.runtimes.processing.sizes import SizeDict, as_size, output_size
+from tests.detr_export.graphs.end_to_end.running import run
+
+_EACH = 8000
+
+
+def _images() -> tuple[np.ndarray, np.ndarray]:
+    """Heights and widths: thin images, photographs, and all that is allowed."""
+    draw = np.random.default_rng(0).integers
+    heights = [draw(1, 20, _EACH), draw(1, 2000, _EACH), draw(1, LARGEST_SIDE + 1, _EACH), np.full(300, 1)]
+    widths = [draw(1, 4000, _EACH), draw(1, 2000, _EACH), draw(1, LARGEST_SIDE + 1, _EACH), np.arange(100, 400)]
+    return np.concatenate(heights + widths), np.concatenate(widths + heights)
+
+
+def _resized(size: SizeDict, heights: np.ndarray, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    nodes = Nodes("sizes")
+    height, width = resized(nodes, nodes.value("height"), nodes.value("width"), size)
+    found = run(nodes, {"new_height": height, "new_width": width}, {"height": heights, "width": widths})
+    return tuple(np.broadcast_to(array, heights.shape) for array in found.values())  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        {"shortest_edge": 800, "longest_edge": 1333},
+        {"shortest_edge": 144, "longest_edge": 192},
+        {"shortest_edge": 512, "longest_edge": 1024},  # powers of two have finer units below them than above
+        {"shortest_edge": 800, "longest_edge": 800},
+        {"shortest_edge": 1, "longest_edge": 2},
+        {"shortest_edge": 320, "longest_edge": None},
+        {"longest_edge": 1000},
+        {"longest_edge": 1024},
+        {"max_height": 600, "max_width": 1000},
+        {"max_height": 512, "max_width": 1024},
+        {"height": 300, "width": 400},
+    ],
+    ids=str,
+)
+def test_every_rule(size: SizeDict) -> None:
+    heights, widths = _images()
+    found = np.stack(_resized(as_size(size), heights, widths), axis=1)
+    wrong = 0
+    for height, width, new in zip(heights.tolist(), widths.tolist(), found.tolist(), strict=True):
+        try:
+            expected = output_size(height, width, size)
+        except ImageError:  # too thin
+            assert 1 in new
+            continue
+        wrong += expected != tuple(new)
+    assert wrong == 0
+
+
+def test_the_sizes_include_those_that_float64_rounds_down() -> None:
+    heights, widths = _images()
+    rounded_down = sum(
+        max(output_size(height, width, {"shortest_edge": 800, "longest_edge": 1333})) == 1332
+        for height, width in zip(heights.tolist(), widths.tolist(), strict=True)
+        if min(height, width) * 1333 > max(height, width)
+    )
+    assert rounded_down > 500
+    assert [side.item() for side in _resized({"shortest_edge": 800, "longest_edge": 1333}, *np.array([[1], [298]]))] == [
+        4,
+        1332,
+    ]
+
+
+@pytest.mark.parametrize("size", [{"longest_edge": None}, {"shortest_edge": 800}, {"height": 1, "width": LARGEST_SIDE + 1}])
+def test_refused(size: SizeDict) -> None:
+    nodes = Nodes("sizes")
+    with pytest.raises(ArtifactError, match="size is"):
+        resized(nodes, nodes.value("height"), nodes.value("width"), size)
