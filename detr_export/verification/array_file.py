@@ -75,9 +75,10 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
     if not zipfile.is_zipfile(file):
         raise InputError(f"{file} is not an .npz file; {expected}")
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        # NumPy does not close a damaged file that it opened itself. Damage can look like a password: a RuntimeError.
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{file} is damaged or holds objects: {first_line(error)}; {expected}") from error
     strange = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
     if strange:

@@ -24,7 +24,7 @@ def noise_picture(height: int, width: int, channels: int, seed: int) -> np.ndarr
 
 
 def shapes_picture(height: int, width: int, channels: int, seed: int) -> np.ndarray:
-    """Shaded ellipses and boxes before a gradient, with a little noise as in a photograph: uint8 (height, width, channels)."""
+    """Like a photograph: shaded ellipses and boxes before a gradient, with grain: uint8 (height, width, channels)."""
     y, x = np.arange(height)[:, None, None], np.arange(width)[None, :, None]
     top, bottom = 96 + _hashed((2, channels), seed, 0) % 128
     picture = np.broadcast_to(top + (bottom - top) * y // height, (height, width, channels)).copy()

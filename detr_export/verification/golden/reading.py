@@ -47,9 +47,7 @@ def read_golden(folder: str | Path) -> Golden:
         document = _read_index(index)
         cases: list[GoldenCase] = []
         for position, entry in enumerate(_field(document, "cases", list)):
-            case = _read_case(Path(folder), f"cases[{position}]", entry)
-            check_case(case, cases[0] if cases else case)
-            cases.append(case)
+            cases.append(_read_case(Path(folder), f"cases[{position}]", entry, cases[0] if cases else None))
         _check_files(document)
         if not cases:
             raise ArtifactError("cases is empty; expected at least one")
@@ -141,8 +139,8 @@ def _read_source(source: Mapping[str, Any]) -> dict[str, str]:
     return {"name": name, "sha256": digest}
 
 
-def _read_case(folder: Path, where: str, entry: Any) -> GoldenCase:
-    """One case from its raw files, and the same from its `.npz` file."""
+def _read_case(folder: Path, where: str, entry: Any, first: GoldenCase | None) -> GoldenCase:
+    """One case from its raw files. Its `.npz` file must hold the same."""
     arrays = {
         role: {
             name: _read_raw(folder, f"{where}.{role}.{name}", about)
@@ -151,6 +149,7 @@ def _read_case(folder: Path, where: str, entry: Any) -> GoldenCase:
         for role in ("inputs", "outputs")
     }
     case = GoldenCase(_field(entry, "name", str, where), arrays["inputs"], arrays["outputs"])
+    check_case(case, first or case)
     packed = _file(folder, f"{where}.npz", _field(entry, "npz", str, where))
     try:
         found = read_arrays(packed)
