@@ -48,8 +48,8 @@ def require_golden_place(folder: str | Path, overwrite: bool, model: str | Path)
     Raises:
         OutputError: says why.
     """
-    place = Path(folder).resolve()
-    if Path(model).resolve().is_relative_to(place):
+    place = Path(os.path.realpath(folder))
+    if Path(os.path.realpath(model)).is_relative_to(place):
         raise OutputError(
             f"{model} would lie in {folder}, which --golden replaces as a whole; give --golden a folder of its own"
         )
@@ -126,7 +126,7 @@ def _write_case(folder: Path, case: GoldenCase) -> dict[str, Any]:
 def _replacing_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     """Yields an empty folder beside `folder`. When the block ends well it moves into place, otherwise it is removed."""
     _require_free(folder, overwrite)
-    place = folder.resolve()  # a link keeps pointing where it does
+    place = Path(os.path.realpath(folder))  # a link keeps pointing where it does
     temporary, old = _neighbour(place), _neighbour(place)
     with writing(folder):
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -165,15 +165,13 @@ def _require_free(folder: Path, overwrite: bool) -> None:
         present = {entry.name: entry.is_dir() for entry in folder.iterdir()}
         if not present:
             return
+        index = folder / INDEX
         try:
-            known = set(listed_files(parse_index((folder / INDEX).read_text(encoding="utf-8"))))
-        except FileNotFoundError:
-            why = f"it has no {INDEX}"
-        except (ArtifactError, UnicodeDecodeError) as error:
-            why = f"{INDEX}: {error}"
-        else:
+            known = set(listed_files(parse_index(index.read_text(encoding="utf-8")))) if index.is_file() else set()
             strange = [name for name, is_folder in sorted(present.items()) if name not in known or is_folder]
             if not strange:
                 return
-            why = f"{strange[0]} is not in its {INDEX}"
+            why = f"{strange[0]} is not in its {INDEX}" if known else f"it has no {INDEX}"
+        except (ArtifactError, UnicodeDecodeError) as error:
+            why = f"{INDEX}: {error}"
     raise OutputError(f"{folder} is not a folder of golden data alone ({why}), so it is kept; give --golden another name")
