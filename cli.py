@@ -135,6 +135,10 @@ def onnx_command(
     accuracy_images: Annotated[
         Optional[int], typer.Option(min=1, help="With --accuracy: how many images are scored; all if left out.")
     ] = None,
+    golden: Annotated[
+        Optional[Path],
+        typer.Option(metavar="DIR", help="Also write inputs and the checkpoint's outputs there, to test a port with."),
+    ] = None,
     no_simplify: Annotated[bool, typer.Option("--no-simplify", help="Write the graph as it was traced.")] = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not compare the file with its checkpoint.")] = False,
     overwrite: OverwriteOption = False,
@@ -154,6 +158,10 @@ def onnx_command(
     from detr_export.runtimes.metadata import BGR, MATMUL, RGB
 
     require_writable(output, overwrite, SUFFIX)
+    if golden is not None:
+        from detr_export.verification.golden.writing import require_golden_place
+
+        require_golden_place(golden, overwrite, output)
     options = ExportOptions(
         task=None if task is ExportTask.auto else task.value,
         attentions=with_attentions,
@@ -182,18 +190,28 @@ def onnx_command(
     from detr_export.graphs.export import exported
 
     loaded = load_checkpoint(checkpoint, dilation, revision, value_of(processor))
-    scores = None
+    scores = written = None
     with exported(loaded, output, options, progress) as draft:
         if accuracy is not None:
             progress.stage("scoring")
             drop = gate.DEFAULT_MAX_DROP if max_ap_drop is None else max_ap_drop
             scores = gate.require_accuracy(draft.path, loaded, data, options.task or loaded.task, drop, accuracy_images)
+        if golden is not None:
+            from detr_export.verification.golden.tensors import write_tensor_golden
+
+            progress.stage("computing golden data")
+            about, parity = draft.result.metadata, draft.result.parity
+            written = write_tensor_golden(golden, output.name, loaded, options, about, parity)
     if as_json:
-        print_json({**draft.result.to_dict(), **({} if scores is None else {"accuracy": scores.to_dict()})})
+        extra = {"accuracy": scores.to_dict()} if scores is not None else {}
+        extra |= {"golden": written.to_dict()} if written is not None else {}
+        print_json({**draft.result.to_dict(), **extra})
         return
     typer.echo(draft.result.summary())
     if scores is not None:
         typer.echo(gate.summary(scores))
+    if written is not None:
+        typer.echo(written.summary())
 
 
 @app.command("trt")

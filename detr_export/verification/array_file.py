@@ -22,7 +22,7 @@ def array_batches(model: Session, other: Session, file: str | Path) -> Batches:
         InputError: the file cannot be read; an input is missing or unknown; or a dtype, rank or size does not fit.
         ArtifactError: an input needs another dtype in each model; or the file has padding and one model takes none.
     """
-    arrays = _read_arrays(Path(file))
+    arrays = read_arrays(Path(file))
     declared: dict[str, dict[str, str]] = {}  # dtypes of each input, by model
     for label, session in ((MODEL, model), (OTHER, other)):
         for spec in session.inputs:
@@ -63,16 +63,22 @@ def _require_fit(file: str | Path, arrays: Arrays, label: str, session: Session)
         raise InputError(f"{file} does not fit {label}: {error}") from error
 
 
-def _read_arrays(file: Path) -> dict[str, np.ndarray]:
+def read_arrays(file: Path) -> dict[str, np.ndarray]:
+    """All arrays of an `.npz` file, by name.
+
+    Raises:
+        InputError: the file is missing, damaged, not an `.npz` file, or holds objects.
+    """
     expected = "expected an .npz file, as numpy.savez writes it, with an array for each input"
     if not file.is_file():
         raise InputError(f"{file} does not exist or is not a file; {expected}")
     if not zipfile.is_zipfile(file):
         raise InputError(f"{file} is not an .npz file; {expected}")
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        # NumPy does not close a damaged file that it opened itself. Damage can look like a password: a RuntimeError.
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{file} is damaged or holds objects: {first_line(error)}; {expected}") from error
     strange = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
     if strange:

@@ -126,7 +126,17 @@ def make_feeds(case: Case, channels: int, metadata: Metadata, seed: int) -> Feed
     if metadata.input != UINT8:
         inputs = make_inputs(case, channels, metadata.pixel_mask, seed)
         return Feeds(inputs, inputs, {**inputs, "pixel_values": inputs["pixel_values"].astype(np.float64)})
-    given = make_images(case, seed)
+    return image_feeds(make_images(case, seed), metadata)
+
+
+def image_feeds(images: Mapping[str, np.ndarray], metadata: Metadata) -> Feeds:
+    """Images as a file that takes uint8 images gets them, and what its checkpoint and the float64 model get.
+
+    Args:
+        images: `pixel_values` uint8 (B, H, W, 3) and `valid_sizes` int64 (B, 2).
+        metadata: the file's: whether it takes the sizes, and its processor's settings.
+    """
+    given = dict(images)
     processor = processor_from_dict(metadata.processor)
     rounded = scale_and_pad(given, processor)
     exact = {**rounded, "pixel_values": np.zeros(rounded["pixel_values"].shape, dtype=np.float64)}

@@ -70,9 +70,17 @@ class Reference:
         key = (precision, *_key(case, metadata, seed))
         if key not in self._noise:
             truth = self.truth(case, metadata, seed)
-            runs = [session.run(dict(self.feeds(case, metadata, seed).checkpoint)) for session in self._rounded[precision]]
-            self._noise[key] = {name: max(distance(given[name], value) for given in runs) for name, value in truth.items()}
+            self._noise[key] = self._distances(precision, self.feeds(case, metadata, seed), truth)
         return self._noise[key]
+
+    def measure(self, precision: str, feeds: Feeds) -> tuple[Outputs, Mapping[str, float]]:
+        """The outputs in float64 and the noise, for images of the caller's own. Neither is kept."""
+        truth = self._double.run(dict(feeds.exact))
+        return truth, self._distances(precision, feeds, truth)
+
+    def _distances(self, precision: str, feeds: Feeds, truth: Outputs) -> dict[str, float]:
+        runs = [session.run(dict(feeds.checkpoint)) for session in self._rounded[precision]]
+        return {name: max(distance(given[name], value) for given in runs) for name, value in truth.items()}
 
 
 def reference_of(session: TorchSession) -> Reference:
