@@ -447,7 +447,9 @@ def serve(
 ) -> None:
     """Serve a model over HTTP: POST a picture to /predict. SIGTERM answers what is in the server, and ends it."""
     require_extra("serve")
+    from detr_export import __version__
     from detr_export.runtimes.predictor import Predictor
+    from detr_export.runtimes.serving.identity import identify
     from detr_export.runtimes.serving.options import ServerOptions
     from detr_export.runtimes.serving.server import Server, reserved_port
 
@@ -468,12 +470,12 @@ def serve(
         Predictor.load(
             model, device, threads, trust_engine=trust_engine, processor=value_of(processor), strict=strict
         ) as predictor,
-        Server(predictor, taken, options, model, device) as server,
+        Server(predictor, taken, options, identify(predictor, model, device, __version__)) as server,
     ):
         if as_json:
-            typer.echo(json.dumps({"address": server.address, **server.identity.to_dict()}))
+            typer.echo(json.dumps(server.to_dict()))  # one line, for scripts that wait for it
         else:
-            typer.echo(f"{server.address}  {server.identity.model} on {server.identity.device}; Ctrl-C ends it")
+            typer.echo(server.summary())
         server.run()
 
 

@@ -30,6 +30,7 @@ BACKENDS = {
     "fastapi": "runtimes/serving/",
     "starlette": "runtimes/serving/",  # below FastAPI
     "uvicorn": "runtimes/serving/",
+    "python_multipart": "runtimes/serving/",
     "prometheus_client": "runtimes/serving/",
 }
 

@@ -108,6 +108,7 @@ class Batcher:
     def _loop(self) -> None:
         while batch := self._next_batch():
             self._run_batch(batch)
+            batch.clear()  # its pictures shall not stay in memory until the next one comes
 
     def _next_batch(self) -> list[Job]:
         """Waits for the next batch and takes it out of the queue. It is empty when there will be no more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -72,8 +73,9 @@ async def _field(request: Request) -> bytes:
             if not isinstance(file, UploadFile):
                 raise Refusal(BAD_REQUEST, f"the field {FIELD!r} is text; expected a file")
             return await file.read()
-    except HTTPException as error:  # of a malformed form
-        raise Refusal(BAD_REQUEST, f"the form cannot be read: {error.detail}") from error
+    except (HTTPException, FormParserError) as error:  # the first wraps the second, but not in old releases
+        reason = error.detail if isinstance(error, HTTPException) else str(error)
+        raise Refusal(BAD_REQUEST, f"the form cannot be read: {reason}") from error
 
 
 def _too_large(max_bytes: int) -> Refusal:

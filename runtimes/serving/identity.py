@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import PurePath
 from typing import Any, Optional
 
@@ -27,9 +26,8 @@ class Identity:
         return {**asdict(self), "tasks": list(self.tasks)}
 
 
-def identify(predictor: Predictor, model: str, device: str) -> Identity:
-    """Names a model that was opened under the name `model` on `device`."""
-    version = metadata.version("detr-export")
+def identify(predictor: Predictor, model: str, device: str, version: str) -> Identity:
+    """Names a model that was opened under the name `model` on `device`, and the version of detr-export."""
     return Identity(PurePath(model).name, predictor.metadata.task, tasks_of(predictor), str(parse_device(device)), version)
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from detr_export.runtimes.errors import BackendError, InputError
 from detr_export.runtimes.predictor import Predictor
 from detr_export.runtimes.serving.app import make_app
-from detr_export.runtimes.serving.identity import identify, largest_batch
+from detr_export.runtimes.serving.identity import Identity, largest_batch
 from detr_export.runtimes.serving.metrics import Metrics
 from detr_export.runtimes.serving.options import ServerOptions
 from detr_export.runtimes.serving.service import Service
@@ -70,19 +70,16 @@ class Server:
         predictor: the model; the caller closes it.
         port: from `reserved_port`.
         options: limits and habits.
-        model: what the model was opened as.
-        device: where it runs.
+        identity: what clients may know about the model.
     """
 
-    def __init__(
-        self, predictor: Predictor, port: socket.socket, options: ServerOptions, model: str, device: str = "cpu"
-    ) -> None:
+    def __init__(self, predictor: Predictor, port: socket.socket, options: ServerOptions, identity: Identity) -> None:
         self._port = port
+        self._identity = identity
         self._grace = options.grace
-        self._service = Service(predictor, options, Metrics(), largest_batch(predictor, device))
-        self.identity = identify(predictor, model, device)
+        self._service = Service(predictor, options, Metrics(), largest_batch(predictor, identity.device))
         config = uvicorn.Config(
-            make_app(self._service, self.identity),
+            make_app(self._service, identity),
             lifespan="off",
             access_log=False,
             log_config=None,
@@ -100,6 +97,14 @@ class Server:
         """Where clients find it: `http://127.0.0.1:8000`."""
         host, port = self._port.getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: the address and the model."""
+        return {"address": self.address, **self._identity.to_dict()}
+
+    def summary(self) -> str:
+        """One line for people."""
+        return f"{self.address}  {self._identity.model} on {self._identity.device}; Ctrl-C ends it"
 
     def __enter__(self) -> Server:
         # What a client does wrong is told to the client, not to the terminal.

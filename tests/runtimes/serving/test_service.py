@@ -55,7 +55,7 @@ def serving(**options: Any) -> Iterator[tuple[Any, Service, SlowPredictor]]:
     predictor: Any = SlowPredictor()
     with Service(predictor, ServerOptions(**options), Metrics()) as service:
         try:
-            yield make_app(service, identify(predictor, "folder/slow.onnx", "cpu")), service, predictor
+            yield make_app(service, identify(predictor, "folder/slow.onnx", "cpu", "1.0")), service, predictor
         finally:
             predictor.go.set()
 
@@ -242,7 +242,7 @@ def test_a_body_is_not_read_beyond_the_limit() -> None:
 def test_a_batch_is_no_larger_than_the_model_takes() -> None:
     predictor: Any = SlowPredictor()
     with Service(predictor, ServerOptions(max_batch=8), Metrics(), largest_batch=2) as service:
-        app = make_app(service, identify(predictor, "slow.onnx", "cpu"))
+        app = make_app(service, identify(predictor, "slow.onnx", "cpu", "1.0"))
 
         async def test() -> None:
             predictor.go.clear()
