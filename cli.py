@@ -424,7 +424,9 @@ def serve(
     ] = 10.0,
     mix_sizes: Annotated[
         bool,
-        typer.Option("--mix-sizes", help="Also run pictures of different sizes together. Padding changes results a little."),
+        typer.Option(
+            "--mix-sizes", help="Also run pictures of different sizes together. The padding changes their results."
+        ),
     ] = False,
     queue: Annotated[int, typer.Option(min=1, help="Requests in the server at once; others get 429.")] = 32,
     max_bytes: Annotated[int, typer.Option(min=1, help="Largest body of a request, bytes.")] = 20 * 2**20,

@@ -6,6 +6,7 @@ import http.client
 import io
 import json
 import os
+import re
 import signal
 import socket
 import struct
@@ -442,11 +443,15 @@ def test_the_grace_has_an_end(small_onnx: Path) -> None:
         assert "not all requests were answered within 0.2 seconds" in running.process.communicate()[1]
 
 
-def test_ctrl_c(small_onnx: Path) -> None:
-    with started(small_onnx) as running:
-        running.process.send_signal(signal.SIGINT)
-        assert running.process.wait(SECONDS) == 130
-        assert running.process.communicate() == ("", "interrupted\n")
+def test_ctrl_c_and_the_line_for_people(small_onnx: Path) -> None:
+    command = [sys.executable, "-m", "detr_export", "serve", str(small_onnx), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+  small\.onnx on cpu; Ctrl-C ends it\n", line)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(SECONDS) == 130
+        assert process.communicate() == ("", "interrupted\n")
 
 
 # ---- what cannot start --------------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ import io
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,10 +21,11 @@ from PIL import Image
 from detr_export.runtimes import BackendError, Detections, InputError, Metadata
 from detr_export.runtimes.serving import service as service_module
 from detr_export.runtimes.serving.app import make_app
-from detr_export.runtimes.serving.identity import identify
+from detr_export.runtimes.serving.identity import identify, largest_batch
 from detr_export.runtimes.serving.metrics import Metrics
 from detr_export.runtimes.serving.options import ServerOptions
 from detr_export.runtimes.serving.service import Service
+from detr_export.runtimes.session import TensorSpec
 from tests.runtimes.serving.asgi import Call, begin, until
 
 SECONDS = 30
@@ -255,6 +258,24 @@ def test_a_batch_is_no_larger_than_the_model_takes() -> None:
 
         asyncio.run(test())
     assert predictor.runs == [1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("device", "range_of_batches", "size", "expected"),
+    [
+        ("cpu", (1, None), "batch", None),
+        ("cuda:1", (1, 4), "batch", 4),
+        ("cpu", (1, 4), 2, 2),
+        ("tensorrt", (1, None), "batch", 1),  # ONNX Runtime builds its engine for one picture
+    ],
+)
+def test_the_largest_batch_of_a_model(
+    device: str, range_of_batches: tuple[int, int | None], size: int | str, expected: int | None
+) -> None:
+    predictor: Any = SlowPredictor()
+    predictor.metadata = replace(predictor.metadata, ranges={"batch": range_of_batches})
+    predictor.session = SimpleNamespace(inputs=(TensorSpec("pixel_values", "float32", (size, 3, "height", "width")),))
+    assert largest_batch(predictor, device) == expected
 
 
 @pytest.mark.parametrize(
