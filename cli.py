@@ -7,6 +7,7 @@ Annotations stay unquoted here: on Python 3.9 typer does not resolve the strings
 makes of them, and every option would lose its name and its help.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -28,7 +29,9 @@ from detr_export.choices import (
     ProcessorOption,
     ResizeKind,
     RevisionOption,
+    StrictOption,
     TrainTask,
+    TrustOption,
     value_of,
 )
 from detr_export.extras import require_extra, require_python
@@ -417,12 +420,8 @@ def predict(
     processor: ProcessorOption = None,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
-    trust_engine: Annotated[
-        bool, typer.Option("--trust-engine", help="Run an engine although no sidecar names it. An engine is code.")
-    ] = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse an engine that was never compared with its checkpoint.")
-    ] = False,
+    trust_engine: TrustOption = False,
+    strict: StrictOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find or segment objects in images, or read tables. An unreadable image is reported, and the others still run."""
@@ -455,6 +454,80 @@ def predict(
         print_json(outcomes)
     if any("error" in outcome for outcome in outcomes):
         raise typer.Exit(1)
+
+
+@app.command()
+@reports_errors
+def serve(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="An ONNX file, an engine or a checkpoint.")],
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; 0.0.0.0 for all. By default only this machine can connect.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 for any that is free.")] = 8000,
+    threshold: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Lowest score that is returned, where a request does not say.")
+    ] = 0.5,
+    max_batch: Annotated[int, typer.Option(min=1, help="Pictures that wait are run together, at most so many.")] = 8,
+    max_wait_ms: Annotated[
+        float, typer.Option(min=0.0, help="How long a picture waits for others that are being decoded, milliseconds.")
+    ] = 10.0,
+    mix_sizes: Annotated[
+        bool,
+        typer.Option(
+            "--mix-sizes", help="Also run pictures of different sizes together. The padding changes their results."
+        ),
+    ] = False,
+    queue: Annotated[int, typer.Option(min=1, help="Requests in the server at once; others get 429.")] = 32,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Largest body of a request, bytes.")] = 20 * 2**20,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Largest picture, width times height.")] = 50_000_000,
+    timeout: Annotated[float, typer.Option(help="Longest time for a request, seconds; then it gets 504.")] = 60.0,
+    grace: Annotated[
+        float, typer.Option(min=0.0, help="On SIGTERM or Ctrl-C: time to answer what is in the server, seconds.")
+    ] = 30.0,
+    front: Annotated[
+        Optional[Path], typer.Option(metavar="DIR", help="A folder of static files to serve at /, with an index.html.")
+    ] = None,
+    processor: ProcessorOption = None,
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    trust_engine: TrustOption = False,
+    strict: StrictOption = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="When the server is ready, print one line of JSON instead of text.")
+    ] = False,
+) -> None:
+    """Serve a model over HTTP: POST a picture to /predict. SIGTERM answers what is in the server, and ends it."""
+    require_extra("serve")
+    from detr_export import __version__
+    from detr_export.runtimes.predictor import Predictor
+    from detr_export.runtimes.serving.identity import identify
+    from detr_export.runtimes.serving.options import ServerOptions
+    from detr_export.runtimes.serving.server import Server, reserved_port
+
+    options = ServerOptions(
+        threshold=threshold,
+        max_batch=max_batch,
+        max_wait=max_wait_ms / 1000,
+        mix_sizes=mix_sizes,
+        places=queue,
+        max_bytes=max_bytes,
+        max_pixels=max_pixels,
+        timeout=timeout,
+        grace=grace,
+        front=front,
+    )
+    with (
+        reserved_port(host, port) as taken,
+        Predictor.load(
+            model, device, threads, trust_engine=trust_engine, processor=value_of(processor), strict=strict
+        ) as predictor,
+        Server(predictor, taken, options, identify(predictor, model, device, __version__)) as server,
+    ):
+        if as_json:
+            typer.echo(json.dumps(server.to_dict()))  # one line, for scripts that wait for it
+        else:
+            typer.echo(server.summary())
+        server.run()
 
 
 @app.command()

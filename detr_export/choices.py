@@ -109,3 +109,9 @@ DeviceOption = Annotated[
     ),
 ]
 GpuOption = Annotated[str, typer.Option("--device", help="The GPU to build on: cuda or cuda:N.")]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-engine", help="Run an engine although no sidecar names it. An engine is code.")
+]
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="Refuse an engine that was never compared with its checkpoint.")
+]

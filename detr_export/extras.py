@@ -12,6 +12,7 @@ from detr_export.runtimes.errors import BackendError, missing_extra
 _PACKAGES = {
     "export": ("torch", "onnx", "onnxscript", "safetensors"),
     "train": ("matplotlib", "tqdm"),
+    "serve": ("fastapi", "uvicorn", "python_multipart", "prometheus_client"),
 }
 
 

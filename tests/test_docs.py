@@ -46,6 +46,7 @@ PARSED_ONLY = {
     r"^detr-export train\b|^torchrun\b|--images 10000\b": "takes hours; tests/detr_export/training trains",
     r"^detr-export verify\b": "takes a minute; tests/test_cli.py verifies a smaller file",
     r"^detr-export onnx\b": "takes a minute each; the fixture `demo_file` runs one of them, for all",
+    r"^detr-export serve\b": "runs until it is stopped; tests/runtimes/serving starts it",
     r"^detr-bench\b": "takes minutes; tests/benchmarks measures",
     r"--install-completion": "writes into the home folder",
 }

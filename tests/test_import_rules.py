@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = ("runtimes", "detr_export", "benchmarks", "cli.py")  # each may import those before it
 HEAVY = ("torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "tensorrt", "transformers", "timm", "safetensors", "scipy")
+HEAVY += ("fastapi", "uvicorn", "prometheus_client")
 # Where `runtimes` may import what is not numpy, Pillow or the standard library.
 BACKENDS = {
     "onnxruntime": "runtimes/backends/ort/",
@@ -26,6 +27,11 @@ BACKENDS = {
     "cuda": "runtimes/backends/cuda/",
     "huggingface_hub": "runtimes/hub.py",
     "pycocotools": "runtimes/processing/annotations/detection.py",
+    "fastapi": "runtimes/serving/",
+    "starlette": "runtimes/serving/",  # below FastAPI
+    "uvicorn": "runtimes/serving/",
+    "python_multipart": "runtimes/serving/",
+    "prometheus_client": "runtimes/serving/",
 }
 
 

@@ -1,0 +1,1 @@
+"""Answers HTTP requests with a `Predictor`. It needs the extra `serve`."""

@@ -1,0 +1,59 @@
+"""What a model can be asked for over HTTP: a list of pictures in, one result for each; and what a result looks like."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from PIL import Image
+
+from detr_export.runtimes.folder import Result
+from detr_export.runtimes.predictor import Predictor
+from detr_export.runtimes.results.segmentation import KINDS
+from detr_export.runtimes.results.tables import REQUIRED, draw_tables
+
+DETECTION, TABLES = "detection", "tables"
+TASKS = (DETECTION, *KINDS, TABLES)  # the names are those of `detr-export predict --task`
+
+
+def tasks_of(predictor: Predictor) -> tuple[str, ...]:
+    """The tasks that a model does, the default first."""
+    masks = KINDS if predictor.draws_masks else ()
+    names = {name.lower() for name in predictor.id2label.values()}
+    tables = (TABLES,) if names.issuperset(REQUIRED) else ()
+    return (DETECTION, *masks, *tables)
+
+
+def run_task(predictor: Predictor, task: str, pictures: list[Image.Image], threshold: float) -> list[Any]:
+    """One `Result` for each picture.
+
+    Args:
+        predictor: the model.
+        task: one of `tasks_of(predictor)`.
+        pictures: RGB.
+        threshold: as in the predictor's method; semantic maps have none.
+
+    Raises:
+        ArtifactError, ImageError, InputError, BackendError: as in the predictor's method.
+    """
+    images = tuple(pictures)
+    if task == DETECTION:
+        return predictor.detect(images, threshold)
+    if task == TABLES:
+        return predictor.tables(images, threshold)
+    if task == "panoptic":
+        return predictor.segment_panoptic(images, threshold)
+    if task == "instances":
+        return predictor.segment_instances(images, threshold)
+    return predictor.segment_semantic(images)
+
+
+def document_of(result: Result) -> dict[str, Any]:
+    """A result in types that JSON has, as in predictions.json."""
+    return {"tables": [table.to_dict() for table in result]} if isinstance(result, list) else result.to_dict()
+
+
+def drawing_of(result: Result, picture: Image.Image) -> Image.Image:
+    """A copy of the picture with the result drawn on it."""
+    if isinstance(result, list):
+        return draw_tables(picture, (picture.height, picture.width), result)
+    return result.draw(picture)
