@@ -102,7 +102,7 @@ def plain_part(model: onnx.ModelProto) -> onnx.ModelProto:
     """The plain graph in an end-to-end one: from `pixel_values` (batch, 3, height, width) to the raw outputs."""
     outputs = ["logits", "pred_boxes", *(["pred_masks"] if "masks" in {value.name for value in model.graph.output} else [])]
     part = _part(model, lambda name: not name.startswith((f"{_BEFORE}/", f"{_AFTER}/")), outputs)
-    shape = ["batch", 3, "height", "width"]
+    shape: list[int | str] = ["batch", 3, "height", "width"]
     part.graph.input.append(helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, shape))
     return part
 
