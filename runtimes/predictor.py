@@ -13,7 +13,8 @@ from detr_export.runtimes.errors import ArtifactError
 from detr_export.runtimes.image_runner import ImageRunner, Outputs, Sizes
 from detr_export.runtimes.opening import open_session
 from detr_export.runtimes.processing.detection import keep_detections
-from detr_export.runtimes.processing.images import ImageSource, borrow_image
+from detr_export.runtimes.processing.frames import Color
+from detr_export.runtimes.processing.images import ImageSource, borrow_pixels
 from detr_export.runtimes.processing.segmentation import (
     post_process_instance_segmentation,
     post_process_panoptic_segmentation,
@@ -75,16 +76,19 @@ class Predictor:
         return self._has_output("pred_masks")
 
     @overload
-    def detect(self, images: ImageSource, threshold: float = ...) -> Detections: ...
+    def detect(self, images: ImageSource, threshold: float = ..., color: Color = ...) -> Detections: ...
     @overload
-    def detect(self, images: ImageList, threshold: float = ...) -> list[Detections]: ...
-    def detect(self, images: Images, threshold: float = 0.5) -> Union[Detections, list[Detections]]:
+    def detect(self, images: ImageList, threshold: float = ..., color: Color = ...) -> list[Detections]: ...
+    def detect(self, images: Images, threshold: float = 0.5, color: Color = "rgb") -> Union[Detections, list[Detections]]:
         """Finds objects.
 
         Args:
             images: a path, encoded bytes, a PIL image or an RGB array (height, width, 3) uint8; or a list of them, of any
                 sizes. A list runs as one padded batch, or, on a model without a pixel mask, as one batch for each size.
+                An array may be any object that shows its pixels in host memory, with any strides; see `load_image`. It is
+                read where it lies, is not changed, and is not kept.
             threshold: objects with a higher score are returned.
+            color: "bgr" if the channels of the arrays are in that order, as OpenCV has them. It is for arrays only.
 
         Returns:
             One `Detections` for one image, a list for a list. Scores, labels and boxes are those of
@@ -92,7 +96,8 @@ class Predictor:
 
         Raises:
             ImageError: an image cannot be read or processed.
-            InputError: the threshold is not from 0 to 1, or the model does not take images of this size.
+            InputError: the threshold is not from 0 to 1, `color` does not fit an image, or the model does not take images of
+                this size.
             BackendError: the backend failed.
         """
         require_shares(threshold=threshold)
@@ -101,18 +106,19 @@ class Predictor:
             found = keep_detections(outputs, threshold, sizes)
             return [make_detections(kept, size, self.id2label) for kept, size in zip(found, sizes)]
 
-        return self._each(images, detect)
+        return self._each(images, detect, color)
 
     @overload
-    def tables(self, images: ImageSource, threshold: float = ...) -> list[Table]: ...
+    def tables(self, images: ImageSource, threshold: float = ..., color: Color = ...) -> list[Table]: ...
     @overload
-    def tables(self, images: ImageList, threshold: float = ...) -> list[list[Table]]: ...
-    def tables(self, images: Images, threshold: float = 0.5) -> Union[list[Table], list[list[Table]]]:
+    def tables(self, images: ImageList, threshold: float = ..., color: Color = ...) -> list[list[Table]]: ...
+    def tables(self, images: Images, threshold: float = 0.5, color: Color = "rgb") -> Union[list[Table], list[list[Table]]]:
         """Reads the structure of tables, with a model that finds rows and columns, such as Table Transformer's.
 
         Args:
             images: as in `detect`. They show tables with a small margin, as such models are trained on.
             threshold: as in `detect`, for objects of all classes. What they become is said in `tables_from_detections`.
+            color: as in `detect`.
 
         Returns:
             For each image its tables from top to bottom; a list of such lists for a list of images.
@@ -128,7 +134,7 @@ class Predictor:
                 f"the model has no class {missing[0]!r}, and so it cannot read tables; expected a model of the structure of "
                 "tables, such as microsoft/table-transformer-structure-recognition"
             )
-        found = self.detect(images, threshold)
+        found = self.detect(images, threshold, color)
         return tables_from_detections(found) if isinstance(found, Detections) else [*map(tables_from_detections, found)]
 
     @overload
@@ -139,6 +145,7 @@ class Predictor:
         mask_threshold: float = ...,
         overlap_mask_area_threshold: float = ...,
         label_ids_to_fuse: Optional[Collection[int]] = ...,
+        color: Color = ...,
     ) -> Segmentation: ...
     @overload
     def segment_panoptic(
@@ -148,6 +155,7 @@ class Predictor:
         mask_threshold: float = ...,
         overlap_mask_area_threshold: float = ...,
         label_ids_to_fuse: Optional[Collection[int]] = ...,
+        color: Color = ...,
     ) -> list[Segmentation]: ...
     def segment_panoptic(
         self,
@@ -156,6 +164,7 @@ class Predictor:
         mask_threshold: float = 0.5,
         overlap_mask_area_threshold: float = 0.8,
         label_ids_to_fuse: Optional[Collection[int]] = None,
+        color: Color = "rgb",
     ) -> Union[Segmentation, list[Segmentation]]:
         """Divides images into objects and stuff.
 
@@ -165,6 +174,7 @@ class Predictor:
             threshold, mask_threshold, overlap_mask_area_threshold: as in
                 `DetrImageProcessor.post_process_panoptic_segmentation`.
             label_ids_to_fuse: classes whose regions share one segment; None means the model's own stuff classes.
+            color: as in `detect`.
 
         Returns:
             One `Segmentation` for one image, a list for a list. The numbers are those of the method above, except that
@@ -182,7 +192,7 @@ class Predictor:
             threshold=threshold, mask_threshold=mask_threshold, overlap_mask_area_threshold=overlap_mask_area_threshold
         )
         self._require_output("pred_masks", _NO_MASKS)
-        return self._each(images, segment, padded=False)
+        return self._each(images, segment, color, padded=False)
 
     @overload
     def detect_and_segment(
@@ -193,6 +203,7 @@ class Predictor:
         mask_threshold: float = ...,
         overlap_mask_area_threshold: float = ...,
         label_ids_to_fuse: Optional[Collection[int]] = ...,
+        color: Color = ...,
     ) -> tuple[Detections, Segmentation]: ...
     @overload
     def detect_and_segment(
@@ -203,6 +214,7 @@ class Predictor:
         mask_threshold: float = ...,
         overlap_mask_area_threshold: float = ...,
         label_ids_to_fuse: Optional[Collection[int]] = ...,
+        color: Color = ...,
     ) -> list[tuple[Detections, Segmentation]]: ...
     def detect_and_segment(
         self,
@@ -212,6 +224,7 @@ class Predictor:
         mask_threshold: float = 0.5,
         overlap_mask_area_threshold: float = 0.8,
         label_ids_to_fuse: Optional[Collection[int]] = None,
+        color: Color = "rgb",
     ) -> Union[tuple[Detections, Segmentation], list[tuple[Detections, Segmentation]]]:
         """Finds objects with their masks, and divides the image, in one run of the model. COCO's AP and PQ need both.
 
@@ -220,7 +233,7 @@ class Predictor:
             threshold: for the detections, as in `detect`. Each of them holds a full-size mask; 0 is for measuring AP.
             panoptic_threshold: the `threshold` of `segment_panoptic`; the default is that of facebookresearch/detr.
             mask_threshold: for both.
-            overlap_mask_area_threshold, label_ids_to_fuse: as in `segment_panoptic`.
+            overlap_mask_area_threshold, label_ids_to_fuse, color: as in `segment_panoptic`.
 
         Returns:
             For each image a pair: the `Detections` that `detect` finds, with masks that may overlap (see `query_masks`),
@@ -248,7 +261,7 @@ class Predictor:
             overlap_mask_area_threshold=overlap_mask_area_threshold,
         )
         self._require_output("pred_masks", _NO_MASKS)
-        return self._each(images, both, padded=False)
+        return self._each(images, both, color, padded=False)
 
     @overload
     def segment_instances(
@@ -257,6 +270,7 @@ class Predictor:
         threshold: float = ...,
         mask_threshold: float = ...,
         overlap_mask_area_threshold: float = ...,
+        color: Color = ...,
     ) -> Segmentation: ...
     @overload
     def segment_instances(
@@ -265,6 +279,7 @@ class Predictor:
         threshold: float = ...,
         mask_threshold: float = ...,
         overlap_mask_area_threshold: float = ...,
+        color: Color = ...,
     ) -> list[Segmentation]: ...
     def segment_instances(
         self,
@@ -272,6 +287,7 @@ class Predictor:
         threshold: float = 0.5,
         mask_threshold: float = 0.5,
         overlap_mask_area_threshold: float = 0.8,
+        color: Color = "rgb",
     ) -> Union[Segmentation, list[Segmentation]]:
         """Finds objects with their masks. Arguments, result and errors are as in `segment_panoptic`; nothing is fused."""
 
@@ -285,13 +301,13 @@ class Predictor:
             threshold=threshold, mask_threshold=mask_threshold, overlap_mask_area_threshold=overlap_mask_area_threshold
         )
         self._require_output("pred_masks", _NO_MASKS)
-        return self._each(images, segment, padded=False)
+        return self._each(images, segment, color, padded=False)
 
     @overload
-    def segment_semantic(self, images: ImageSource) -> Segmentation: ...
+    def segment_semantic(self, images: ImageSource, color: Color = ...) -> Segmentation: ...
     @overload
-    def segment_semantic(self, images: ImageList) -> list[Segmentation]: ...
-    def segment_semantic(self, images: Images) -> Union[Segmentation, list[Segmentation]]:
+    def segment_semantic(self, images: ImageList, color: Color = ...) -> list[Segmentation]: ...
+    def segment_semantic(self, images: Images, color: Color = "rgb") -> Union[Segmentation, list[Segmentation]]:
         """Gives every pixel a class, whose id is in the map. Images, result and errors are as in `segment_panoptic`."""
 
         def segment(outputs: Outputs, sizes: Sizes) -> list[Segmentation]:
@@ -299,9 +315,9 @@ class Predictor:
             return [make_segmentation("semantic", classes, [], self.id2label) for classes in maps]
 
         self._require_output("pred_masks", _NO_MASKS)
-        return self._each(images, segment, padded=False)
+        return self._each(images, segment, color, padded=False)
 
-    def explain(self, image: ImageSource, threshold: float = 0.5) -> tuple[Detections, np.ndarray]:
+    def explain(self, image: ImageSource, threshold: float = 0.5, color: Color = "rgb") -> tuple[Detections, np.ndarray]:
         """Finds objects in one image, and shows where the decoder looked for each of them.
 
         Returns:
@@ -322,7 +338,7 @@ class Predictor:
             attention = outputs["cross_attention"][0].mean(axis=0)  # (Q, h, w)
             return [(make_detections(kept, sizes[0], self.id2label), attention[kept.queries])]
 
-        return self._each(image, explained, padded=False)
+        return self._each(image, explained, color, padded=False)
 
     def _panoptic(
         self,
@@ -353,6 +369,7 @@ class Predictor:
         self,
         images: Images,
         finish: Callable[[Outputs, list[tuple[int, int]]], list[Any]],
+        color: Color,
         padded: bool = True,
     ) -> Any:
         """Runs images in batches and returns their results: a list for a list of images, one result for one image.
@@ -360,10 +377,12 @@ class Predictor:
         Args:
             images: one or several.
             finish: turns the raw outputs of a batch and the (height, width) of its images into one result for each.
+            color: the order of the channels of arrays.
             padded: whether images of different sizes may share a batch.
         """
         several = isinstance(images, (list, tuple))
-        pictures = [borrow_image(source) for source in (images if isinstance(images, (list, tuple)) else [images])]
+        sources = images if isinstance(images, (list, tuple)) else [images]
+        pictures = [borrow_pixels(source, color) for source in sources]
         results: list[Any] = [None] * len(pictures)
         for batch in self._runner.run(pictures, padded):
             for index, result in zip(batch.indices, finish(batch.outputs, batch.sizes)):
