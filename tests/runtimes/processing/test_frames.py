@@ -52,7 +52,8 @@ class Tensor:
 class CudaArray:
     """An array of Numba or PyCUDA, which are on the GPU and do not speak DLPack."""
 
-    __cuda_array_interface__ = {"shape": (4, 5, 3), "typestr": "|u1", "data": (0, False), "version": 3}
+    def __init__(self) -> None:
+        self.__cuda_array_interface__ = {"shape": (4, 5, 3), "typestr": "|u1", "data": (0, False), "version": 3}
 
 
 def padded_rows(frame: np.ndarray) -> np.ndarray:
@@ -247,7 +248,8 @@ def closed() -> mmap.mmap:
 
 
 class Broken:
-    __array_interface__ = {"version": 3, "shape": (4, 5, 3), "typestr": "|u1", "data": "nowhere"}
+    def __init__(self) -> None:
+        self.__array_interface__ = {"version": 3, "shape": (4, 5, 3), "typestr": "|u1", "data": "nowhere"}
 
 
 @pytest.mark.parametrize(
