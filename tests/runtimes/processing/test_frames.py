@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from detr_export.runtimes.errors import ImageError, InputError
-from detr_export.runtimes.processing.frames import array_over, resize_frame
+from detr_export.runtimes.processing.frames import array_over, packed, resize_frame
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 from detr_export.runtimes.processing.image_processor_fast import DetrImageProcessorFast
 from detr_export.runtimes.processing.images import borrow_pixels, load_image
@@ -119,6 +119,15 @@ def test_every_layout_gives_the_same_pixels_as_a_plain_copy(layout: str) -> None
             for pixels in (borrow_pixels(frame), load_image(FRAME))
         )
         assert np.array_equal(given["pixel_values"], expected["pixel_values"])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_packed_frame_is_one_block(layout: str) -> None:
+    frame = LAYOUTS[layout](FRAME)
+    block = packed(frame)
+    assert block.flags.c_contiguous
+    assert np.array_equal(block, FRAME)
+    assert (address(block) == address(frame)) == (layout in ("contiguous", "read only"))
 
 
 @pytest.mark.parametrize("resample", list(Image.Resampling))
