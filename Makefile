@@ -5,7 +5,7 @@ DEMO_VENV := .venv-demo
 INSTALL := -m pip install --quiet --constraint constraints.txt --editable
 WORKERS ?= 2
 
-.PHONY: demo benchmark test lint format docs transformers5 gpu-check clean
+.PHONY: demo benchmark test embedding-test lint format docs transformers5 gpu-check clean
 
 DEMO := $(DEMO_VENV)/bin/detr-export
 SHAPES := demo/shapes/annotations
@@ -33,6 +33,16 @@ benchmark: $(VENV)/installed
 test: $(VENV)/installed
 	# More threads than cores would fight. A file's tests stay in one worker, so that what they share is made once.
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
+
+# A C++ program that embeds Python, compiled and run. It takes CMake, a C++17 compiler and the libpython of $(PYTHON).
+EMBEDDING_VENV := .venv-embedding
+embedding-test: $(EMBEDDING_VENV)/installed
+	OMP_NUM_THREADS=1 $(EMBEDDING_VENV)/bin/python -m pytest examples/cpp_embedding
+
+$(EMBEDDING_VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(EMBEDDING_VENV)
+	$(EMBEDDING_VENV)/bin/python $(INSTALL) '.[cpu]' onnx pybind11 pytest pytest-timeout
+	touch $@
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
@@ -72,4 +82,4 @@ gpu-check:
 	$(PYTHON) -m detr_export.benchmarks.command gpu
 
 clean:
-	rm -rf $(VENV) $(DEMO_VENV) $(TRANSFORMERS5) demo site
+	rm -rf $(VENV) $(DEMO_VENV) $(EMBEDDING_VENV) $(TRANSFORMERS5) demo site

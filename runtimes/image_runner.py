@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 import numpy as np
-from PIL import Image
 
 from detr_export.runtimes.errors import ArtifactError
 from detr_export.runtimes.metadata import FLOAT, UINT8, Metadata
+from detr_export.runtimes.processing.batch import Picture, size_of
 from detr_export.runtimes.processing.end_to_end import image_batch
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 from detr_export.runtimes.processing.image_processor_fast import processor_from_dict
 from detr_export.runtimes.processing.sizes import as_size, output_size
+from detr_export.runtimes.processing.transforms import LAST
 from detr_export.runtimes.processing.uint8_batch import uint8_batch
 from detr_export.runtimes.session import Session, as_declared, is_end_to_end, require_detr, takes_padding
 
@@ -65,11 +66,11 @@ class ImageRunner:
         self._session = session
         self._takes_mask = takes_padding(session.inputs)
 
-    def run(self, pictures: list[Image.Image], padded: bool) -> Iterator[RawBatch]:
+    def run(self, pictures: list[Picture], padded: bool) -> Iterator[RawBatch]:
         """Runs the model batch by batch.
 
         Args:
-            pictures: RGB images.
+            pictures: RGB PIL images or uint8 arrays (height, width, 3) of any strides.
             padded: whether images of different sizes may share a batch. They never do where the model takes no mask.
 
         Raises:
@@ -81,20 +82,20 @@ class ImageRunner:
         for indices in _divided(pictures, padded and self._takes_mask):
             chosen = [pictures[index] for index in indices]
             outputs = self._session.run(self.prepare(chosen))
-            sizes = [(picture.height, picture.width) for picture in chosen]
+            sizes = [size_of(picture, LAST) for picture in chosen]
             yield RawBatch(indices, sizes, {name: _widened(value) for name, value in outputs.items()})
 
-    def prepare(self, pictures: list[Any]) -> Outputs:
+    def prepare(self, pictures: list[Picture]) -> Outputs:
         """The session's inputs for one batch of RGB images, which have one size if the model takes no mask."""
         end_to_end = self.metadata.end_to_end
         if end_to_end is not None:
             if self.processor.do_resize:  # the graph makes a side of no pixels one pixel wide; here it is an error
-                output_size(pictures[0].height, pictures[0].width, as_size(self.processor.size))
+                output_size(*size_of(pictures[0], LAST), as_size(self.processor.size))
             return image_batch(pictures, end_to_end.color)
         try:
             if self.metadata.input == UINT8:
                 return as_declared(self._session.inputs, uint8_batch(self.processor, pictures))
-            batch = self.processor.preprocess(pictures, return_tensors="np")
+            batch = self.processor.preprocess(pictures, return_tensors="np", input_data_format=LAST)
         except ValueError as error:  # from an option; an image raises ImageError
             raise ArtifactError(
                 f"the model's image settings are not usable: {error}; correct the checkpoint's preprocessor_config.json"
@@ -118,11 +119,11 @@ def processor_of(metadata: Metadata) -> DetrImageProcessor:
         raise ArtifactError(f"the file's image settings are not usable: {error}; export it again") from error
 
 
-def _divided(pictures: list[Image.Image], together: bool) -> list[list[int]]:
+def _divided(pictures: list[Picture], together: bool) -> list[list[int]]:
     """Indices of the images of each batch: one batch for all, or one for each size."""
     by_size: dict[Any, list[int]] = {}
     for index, picture in enumerate(pictures):
-        by_size.setdefault(None if together else picture.size, []).append(index)
+        by_size.setdefault(None if together else size_of(picture, LAST), []).append(index)
     return list(by_size.values())
 
 

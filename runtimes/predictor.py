@@ -14,7 +14,8 @@ from detr_export.runtimes.image_runner import ImageRunner, Outputs, Sizes
 from detr_export.runtimes.opening import open_session
 from detr_export.runtimes.processing.detection import Kept, keep_detections
 from detr_export.runtimes.processing.end_to_end import keep_sorted, mask_outputs
-from detr_export.runtimes.processing.images import ImageSource, borrow_image
+from detr_export.runtimes.processing.frames import Color
+from detr_export.runtimes.processing.images import ImageSource, borrow_pixels
 from detr_export.runtimes.processing.segmentation import (
     post_process_instance_segmentation,
     post_process_panoptic_segmentation,
@@ -76,16 +77,19 @@ class Predictor:
         return self._has_output(self._masks)
 
     @overload
-    def detect(self, images: ImageSource, threshold: float = ...) -> Detections: ...
+    def detect(self, images: ImageSource, threshold: float = ..., color: Color = ...) -> Detections: ...
     @overload
-    def detect(self, images: ImageList, threshold: float = ...) -> list[Detections]: ...
-    def detect(self, images: Images, threshold: float = 0.5) -> Union[Detections, list[Detections]]:
+    def detect(self, images: ImageList, threshold: float = ..., color: Color = ...) -> list[Detections]: ...
+    def detect(self, images: Images, threshold: float = 0.5, color: Color = "rgb") -> Union[Detections, list[Detections]]:
         """Finds objects.
 
         Args:
             images: a path, encoded bytes, a PIL image or an RGB array (height, width, 3) uint8; or a list of them, of any
                 sizes. A list runs as one padded batch, or, on a model without a pixel mask, as one batch for each size.
+                An array may be any object that shows its pixels in host memory, with any strides; see `load_image`. It is
+                read where it lies, is not changed, and is not kept.
             threshold: objects with a higher score are returned.
+            color: "bgr" if the channels of the arrays are in that order, as OpenCV has them. It is for arrays only.
 
         Returns:
             One `Detections` for one image, a list for a list. Scores, labels and boxes are those of
@@ -93,7 +97,8 @@ class Predictor:
 
         Raises:
             ImageError: an image cannot be read or processed.
-            InputError: the threshold is not from 0 to 1, or the model does not take images of this size.
+            InputError: the threshold is not from 0 to 1, `color` does not fit an image, or the model does not take images of
+                this size.
             BackendError: the backend failed.
         """
         require_shares(threshold=threshold)
@@ -102,18 +107,19 @@ class Predictor:
             found = self._kept(outputs, threshold, sizes)
             return [make_detections(kept, size, self.id2label) for kept, size in zip(found, sizes)]
 
-        return self._each(images, detect)
+        return self._each(images, detect, color)
 
     @overload
-    def tables(self, images: ImageSource, threshold: float = ...) -> list[Table]: ...
+    def tables(self, images: ImageSource, threshold: float = ..., color: Color = ...) -> list[Table]: ...
     @overload
-    def tables(self, images: ImageList, threshold: float = ...) -> list[list[Table]]: ...
-    def tables(self, images: Images, threshold: float = 0.5) -> Union[list[Table], list[list[Table]]]:
+    def tables(self, images: ImageList, threshold: float = ..., color: Color = ...) -> list[list[Table]]: ...
+    def tables(self, images: Images, threshold: float = 0.5, color: Color = "rgb") -> Union[list[Table], list[list[Table]]]:
         """Reads the structure of tables, with a model that finds rows and columns, such as Table Transformer's.
 
         Args:
             images: as in `detect`. They show tables with a small margin, as such models are trained on.
             threshold: as in `detect`, for objects of all classes. What they become is said in `tables_from_detections`.
+            color: as in `detect`.
 
         Returns:
             For each image its tables from top to bottom; a list of such lists for a list of images.
@@ -129,7 +135,7 @@ class Predictor:
                 f"the model has no class {missing[0]!r}, and so it cannot read tables; expected a model of the structure of "
                 "tables, such as microsoft/table-transformer-structure-recognition"
             )
-        found = self.detect(images, threshold)
+        found = self.detect(images, threshold, color)
         return tables_from_detections(found) if isinstance(found, Detections) else [*map(tables_from_detections, found)]
 
     @overload
@@ -140,6 +146,7 @@ class Predictor:
         mask_threshold: float = ...,
         overlap_mask_area_threshold: float = ...,
         label_ids_to_fuse: Optional[Collection[int]] = ...,
+        color: Color = ...,
     ) -> Segmentation: ...
     @overload
     def segment_panoptic(
@@ -149,6 +156,7 @@ class Predictor:
         mask_threshold: float = ...,
         overlap_mask_area_threshold: float = ...,
         label_ids_to_fuse: Optional[Collection[int]] = ...,
+        color: Color = ...,
     ) -> list[Segmentation]: ...
     def segment_panoptic(
         self,
@@ -157,6 +165,7 @@ class Predictor:
         mask_threshold: float = 0.5,
         overlap_mask_area_threshold: float = 0.8,
         label_ids_to_fuse: Optional[Collection[int]] = None,
+        color: Color = "rgb",
     ) -> Union[Segmentation, list[Segmentation]]:
         """Divides images into objects and stuff.
 
@@ -166,6 +175,7 @@ class Predictor:
             threshold, mask_threshold, overlap_mask_area_threshold: as in
                 `DetrImageProcessor.post_process_panoptic_segmentation`.
             label_ids_to_fuse: classes whose regions share one segment; None means the model's own stuff classes.
+            color: as in `detect`.
 
         Returns:
             One `Segmentation` for one image, a list for a list. The numbers are those of the method above, except that
@@ -183,7 +193,7 @@ class Predictor:
             threshold=threshold, mask_threshold=mask_threshold, overlap_mask_area_threshold=overlap_mask_area_threshold
         )
         self._require_output(self._masks, _NO_MASKS)
-        return self._each(images, segment, padded=False)
+        return self._each(images, segment, color, padded=False)
 
     @overload
     def detect_and_segment(
@@ -194,6 +204,7 @@ class Predictor:
         mask_threshold: float = ...,
         overlap_mask_area_threshold: float = ...,
         label_ids_to_fuse: Optional[Collection[int]] = ...,
+        color: Color = ...,
     ) -> tuple[Detections, Segmentation]: ...
     @overload
     def detect_and_segment(
@@ -204,6 +215,7 @@ class Predictor:
         mask_threshold: float = ...,
         overlap_mask_area_threshold: float = ...,
         label_ids_to_fuse: Optional[Collection[int]] = ...,
+        color: Color = ...,
     ) -> list[tuple[Detections, Segmentation]]: ...
     def detect_and_segment(
         self,
@@ -213,6 +225,7 @@ class Predictor:
         mask_threshold: float = 0.5,
         overlap_mask_area_threshold: float = 0.8,
         label_ids_to_fuse: Optional[Collection[int]] = None,
+        color: Color = "rgb",
     ) -> Union[tuple[Detections, Segmentation], list[tuple[Detections, Segmentation]]]:
         """Finds objects with their masks, and divides the image, in one run of the model. COCO's AP and PQ need both.
 
@@ -221,7 +234,7 @@ class Predictor:
             threshold: for the detections, as in `detect`. Each of them holds a full-size mask; 0 is for measuring AP.
             panoptic_threshold: the `threshold` of `segment_panoptic`; the default is that of facebookresearch/detr.
             mask_threshold: for both.
-            overlap_mask_area_threshold, label_ids_to_fuse: as in `segment_panoptic`.
+            overlap_mask_area_threshold, label_ids_to_fuse, color: as in `segment_panoptic`.
 
         Returns:
             For each image a pair: the `Detections` that `detect` finds, with masks that may overlap (see `query_masks`),
@@ -249,7 +262,7 @@ class Predictor:
             overlap_mask_area_threshold=overlap_mask_area_threshold,
         )
         self._require_output(self._masks, _NO_MASKS)
-        return self._each(images, both, padded=False)
+        return self._each(images, both, color, padded=False)
 
     @overload
     def segment_instances(
@@ -258,6 +271,7 @@ class Predictor:
         threshold: float = ...,
         mask_threshold: float = ...,
         overlap_mask_area_threshold: float = ...,
+        color: Color = ...,
     ) -> Segmentation: ...
     @overload
     def segment_instances(
@@ -266,6 +280,7 @@ class Predictor:
         threshold: float = ...,
         mask_threshold: float = ...,
         overlap_mask_area_threshold: float = ...,
+        color: Color = ...,
     ) -> list[Segmentation]: ...
     def segment_instances(
         self,
@@ -273,6 +288,7 @@ class Predictor:
         threshold: float = 0.5,
         mask_threshold: float = 0.5,
         overlap_mask_area_threshold: float = 0.8,
+        color: Color = "rgb",
     ) -> Union[Segmentation, list[Segmentation]]:
         """Finds objects with their masks. Arguments, result and errors are as in `segment_panoptic`; nothing is fused."""
 
@@ -286,13 +302,13 @@ class Predictor:
             threshold=threshold, mask_threshold=mask_threshold, overlap_mask_area_threshold=overlap_mask_area_threshold
         )
         self._require_output(self._masks, _NO_MASKS)
-        return self._each(images, segment, padded=False)
+        return self._each(images, segment, color, padded=False)
 
     @overload
-    def segment_semantic(self, images: ImageSource) -> Segmentation: ...
+    def segment_semantic(self, images: ImageSource, color: Color = ...) -> Segmentation: ...
     @overload
-    def segment_semantic(self, images: ImageList) -> list[Segmentation]: ...
-    def segment_semantic(self, images: Images) -> Union[Segmentation, list[Segmentation]]:
+    def segment_semantic(self, images: ImageList, color: Color = ...) -> list[Segmentation]: ...
+    def segment_semantic(self, images: Images, color: Color = "rgb") -> Union[Segmentation, list[Segmentation]]:
         """Gives every pixel a class, whose id is in the map. Images, result and errors are as in `segment_panoptic`."""
 
         def segment(outputs: Outputs, sizes: Sizes) -> list[Segmentation]:
@@ -305,9 +321,9 @@ class Predictor:
             if self.metadata.end_to_end is None
             else "is an end-to-end file, which gives the best class of a query only; export it without --end-to-end",
         )
-        return self._each(images, segment, padded=False)
+        return self._each(images, segment, color, padded=False)
 
-    def explain(self, image: ImageSource, threshold: float = 0.5) -> tuple[Detections, np.ndarray]:
+    def explain(self, image: ImageSource, threshold: float = 0.5, color: Color = "rgb") -> tuple[Detections, np.ndarray]:
         """Finds objects in one image, and shows where the decoder looked for each of them.
 
         Returns:
@@ -328,7 +344,7 @@ class Predictor:
             attention = outputs["cross_attention"][0].mean(axis=0)  # (Q, h, w)
             return [(make_detections(kept, sizes[0], self.id2label), attention[kept.queries])]
 
-        return self._each(image, explained, padded=False)
+        return self._each(image, explained, color, padded=False)
 
     @property
     def _masks(self) -> str:
@@ -386,6 +402,7 @@ class Predictor:
         self,
         images: Images,
         finish: Callable[[Outputs, list[tuple[int, int]]], list[Any]],
+        color: Color,
         padded: bool = True,
     ) -> Any:
         """Runs images in batches and returns their results: a list for a list of images, one result for one image.
@@ -393,10 +410,12 @@ class Predictor:
         Args:
             images: one or several.
             finish: turns the raw outputs of a batch and the (height, width) of its images into one result for each.
+            color: the order of the channels of arrays.
             padded: whether images of different sizes may share a batch.
         """
         several = isinstance(images, (list, tuple))
-        pictures = [borrow_image(source) for source in (images if isinstance(images, (list, tuple)) else [images])]
+        sources = images if isinstance(images, (list, tuple)) else [images]
+        pictures = [borrow_pixels(source, color) for source in sources]
         results: list[Any] = [None] * len(pictures)
         for batch in self._runner.run(pictures, padded):
             for index, result in zip(batch.indices, finish(batch.outputs, batch.sizes)):

@@ -46,11 +46,12 @@ class DetrSinePositionEmbedding(nn.Module):
 def _running_count(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """How many of (B, n, m) bool are True up to each place of the second axis, itself included: the same as `cumsum`.
 
-    It is a sum over a triangle, because engine builders compile cumulative sums to loops, or get a pair of them wrong.
+    It is a sum over a triangle, because engine builders compile cumulative sums to loops, or get a pair of them wrong. The
+    triangle and the mask meet in a product of numbers: WebGPU gets an `and` of two flags wrong.
     """
     places = torch.arange(mask.shape[1], device=mask.device)
-    before = places[:, None] >= places
-    return (before[None, :, :, None] & mask[:, None]).sum(2, dtype=dtype)
+    before = (places[:, None] >= places).to(dtype)
+    return (before[None, :, :, None] * mask.to(dtype)[:, None]).sum(2)
 
 
 class DetrLearnedPositionEmbedding(nn.Module):

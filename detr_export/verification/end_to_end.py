@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
 from detr_export.runtimes.errors import VerificationError
@@ -105,7 +104,7 @@ def compare_end_to_end(
         feeds = image_batch([image], options.color)
         raw = _raw(ours, image)
         others = _best(_raw(theirs, image), image.shape[:2], options.top_k)
-        resized = ours.prepare([Image.fromarray(image)])["pixel_values"]
+        resized = ours.prepare([image])["pixel_values"]
         found = _checked(candidate.run(feeds), options, name)
         difference = _differences(found, raw, image.shape[:2], resized.shape[2:])
         floor = _differences(others, raw, image.shape[:2], resized.shape[2:])
@@ -152,7 +151,7 @@ def _other_processor(processor: DetrImageProcessor) -> DetrImageProcessor:
 
 def _raw(runner: ImageRunner, image: np.ndarray) -> Mapping[str, np.ndarray]:
     """`logits`, `pred_boxes` and maybe `pred_masks` of the plain file for one image, without the axis of the batch."""
-    (batch,) = runner.run([Image.fromarray(image)], padded=False)
+    (batch,) = runner.run([image], padded=False)
     return {name: value[0] for name, value in batch.outputs.items()}
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from detr_export.runtimes.metadata import BGR
 from detr_export.runtimes.processing.detection import Kept
+from detr_export.runtimes.processing.frames import packed
 
 
 def image_batch(pictures: list[Any], color: str) -> dict[str, np.ndarray]:
@@ -19,11 +20,11 @@ def image_batch(pictures: list[Any], color: str) -> dict[str, np.ndarray]:
         color: the order of channels that the file takes, "rgb" or "bgr".
 
     Returns:
-        `image` uint8 (B, H, W, 3). One RGB array is not copied.
+        `image` uint8 (B, H, W, 3). One frame is not copied if its pixels lie in memory as the file takes them.
     """
-    arrays = [np.asarray(picture) for picture in pictures]
-    batch = arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
-    return {"image": np.ascontiguousarray(batch[..., ::-1] if color == BGR else batch)}
+    frames = [np.asarray(picture) for picture in pictures]
+    images = [packed(frame[..., ::-1] if color == BGR else frame) for frame in frames]
+    return {"image": images[0][None] if len(images) == 1 else np.stack(images)}
 
 
 def keep_sorted(outputs: Mapping[str, np.ndarray], threshold: float) -> list[Kept]:

@@ -16,14 +16,24 @@ import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO, Optional, Union
+from typing import BinaryIO, Union
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from detr_export.runtimes.errors import ImageError
+from detr_export.runtimes.errors import ImageError, InputError
+from detr_export.runtimes.processing.frames import (
+    ArrayInterface,
+    Color,
+    DLPack,
+    array_over,
+    frame_to_image,
+    is_file_content,
+    require_color,
+    require_frame,
+)
 
-ImageSource = Union[str, os.PathLike, bytes, Image.Image, np.ndarray]
+ImageSource = Union[str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray, ArrayInterface, DLPack]
 PathPattern = Union[str, os.PathLike]
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -44,27 +54,32 @@ _UPRIGHT = {
 def load_image(source: ImageSource) -> Image.Image:
     """Reads `source` into an upright RGB image that shares no memory with it.
 
-    `source` is a path, the bytes of an image file, a PIL image of any mode but F, or a uint8 array (H, W, 3) in RGB
-    order and any memory layout. An animation or a multi-page file gives its first frame. An alpha channel is dropped, not
-    blended, so the hidden colours of transparent pixels show. The size limit applies to files and bytes only, because a
-    PIL image or an array is in the caller's memory already.
+    `source` is one of these:
+
+    - a path,
+    - the content of an image file: bytes, or anything else that holds bytes in one dimension, such as a bytearray, a
+      memoryview or a uint8 array (N,),
+    - a PIL image of any mode but F,
+    - uint8 pixels (H, W, 3) in RGB order and any memory layout: a numpy array, or an object that shows its memory in host
+      memory by the buffer protocol, `__array_interface__` or DLPack. They are copied once.
+
+    An animation or a multi-page file gives its first frame. An alpha channel is dropped, not blended, so the hidden colours
+    of transparent pixels show. The size limit applies to files and their content only, because a PIL image or an array is
+    in the caller's memory already.
 
     Raises ImageError with one line for anything that is not such an image.
     """
     if isinstance(source, Image.Image):
         return _upright_rgb(source, _described(source))
-    if isinstance(source, np.ndarray):
-        return _from_array(source)
-    if isinstance(source, bytes):
-        if not source:
-            raise ImageError("the image bytes are empty: expected the content of an image file; check where they come from")
-        return _decode(io.BytesIO(source), f"bytes object of length {len(source)}")
     if isinstance(source, (str, os.PathLike)):
         return _from_file(os.fsdecode(source))
-    raise ImageError(
-        f"cannot read an image from {type(source).__name__}: expected a path, bytes, a PIL image or a uint8 array "
-        "of shape (H, W, 3); convert it to one of these"
-    )
+    array = array_over(source)
+    if array is None:
+        raise ImageError(
+            f"cannot read an image from {type(source).__name__}: expected a path, bytes, a PIL image or a uint8 array "
+            "of shape (H, W, 3); convert it to one of these"
+        )
+    return _from_content(array, source) if is_file_content(array) else frame_to_image(require_frame(array))
 
 
 def borrow_image(source: ImageSource) -> Image.Image:
@@ -77,6 +92,34 @@ def borrow_image(source: ImageSource) -> Image.Image:
         if _orientation(source) not in _UPRIGHT:
             return source
     return load_image(source)
+
+
+def borrow_pixels(source: ImageSource, color: Color = "rgb") -> Union[Image.Image, np.ndarray]:
+    """`borrow_image` for an image processor, which takes the caller's pixels where they lie.
+
+    Args:
+        source: as in `load_image`.
+        color: the order of the channels of an array. A file or a PIL image knows its own.
+
+    Returns:
+        An upright RGB PIL image, or for pixels in memory uint8 (H, W, 3) in RGB order. That array is a view of the caller's
+        memory, with any strides.
+
+    Raises:
+        ImageError: as `load_image`.
+        InputError: `color` is unknown, or "bgr" and the source is not an array of pixels.
+    """
+    require_color(color)
+    array = None if isinstance(source, (str, os.PathLike, Image.Image)) else array_over(source)
+    if array is not None and not is_file_content(array):
+        frame = require_frame(array)
+        return frame if color == "rgb" else frame[..., ::-1]
+    if color != "rgb":
+        raise InputError(
+            f"color is {color!r} and an image is a {type(source).__name__}, whose colours are known; expected an array of "
+            "shape (H, W, 3); leave color out for files and PIL images"
+        )
+    return borrow_image(source)
 
 
 def iter_image_paths(patterns: Union[PathPattern, Iterable[PathPattern]]) -> list[Path]:
@@ -150,7 +193,16 @@ def _from_file(path: str) -> Image.Image:
         raise ImageError(f"cannot open {path}: {error.strerror}; check its permissions") from error
 
 
-def _decode(stream: BinaryIO, name: str) -> Image.Image:
+def _from_content(content: np.ndarray, source: object) -> Image.Image:
+    """Decodes the content of a file. Only the messages need `source`."""
+    if not content.size:
+        raise ImageError("the image bytes are empty: expected the content of an image file; check where they come from")
+    raw = "convert it first; if these are pixels, give them their shape, as memoryview(it).cast('B', (H, W, 3)) does"
+    stream = io.BytesIO(source if isinstance(source, bytes) else content.tobytes())  # which does not copy bytes
+    return _decode(stream, f"{type(source).__name__} object of length {content.size}", raw)
+
+
+def _decode(stream: BinaryIO, name: str, remedy: str = "convert it first") -> Image.Image:
     """Decodes an image file. Pillow may warn about a large image before it is refused here."""
     try:
         image = Image.open(stream)
@@ -158,7 +210,7 @@ def _decode(stream: BinaryIO, name: str) -> Image.Image:
         raise _too_large(name, str(error)) from error
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{name} is not an image that Pillow reads: expected JPEG, PNG, BMP, WebP, TIFF or GIF; convert it first"
+            f"{name} is not an image that Pillow reads: expected JPEG, PNG, BMP, WebP, TIFF or GIF; {remedy}"
         ) from error
     except Exception as error:  # decoders raise all kinds of errors for damaged files
         raise _damaged(name, error) from error
@@ -215,49 +267,6 @@ def _grey16_to_rgb(image: Image.Image, name: str) -> Image.Image:
         )
     scaled = (values + 128) // 257  # rounds v / 257, which maps 65535 to 255
     return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
-
-
-def _from_array(array: np.ndarray) -> Image.Image:
-    remedies = [remedy for remedy in (_shape_remedy(array), _dtype_remedy(array)) if remedy is not None]
-    if remedies:
-        nan = " containing NaN" if array.dtype.kind == "f" and np.isnan(array).any() else ""
-        raise ImageError(
-            f"array of shape {array.shape} and dtype {array.dtype}{nan} is not an RGB image: "
-            f"expected uint8 of shape (H, W, 3); {', and '.join(remedies)}"
-        )
-    return Image.fromarray(np.ascontiguousarray(array))
-
-
-def _shape_remedy(array: np.ndarray) -> Optional[str]:
-    if array.size == 0:
-        return "pass an image with at least one pixel"
-    if array.ndim == 2:
-        return "repeat the grey channel: np.repeat(array[..., None], 3, axis=2)"
-    if array.ndim == 4:
-        return "pass the images of the batch one by one"
-    if array.ndim != 3:
-        return "reshape it to (H, W, 3)"
-    if array.shape[2] == 3:
-        return None
-    if array.shape[0] == 3:
-        return "transpose it from channels-first: array.transpose(1, 2, 0)"
-    if array.shape[2] == 4:
-        return "drop the alpha channel: array[..., :3]"
-    if array.shape[2] == 1:
-        return "repeat the grey channel: np.repeat(array, 3, axis=2)"
-    return "pass three channels, last"
-
-
-def _dtype_remedy(array: np.ndarray) -> Optional[str]:
-    if array.dtype == np.uint8:
-        return None
-    if array.dtype.kind == "f":
-        return "scale it to 0..255, round, and cast to uint8"
-    if array.dtype == np.uint16:
-        return "scale it to 8 bit: ((array.astype(np.int64) + 128) // 257).astype(np.uint8)"
-    if array.dtype.kind == "b":
-        return "scale it to 0..255: array.astype(np.uint8) * 255"
-    return "cast it to uint8"
 
 
 def _missing(path: str) -> ImageError:

@@ -29,7 +29,15 @@ def uint8_batch(
         ImageError: an image cannot be processed.
         OptionError: the processor's options are not usable.
     """
-    batch = processor.preprocess(pictures, size=size, do_rescale=False, do_normalize=False, do_pad=False, data_format=LAST)
+    batch = processor.preprocess(
+        pictures,
+        size=size,
+        do_rescale=False,
+        do_normalize=False,
+        do_pad=False,
+        data_format=LAST,
+        input_data_format=LAST,
+    )
     images = batch["pixel_values"]
     sizes = [image.shape[:2] for image in images]
     height, width = padded_size(sizes, as_pad_size(processor.pad_size) if processor.do_pad else None)

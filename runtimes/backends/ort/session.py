@@ -12,6 +12,7 @@ import numpy as np
 from detr_export.runtimes.backends.cuda import opening as cuda_opening
 from detr_export.runtimes.backends.cuda.arrays import DeviceArray, described, device_view, is_device_array
 from detr_export.runtimes.backends.cuda.memory import CudaDevice
+from detr_export.runtimes.backends.ort.output_arrays import check_output_arrays, require_fitting_shapes
 from detr_export.runtimes.backends.ort.providers import (
     add_rtx,
     engine_cache,
@@ -47,11 +48,11 @@ _OPTIMIZATION = {
     "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
-_ERRORS_ONLY = 3  # onnxruntime's log severity
+_ERRORS_ONLY, _FATAL_ONLY = 3, 4  # onnxruntime's log severities
 
 
 class OrtSession(Session):
-    """An ONNX file in ONNX Runtime. Several threads may call `run` at the same time.
+    """An ONNX file in ONNX Runtime. Several threads may call `run` and `run_into` at the same time.
 
     Args:
         path: the ONNX file.
@@ -126,6 +127,49 @@ class OrtSession(Session):
             return dict(zip(names, session.run(names, dict(inputs))))
         except Exception as error:
             raise BackendError(f"ONNX Runtime failed: {first_line(error)}") from error
+
+    def run_into(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Runs the model once and writes outputs into arrays of the caller. A loop that passes the same ones allocates none.
+
+        Several threads may do so at the same time, each with arrays of its own.
+
+        Args:
+            inputs: as in `run`.
+            outputs: an array for some or all of `self.outputs`, C-contiguous and writable, with the output's dtype and the
+                shape that it has for these inputs. It shares no memory with another array here.
+
+        Returns:
+            An array for each of `self.outputs`: the caller's own where one was passed, and a new one otherwise.
+
+        Raises:
+            InputError: an input or output does not fit. If its shape does not, the message says which one the model gives.
+            BackendError: as in `run`. After any error, what the arrays of `outputs` hold is undefined.
+        """
+        check_inputs(self.inputs, inputs, self.metadata)
+        check_output_arrays(self.outputs, inputs, outputs)
+        session = self._session
+        if session is None:
+            raise BackendError("the session is closed")
+        binding, options = session.io_binding(), onnxruntime.RunOptions()
+        options.log_severity_level = _FATAL_ONLY  # an error is raised, and need not be printed as well
+        try:
+            for name, value in inputs.items():
+                binding.bind_cpu_input(name, np.ascontiguousarray(value))
+            for spec in self.outputs:
+                array = outputs.get(spec.name)
+                if array is None:
+                    binding.bind_output(spec.name, "cpu")
+                else:
+                    binding.bind_output(spec.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            session.run_with_iobinding(binding, options)
+            binding.synchronize_outputs()
+            values = binding.get_outputs()
+        except Exception as error:
+            if outputs:  # a run that makes its own outputs shows whether a shape was the reason
+                require_fitting_shapes(self.outputs, outputs, self._run(inputs))
+            raise BackendError(f"ONNX Runtime failed: {first_line(error)}") from error
+        names = [spec.name for spec in self.outputs]
+        return {name: outputs[name] if name in outputs else value.numpy() for name, value in zip(names, values)}
 
     @property
     def runtime(self) -> Any:

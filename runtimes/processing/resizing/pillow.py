@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from detr_export.runtimes.errors import ImageError, OptionError
+from detr_export.runtimes.processing.frames import resize_frame
 from detr_export.runtimes.processing.transforms import LAST, rescale, to_layout
 
 
@@ -35,13 +36,14 @@ def resize(image: Union[np.ndarray, Image.Image], size: tuple[int, int], resampl
 
     channels_last = to_layout(np.asarray(image), layout, LAST)
     bytes_, stretched = _to_uint8(channels_last)
-    if bytes_.shape[2] == 1:
-        bytes_ = bytes_[..., 0]
-    try:
-        picture = Image.fromarray(np.ascontiguousarray(bytes_))
-    except TypeError as error:
-        raise ImageError(f"cannot resize an image of {channels_last.shape[2]} channels: expected 1 to 4") from error
-    resized = np.array(picture.resize((width, height), resample=resample))
+    if bytes_.shape[2] == 3:
+        resized = resize_frame(bytes_, size, resample)
+    else:
+        try:
+            picture = Image.fromarray(np.ascontiguousarray(bytes_[..., 0] if bytes_.shape[2] == 1 else bytes_))
+        except TypeError as error:
+            raise ImageError(f"cannot resize an image of {channels_last.shape[2]} channels: expected 1 to 4") from error
+        resized = np.array(picture.resize((width, height), resample=resample))
     resized = to_layout(resized if resized.ndim == 3 else resized[..., None], LAST, layout)
     return rescale(resized, 1 / 255) if stretched else resized
 

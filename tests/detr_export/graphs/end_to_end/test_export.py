@@ -60,8 +60,8 @@ def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
 def _images(photo: Path) -> list[np.ndarray]:
     """Sizes that the gate does not use."""
     picture = Image.open(photo)
-    images = [make_images(Case(*size, (size,)), seed=9)["pixel_values"][0] for size in ((120, 200), (700, 90), (2, 3))]
-    return [*images, np.asarray(picture), np.asarray(picture.crop((10, 10, 200, 400)))]
+    images = [make_images(Case(*size, (size,)), seed=9)["pixel_values"][0] for size in ((120, 200), (100, 700), (2, 3))]
+    return [*images, np.asarray(picture), np.asarray(picture.crop((10, 10, 400, 200)))]
 
 
 def _order(found: Detections, expected: Detections) -> np.ndarray:
