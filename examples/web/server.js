@@ -1,0 +1,40 @@
+// A server of detr-export beside the page (`detr-export serve`): it runs the model, and the page sends it the pictures.
+
+import { DetrError } from "./errors.js";
+
+/** Whether such a server has sent this page. */
+export async function serverIsThere() {
+  try {
+    const answer = await fetch("health");
+    return answer.ok && (await answer.json()).status === "ok";
+  } catch {
+    return false; // a plain file server
+  }
+}
+
+/**
+ * Finds the objects of a picture.
+ * @param {Blob} blob the encoded picture
+ * @param {number} threshold what has a higher score is found
+ * @returns as `Model.detect` in detr.js, and the (height, width) of the picture as the server saw it
+ * @throws {DetrError} with the server's own words
+ */
+export async function askServer(blob, threshold) {
+  const body = new FormData();
+  body.append("image", blob, blob.name ?? "picture");
+  let answer;
+  try {
+    answer = await fetch(`predict?threshold=${threshold}`, { method: "POST", body });
+  } catch (error) {
+    throw new DetrError(`The server does not answer (${error.message}). Start it again with: detr-export serve`);
+  }
+  const text = await answer.text();
+  let content;
+  try {
+    content = JSON.parse(text);
+  } catch {
+    content = {};
+  }
+  if (!answer.ok) throw new DetrError(`The server refused the picture (${answer.status}): ${content.error ?? content.detail ?? text}`);
+  return { found: content.detections, size: content.image_size };
+}
