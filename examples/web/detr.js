@@ -9,24 +9,25 @@ import { readMetadata } from "./metadata.js";
 export { DetrError };
 
 const RUNTIME = new URL("node_modules/onnxruntime-web/dist/", import.meta.url);
+const GPU_PATIENCE = 60; // seconds in which a GPU must have compiled the model and run it once
 
 /**
  * Opens an end-to-end file.
  * @param {string|URL|Uint8Array} source its address, or its bytes, which then belong to the model
  * @param {"auto"|"webgpu"|"wasm"} backend auto: WebGPU if it works here, else WebAssembly; `model.note` then says why
+ * @param {function(number, number)} onProgress is called with the bytes that have come, and all there are (0 = unknown)
  * @throws {DetrError} the file is missing or not an end-to-end file, or the backend does not work
  */
 export async function openModel(source, { backend = "auto", onProgress } = {}) {
   const bytes = source instanceof Uint8Array ? source : await download(source, onProgress);
   const metadata = readMetadata(bytes);
   let note = "";
-  if (backend !== "wasm") {
-    try {
-      return await openOnGpu(bytes, metadata);
-    } catch (error) {
-      if (backend === "webgpu") throw new DetrError(`WebGPU does not work here: ${error.message} Choose WebAssembly.`);
-      note = `WebGPU does not work here: ${error.message}`;
-    }
+  try {
+    if (backend === "auto") return await withinPatience(openOnGpu(bytes, metadata, { software: false }));
+    if (backend === "webgpu") return await openOnGpu(bytes, metadata, { software: true });
+  } catch (error) {
+    note = `WebGPU does not work here: ${error.message}`;
+    if (backend === "webgpu") throw new DetrError(`${note} Choose WebAssembly.`);
   }
   const ort = await import(new URL("ort.wasm.bundle.min.mjs", RUNTIME));
   ort.env.wasm.proxy = true; // a worker runs the model: the page stays alive
@@ -103,13 +104,24 @@ export class Model {
   }
 }
 
-async function openOnGpu(bytes, metadata) {
-  if (!(await navigator.gpu?.requestAdapter())) throw new DetrError("the browser offers no GPU.");
+async function openOnGpu(bytes, metadata, { software }) {
+  const adapter = await navigator.gpu?.requestAdapter();
+  if (!adapter) throw new DetrError("the browser offers no GPU.");
+  if (adapter.info?.isFallbackAdapter && !software) throw new DetrError("the browser offers a GPU that is played by the processor.");
   const ort = await import(new URL("ort.webgpu.bundle.min.mjs", RUNTIME));
   const model = new Model(metadata, ort, await create(ort, bytes, "webgpu"), "WebGPU");
   const side = 64; // a run shows what opening does not: an operator that fails on this GPU
   await model.detect({ data: new Uint8Array(3 * side * side), width: side, height: side });
   return model;
+}
+
+/** What a promise gives, or an error if it takes too long. */
+function withinPatience(promise) {
+  let timer;
+  const end = new Promise((_, reject) => {
+    timer = setTimeout(() => reject(new DetrError(`it took more than ${GPU_PATIENCE} seconds.`)), 1000 * GPU_PATIENCE);
+  });
+  return Promise.race([promise, end]).finally(() => clearTimeout(timer));
 }
 
 async function create(ort, bytes, provider) {
@@ -121,7 +133,7 @@ async function create(ort, bytes, provider) {
   }
 }
 
-/** The bytes at an address of the page's own server. `onProgress(done, total)` counts bytes; a total of 0 is unknown. */
+/** The bytes at an address of the page's own server. */
 async function download(address, onProgress) {
   let answer;
   try {

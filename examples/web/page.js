@@ -79,8 +79,9 @@ async function useBrowser(source) {
     checkSize: (size) => model.checkSize(size),
     release: () => model.release(),
   };
-  const names = new Set(Object.values(model.metadata.id2label)).size;
-  byId("model").textContent = [name, `${names} names`, model.backend, model.note].filter(Boolean).join(" · ");
+  const names = new Set(Object.values(model.metadata.id2label).filter((label) => label !== "N/A")); // COCO's unused numbers
+  byId("model").textContent = `${name} knows ${names.size} kinds of objects.`;
+  byId("note").textContent = [`By ${model.backend}.`, model.note].filter(Boolean).join(" ");
   modelSource = source;
 }
 
@@ -152,7 +153,7 @@ function listItem({ label, name, score, box }) {
   part("swatch", "").style.background = `rgb(${colorOf(label).join(" ")})`;
   part("name", name);
   part("score", scoreText(score));
-  const [left, top, right, bottom] = box.map((value) => value.toFixed(1));
+  const [left, top, right, bottom] = box.map((value) => (Math.round(value * 10) / 10 || 0).toFixed(1)); // never -0.0
   part("box", `x ${left} to ${right}, y ${top} to ${bottom}`);
   return item;
 }
