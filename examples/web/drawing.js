@@ -40,20 +40,33 @@ export function draw(canvas, picture, found, space) {
   context.font = FONT;
   context.textBaseline = "middle";
   context.lineWidth = LINE;
-  for (const { label, name, score, box } of found.toReversed()) {
-    const [x, y, right, bottom] = box.map((value) => value * scale);
-    const color = colorOf(label);
-    context.strokeStyle = context.fillStyle = `rgb(${color.join(" ")})`;
+  const scaled = found.map(({ box, ...rest }) => ({ ...rest, box: box.map((value) => value * scale) }));
+  for (const { label, box: [x, y, right, bottom] } of scaled.toReversed()) {
+    context.strokeStyle = `rgb(${colorOf(label).join(" ")})`;
     context.strokeRect(x, y, right - x, bottom - y);
-    const text = `${name} ${scoreText(score)}`;
-    const wide = context.measureText(text).width + 2 * CAPTION.padding;
-    const left = Math.max(0, Math.min(x - LINE / 2, width - wide));
-    const above = y - CAPTION.height;
-    const top = Math.max(0, Math.min(above >= 0 ? above : y, height - CAPTION.height));
-    context.fillRect(left, top, wide, CAPTION.height);
-    context.fillStyle = isLight(color) ? "black" : "white";
-    context.fillText(text, left + CAPTION.padding, top + CAPTION.height / 2 + 1);
   }
+  const taken = []; // where captions are: the best score has the first choice
+  for (const one of scaled) taken.push(drawCaption(context, one, { width, height }, taken));
+}
+
+/** Writes a name and score on top of a box, inside the picture, and further down where another caption is. Gives its place. */
+function drawCaption(context, { label, name, score, box: [x, y] }, { width, height }, taken) {
+  const text = `${name} ${scoreText(score)}`;
+  const wide = context.measureText(text).width + 2 * CAPTION.padding;
+  const left = Math.max(0, Math.min(x - LINE / 2, width - wide));
+  const above = y - CAPTION.height;
+  const inside = (top) => Math.max(0, Math.min(top, height - CAPTION.height));
+  let top = inside(above >= 0 ? above : y);
+  for (const other of taken.toSorted((a, b) => a.top - b.top)) {
+    const apart = left >= other.left + other.wide || other.left >= left + wide || Math.abs(top - other.top) >= CAPTION.height;
+    if (!apart) top = inside(other.top + CAPTION.height);
+  }
+  const color = colorOf(label);
+  context.fillStyle = `rgb(${color.join(" ")})`;
+  context.fillRect(left, top, wide, CAPTION.height);
+  context.fillStyle = isLight(color) ? "black" : "white";
+  context.fillText(text, left + CAPTION.padding, top + CAPTION.height / 2 + 1);
+  return { left, top, wide };
 }
 
 function isLight([red, green, blue]) {

@@ -3,7 +3,7 @@
 
 import { colorOf, draw, scoreText } from "./drawing.js";
 import { DetrError } from "./errors.js";
-import { askServer, serverIsThere } from "./server.js";
+import { askServer, findServer } from "./server.js";
 
 const LOWEST = Number(byId("threshold").min); // everything above is asked for once, so that the slider needs no new run
 const CAMERA_ERRORS = {
@@ -12,7 +12,7 @@ const CAMERA_ERRORS = {
   NotReadableError: "Another program uses the webcam. Close that program, then start the webcam again.",
 };
 
-let detector = null; // {description, find(picture): Promise<found>, checkSize({width, height}), release()}
+let detector = null; // {find(picture): Promise<found>, checkSize({width, height}), release()}
 let waiting = null; // gives the picture that comes next; a newer one takes its place
 let shown = null; // {picture: {canvas, name}, found, milliseconds}
 let camera = null; // the webcam's MediaStream while it is on
@@ -43,9 +43,8 @@ function say(text) {
 
 // ---- who finds the objects ------------------------------------------------------------------------------------------------
 
-function useServer() {
+function useServer({ model, device }) {
   detector = {
-    description: "the server of this page",
     checkSize() {}, // the server does
     release() {},
     async find({ canvas, file }) {
@@ -59,7 +58,7 @@ function useServer() {
       return found;
     },
   };
-  byId("model").textContent = "The server of this page runs the model.";
+  byId("model").textContent = `The server runs ${model ?? "its model"}${device ? ` on ${device}` : ""}.`;
   byId("privacy").textContent = "Pictures are sent to the server that sent this page.";
 }
 
@@ -74,14 +73,13 @@ async function useBrowser(source) {
   const model = await openModel(bytes, { backend: byId("backend").value, onProgress });
   await detector?.release(); // only now: a file that is refused leaves the model before it in use
   detector = {
-    description: model.backend,
     find: ({ canvas }) => model.detect(canvas, LOWEST),
     checkSize: (size) => model.checkSize(size),
     release: () => model.release(),
   };
   const names = new Set(Object.values(model.metadata.id2label).filter((label) => label !== "N/A")); // COCO's unused numbers
-  byId("model").textContent = `${name} knows ${names.size} kinds of objects.`;
-  byId("note").textContent = [`By ${model.backend}.`, model.note].filter(Boolean).join(" ");
+  byId("model").textContent = `${name} knows ${names.size} kinds of objects and runs on ${model.backend}.`;
+  byId("note").textContent = model.note;
   modelSource = source;
 }
 
@@ -139,7 +137,7 @@ function show() {
   say(camera ? "The webcam is on." : `${summary}.`); // a screen reader is not told every frame
   byId("found").replaceChildren(...found.map(listItem));
   const rate = camera ? ` (${(1000 / milliseconds).toFixed(1)} a second)` : "";
-  byId("facts").textContent = `${picture.width} × ${picture.height} pixels · ${milliseconds.toFixed(0)} ms${rate} · ${detector.description}`;
+  byId("facts").textContent = `${picture.width} × ${picture.height} pixels · ${milliseconds.toFixed(0)} ms${rate}`;
 }
 
 function listItem({ label, name, score, box }) {
@@ -259,8 +257,9 @@ document.addEventListener("drop", (event) => {
 document.addEventListener("paste", (event) => openFile(event.clipboardData.files[0]));
 new ResizeObserver(show).observe(byId("stage"));
 
-if (await serverIsThere()) {
-  useServer();
+const server = await findServer();
+if (server) {
+  useServer(server);
   say("Ready for a picture.");
 } else {
   byId("model-choice").hidden = false;

@@ -2,13 +2,14 @@
 
 import { DetrError } from "./errors.js";
 
-/** Whether such a server has sent this page. */
-export async function serverIsThere() {
+/** What the server beside the page says about itself ({model, device, ...}), or null: then a plain file server has sent the page. */
+export async function findServer() {
   try {
     const answer = await fetch("health");
-    return answer.ok && (await answer.json()).status === "ok";
+    const about = answer.ok ? await answer.json() : null;
+    return about?.status === "ok" ? about : null;
   } catch {
-    return false; // a plain file server
+    return null;
   }
 }
 
@@ -36,5 +37,5 @@ export async function askServer(blob, threshold) {
     content = {};
   }
   if (!answer.ok) throw new DetrError(`The server refused the picture (${answer.status}): ${content.error ?? content.detail ?? text}`);
-  return { found: content.detections, size: content.image_size };
+  return { found: content.detections.sort((one, other) => other.score - one.score), size: content.image_size };
 }

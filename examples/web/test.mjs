@@ -80,7 +80,7 @@ test("the page opens its model", async (context) => {
   await waitForText(page, "status", "Ready");
   await screenshots(page, "empty");
   context.diagnostic(`${await text(page, "model")} ${await text(page, "note")}`);
-  assert.match(await text(page, "note"), /WebAssembly/);
+  assert.match(await text(page, "model"), /9 kinds of objects and runs on WebAssembly, \d threads?\.$/);
 });
 
 test("the model gives the golden detections", async (context) => {
@@ -153,6 +153,13 @@ test("dropped pictures show what the checkpoint predicts", async (context) => {
   context.diagnostic(`${await text(page, "facts")}; largest differences: ${JSON.stringify(worst)}`);
 });
 
+test("of pictures that come while the model runs, the last one is shown", async () => {
+  for (const index of [0, 1, 3]) await drop(page, [nameOf(index), picture(index)]);
+  await dropPicture(page, 2);
+  await page.waitForTimeout(300); // a picture that waited in vain would come now
+  assert.match(await page.locator("#canvas").getAttribute("aria-label"), new RegExp(`^${nameOf(2)}:`));
+});
+
 test("the threshold hides boxes without another run", async () => {
   const facts = await text(page, "facts");
   const count = await page.locator("#found li").count();
@@ -221,12 +228,18 @@ test("the webcam runs, stops, and can be refused", async (context) => {
   await page.locator("#webcam").click();
   await waitForText(page, "error", "does not let this page use the webcam");
   await page.context().grantPermissions(["camera"]);
+  await page.evaluate(() => {
+    const devices = navigator.mediaDevices;
+    const real = devices.getUserMedia.bind(devices);
+    devices.getUserMedia = async (wish) => (window.stream = await real(wish));
+  });
   await page.locator("#webcam").click();
   await waitForText(page, "facts", "a second");
   context.diagnostic(await text(page, "facts"));
   assert.equal(await text(page, "webcam"), "Stop webcam");
   await page.locator("#webcam").click();
   await waitForText(page, "webcam", "Start webcam");
+  assert.deepEqual(await page.evaluate(() => window.stream.getTracks().map((track) => track.readyState)), ["ended"]);
   await dropPicture(page, 0);
 });
 
@@ -235,18 +248,21 @@ test("with a server beside the page, the server runs the model", async () => {
   const asked = [];
   let answer = { status: 200, json: { image_size: sizeOf(0), detections: [] } };
   answer.json.detections.push({ label: 4, name: "star", score: 0.75, box: [1, 2, 30, 40] });
-  await other.route("**/health", (route) => route.fulfill({ json: { status: "ok" } }));
+  answer.json.detections.push({ label: 1, name: "disc", score: 0.875, box: [9, 9, 50, 60] }); // a server may send them in any order
+  await other.route("**/health", (route) => route.fulfill({ json: { status: "ok", model: "detr.engine", device: "cuda:0" } }));
   await other.route("**/predict*", (route) => {
     asked.push({ address: route.request().url(), body: route.request().postDataBuffer()?.toString("latin1") });
     return route.fulfill(answer);
   });
   other.on("request", (request) => assert.doesNotMatch(request.url(), /onnx|detr\.js/));
   await other.goto(address);
-  await waitForText(other, "model", "The server");
+  await waitForText(other, "model", "The server runs detr.engine on cuda:0.");
   await dropPicture(other, 0);
-  assert.deepEqual(await other.locator("#found .name").allTextContents(), ["star"]);
+  assert.deepEqual(await other.locator("#found .name").allTextContents(), ["disc", "star"]);
   assert.match(asked[0].address, /\/predict\?threshold=0\.05$/);
   assert.match(asked[0].body ?? "", /name="image"; filename="\d+\.jpg"/);
+  answer = { status: 200, json: { image_size: [1, 2], detections: [] } };
+  assert.match(await complaint(other, ["a.jpg", picture(0)]), /2 × 1 pixels there/);
   answer = { status: 413, json: { error: "too large" } };
   assert.match(await complaint(other, ["a.jpg", picture(0)]), /\(413\): too large/);
   assert.match(await complaint(other, ["a.onnx", [8, 9]]), /its own model/);
