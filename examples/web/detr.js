@@ -3,13 +3,13 @@
 //   const model = await openModel("model.onnx");
 //   for (const { name, score, box } of await model.detect(canvas)) console.log(name, score, box);
 
+import { disagreement, wavyPicture } from "./agreement.js";
+import { download } from "./download.js";
 import { DetrError } from "./errors.js";
 import { readMetadata } from "./metadata.js";
+import { openOnGpu, openOnProcessor, whyNoGpu } from "./runtime.js";
 
 export { DetrError };
-
-const RUNTIME = new URL("node_modules/onnxruntime-web/dist/", import.meta.url);
-const GPU_PATIENCE = 60; // seconds in which a GPU must have compiled the model and run it once
 
 /**
  * Opens an end-to-end file.
@@ -21,19 +21,23 @@ const GPU_PATIENCE = 60; // seconds in which a GPU must have compiled the model 
 export async function openModel(source, { backend = "auto", onProgress } = {}) {
   const bytes = source instanceof Uint8Array ? source : await download(source, onProgress);
   const metadata = readMetadata(bytes);
-  let note = "";
-  try {
-    if (backend === "auto") return await withinPatience(openOnGpu(bytes, metadata, { software: false }));
-    if (backend === "webgpu") return await openOnGpu(bytes, metadata, { software: true });
-  } catch (error) {
-    note = `WebGPU does not work here: ${error.message}`;
-    if (backend === "webgpu") throw new DetrError(`${note} Choose WebAssembly.`);
+  let problem = backend === "wasm" ? "" : await whyNoGpu({ software: backend === "webgpu" });
+  if (backend === "webgpu" && problem) throw new DetrError(`${problem} Choose WebAssembly.`);
+  const model = new Model(metadata, await openOnProcessor(bytes.slice())); // a copy: the runtime keeps what it gets
+  if (backend === "wasm") return model;
+  if (!problem) {
+    try {
+      const onGpu = new Model(metadata, await openOnGpu(bytes, { patient: backend === "webgpu" }));
+      problem = disagreement(await onGpu.detect(wavyPicture(), 0), await model.detect(wavyPicture(), 0));
+      await (problem ? onGpu : model).release();
+      if (!problem) return onGpu;
+    } catch (error) {
+      problem = `WebGPU does not work here: ${error.message}`;
+    }
   }
-  const ort = await import(new URL("ort.wasm.bundle.min.mjs", RUNTIME));
-  ort.env.wasm.proxy = true; // a worker runs the model: the page stays alive
-  const session = await create(ort, bytes, "wasm");
-  const threads = ort.env.wasm.numThreads; // 1 unless the server sends the two headers of serve.py
-  return new Model(metadata, ort, session, `WebAssembly, ${threads} ${threads === 1 ? "thread" : "threads"}`, note);
+  if (backend === "auto") return Object.assign(model, { note: problem });
+  await model.release();
+  throw new DetrError(`${problem} Choose WebAssembly.`);
 }
 
 /** An open model. Wait for one call before the next. */
@@ -41,8 +45,8 @@ export class Model {
   #ort;
   #session;
 
-  constructor(metadata, ort, session, backend, note = "") {
-    Object.assign(this, { metadata, backend, note });
+  constructor(metadata, { ort, session, backend }) {
+    Object.assign(this, { metadata, backend, note: "" }); // note: why it does not run on the GPU
     this.#ort = ort;
     this.#session = session;
   }
@@ -102,57 +106,4 @@ export class Model {
     }
     return pixels;
   }
-}
-
-async function openOnGpu(bytes, metadata, { software }) {
-  const adapter = await navigator.gpu?.requestAdapter();
-  if (!adapter) throw new DetrError("the browser offers no GPU.");
-  if (adapter.info?.isFallbackAdapter && !software) throw new DetrError("the browser offers a GPU that is played by the processor.");
-  const ort = await import(new URL("ort.webgpu.bundle.min.mjs", RUNTIME));
-  const model = new Model(metadata, ort, await create(ort, bytes, "webgpu"), "WebGPU");
-  const side = 64; // a run shows what opening does not: an operator that fails on this GPU
-  await model.detect({ data: new Uint8Array(3 * side * side), width: side, height: side });
-  return model;
-}
-
-/** What a promise gives, or an error if it takes too long. */
-function withinPatience(promise) {
-  let timer;
-  const end = new Promise((_, reject) => {
-    timer = setTimeout(() => reject(new DetrError(`it took more than ${GPU_PATIENCE} seconds.`)), 1000 * GPU_PATIENCE);
-  });
-  return Promise.race([promise, end]).finally(() => clearTimeout(timer));
-}
-
-async function create(ort, bytes, provider) {
-  ort.env.logLevel = "error";
-  try {
-    return await ort.InferenceSession.create(bytes, { executionProviders: [provider], logSeverityLevel: 3 });
-  } catch (error) {
-    throw new DetrError(`ONNX Runtime cannot open the model: ${error.message ?? error}`);
-  }
-}
-
-/** The bytes at an address of the page's own server. */
-async function download(address, onProgress) {
-  let answer;
-  try {
-    answer = await fetch(address, { mode: "same-origin" });
-  } catch (error) {
-    throw new DetrError(`${address} cannot be fetched: ${error.message}. Serve it beside the page.`);
-  }
-  if (!answer.ok) {
-    const remedy = "Make one with detr-export onnx CHECKPOINT --end-to-end -o model.onnx, or open a file here.";
-    throw new DetrError(`There is no model at ${address} (${answer.status}). ${remedy}`);
-  }
-  const total = Number(answer.headers.get("Content-Length"));
-  const parts = [];
-  let done = 0;
-  for (const reader = answer.body.getReader(); ; ) {
-    const { value, done: ended } = await reader.read();
-    if (ended) break;
-    parts.push(value);
-    onProgress?.((done += value.length), total);
-  }
-  return new Uint8Array(await new Blob(parts).arrayBuffer());
 }
