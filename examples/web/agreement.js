@@ -1,6 +1,8 @@
 // Whether a model on the GPU finds what the same model finds on the processor. Not every GPU and driver computes right.
 
-const TOLERANCE = 0.01; // of scores, and of boxes as a share of the picture's side
+// Of scores, and of boxes as a share of the picture's side. Sums in another order round some pixels of the resized picture in the
+// other direction: 0.03 was seen where the GPU computes right, and 0.33 where it does not.
+const TOLERANCE = 0.1;
 const [WIDTH, HEIGHT] = [640, 480];
 
 /** A picture of colourful waves, for a first run. */

@@ -1,6 +1,7 @@
-"""Serves this folder on this machine alone: python serve.py [PORT]. Port 0 takes a free one."""
+"""Serves this folder to this machine alone: python serve.py [PORT]. Port 0 takes a free one."""
 
 import sys
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,10 +22,11 @@ class Handler(SimpleHTTPRequestHandler):
         """Nothing is printed: the page itself says what is missing."""
 
 
-port = int(sys.argv[1]) if len(sys.argv) > 1 else 8000
-server = ThreadingHTTPServer(("127.0.0.1", port), partial(Handler, directory=str(Path(__file__).parent)))
-print(f"http://127.0.0.1:{server.server_port}/", flush=True)
+port = sys.argv[1] if len(sys.argv) > 1 else "8000"
 try:
+    server = ThreadingHTTPServer(("127.0.0.1", int(port)), partial(Handler, directory=str(Path(__file__).parent)))
+except (ValueError, OverflowError, OSError) as error:
+    sys.exit(f"port {port} cannot be used: {error}; give another one: python serve.py 8080")
+print(f"http://127.0.0.1:{server.server_port}/  Ctrl-C ends it", flush=True)
+with suppress(KeyboardInterrupt):
     server.serve_forever()
-except KeyboardInterrupt:
-    pass

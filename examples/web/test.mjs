@@ -25,7 +25,7 @@ const crashes = [];
 before(async () => {
   mkdirSync(new URL("screenshots/", MADE), { recursive: true });
   server = spawn(process.env.PYTHON ?? "python3", [new URL("serve.py", import.meta.url).pathname, "0"], { stdio: ["ignore", "pipe", "inherit"] });
-  address = String((await once(server.stdout, "data"))[0]).trim();
+  address = String((await once(server.stdout, "data"))[0]).split(" ")[0];
   browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: [...FLAGS, ...CAMERA, ...GPU] });
   page = await open();
 });
