@@ -5,7 +5,7 @@ DEMO_VENV := .venv-demo
 INSTALL := -m pip install --quiet --constraint constraints.txt --editable
 WORKERS ?= 2
 
-.PHONY: demo benchmark test embedding-test lint format docs transformers5 gpu-check clean
+.PHONY: demo web-demo web-test benchmark test embedding-test lint format docs transformers5 gpu-check clean
 
 DEMO := $(DEMO_VENV)/bin/detr-export
 SHAPES := demo/shapes/annotations
@@ -21,6 +21,27 @@ demo: $(DEMO_VENV)/installed
 	$(DEMO) predict demo/tables.onnx demo/drawn-tables/val --task tables --threshold 0.7 --output demo/tables --overwrite
 	$(DEMO) evaluate demo/model.onnx --images demo/shapes/val --annotations $(SHAPES)/instances_val.json \
 	    --panoptic $(SHAPES)/panoptic_val.json $(SHAPES)/panoptic_val --against demo
+
+# A page that runs the demo checkpoint in the browser: examples/web. It says its address; Ctrl-C ends it.
+WEB := examples/web
+web-demo: $(DEMO_VENV)/installed $(WEB)/node_modules/installed
+	$(DEMO) onnx --end-to-end --output $(WEB)/model.onnx --overwrite
+	$(PYTHON) $(WEB)/serve.py $(PORT)
+
+# The page in headless Chromium. The export is not verified: the browser itself compares it with the checkpoint's golden data.
+CHROMIUM ?= /usr/bin/chromium
+web-test: $(DEMO_VENV)/installed $(WEB)/node_modules/installed
+	test -x $(CHROMIUM) || { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq chromium; } \
+	    || { echo "web-test needs Chromium: install it, or say where it is with CHROMIUM=FILE" >&2; exit 1; }
+	rm -rf $(WEB)/made
+	$(DEMO) demo-data $(WEB)/made/pictures --images 5 --split val
+	$(DEMO) predict demo $(WEB)/made/pictures/val --output $(WEB)/made/predictions
+	$(DEMO) onnx --end-to-end --no-verify --golden $(WEB)/made/golden --output $(WEB)/made/model.onnx
+	cd $(WEB) && CHROMIUM=$(CHROMIUM) PYTHON=$(PYTHON) node --test-reporter=spec test.mjs
+
+$(WEB)/node_modules/installed: $(WEB)/package-lock.json
+	cd $(WEB) && npm ci --ignore-scripts --no-audit --no-fund
+	touch $@
 
 # The table in docs/benchmark.md: R50 with seeded weights, this project's files beside what people would use instead.
 R50 := demo/r50
