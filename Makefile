@@ -103,4 +103,4 @@ gpu-check:
 	$(PYTHON) -m detr_export.benchmarks.command gpu
 
 clean:
-	rm -rf $(VENV) $(DEMO_VENV) $(EMBEDDING_VENV) $(TRANSFORMERS5) demo site
+	rm -rf $(VENV) $(DEMO_VENV) $(EMBEDDING_VENV) $(TRANSFORMERS5) demo site $(WEB)/made $(WEB)/node_modules $(WEB)/model.onnx

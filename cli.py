@@ -200,11 +200,11 @@ def onnx_command(
             drop = gate.DEFAULT_MAX_DROP if max_ap_drop is None else max_ap_drop
             scores = gate.require_accuracy(draft.path, loaded, data, options.task or loaded.task, drop, accuracy_images)
         if golden is not None:
-            from detr_export.verification.golden.tensors import write_tensor_golden
+            from detr_export.verification.golden.exports import write_export_golden
 
             progress.stage("computing golden data")
             about, parity = draft.result.metadata, draft.result.parity
-            written = write_tensor_golden(golden, output.name, loaded, options, about, parity)
+            written = write_export_golden(golden, output.name, loaded, options, about, parity)
     if as_json:
         extra = {"accuracy": scores.to_dict()} if scores is not None else {}
         extra |= {"golden": written.to_dict()} if written is not None else {}

@@ -92,6 +92,7 @@ def test_what_is_no_code_is_there(names: set[str]) -> None:
     demo = {"config.json", "model.safetensors", "preprocessor_config.json", "recipe.json", "scores.json"}
     assert {f"detr_export/demo_checkpoint/{name}" for name in demo} <= names
     assert {"detr_export/py.typed", "detr_export/cli.py", "detr_export/runtimes/known_issues.json"} <= names
+    assert "detr_export/runtimes/serving/page/index.html" in names
 
 
 @pytest.fixture(scope="session")

@@ -1,2 +1,1 @@
-/** What is thrown on purpose: the message says what is wrong, and what mends it. */
-export class DetrError extends Error {}
+../../runtimes/serving/page/errors.js

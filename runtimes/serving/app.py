@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any, Optional
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from detr_export.runtimes.serving.bodies import FIELD
-from detr_export.runtimes.serving.front import front_page
 from detr_export.runtimes.serving.identity import Identity
 from detr_export.runtimes.serving.refusals import BAD_REQUEST, STOPPING, Refusal, refusal_of
 from detr_export.runtimes.serving.service import Service
 
 PREDICT = "/predict"
+PAGE = Path(__file__).parent / "page"  # examples/web shows the same page with a model in the browser
 _FILE = {"type": "string", "format": "binary"}
 _BODY = {  # for openapi.json: FastAPI does not see what the service reads
     "required": True,
@@ -76,16 +77,8 @@ def make_app(service: Service, identity: Identity) -> FastAPI:
         text = f"{request.method} {request.url.path}: {error.detail}; expected POST {PREDICT}, GET /health or GET /metrics"
         return JSONResponse({"error": text}, error.status_code, error.headers)
 
-    if service.options.front is not None:
-        app.mount("/", StaticFiles(directory=service.options.front, html=True))
-        return app
-
-    page = front_page(identity)
-
-    @app.get("/", include_in_schema=False)
-    async def front() -> HTMLResponse:
-        return HTMLResponse(page)
-
+    # The page asks /health, and then sends its pictures to /predict.
+    app.mount("/", StaticFiles(directory=service.options.front or PAGE, html=True))
     return app
 
 

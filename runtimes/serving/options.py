@@ -32,7 +32,7 @@ class ServerOptions:
     max_pixels: int = 50_000_000  # of a picture
     timeout: float = 60.0  # seconds from the head of a request to its answer
     grace: float = 30.0  # seconds to answer what is in the server when it is told to stop
-    front: Optional[Path] = None  # a folder of static files to serve at /; None for a page of our own
+    front: Optional[Path] = None  # a folder of static files to serve at /; None for the page that comes along
 
     def __post_init__(self) -> None:
         require_shares(threshold=self.threshold)
