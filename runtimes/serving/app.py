@@ -74,6 +74,8 @@ def make_app(service: Service, identity: Identity) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def nothing_there(request: Request, error: HTTPException) -> JSONResponse:
+        if request.url.path == PREDICT and request.method != "POST":  # the static files do not know of it
+            error = HTTPException(405, "Method Not Allowed", {"Allow": "POST"})
         text = f"{request.method} {request.url.path}: {error.detail}; expected POST {PREDICT}, GET /health or GET /metrics"
         return JSONResponse({"error": text}, error.status_code, error.headers)
 

@@ -17,7 +17,7 @@ TASKS = (DETECTION, *KINDS, TABLES)  # the names are those of `detr-export predi
 
 def tasks_of(predictor: Predictor) -> tuple[str, ...]:
     """The tasks that a model does, the default first."""
-    masks = KINDS if predictor.draws_masks else ()
+    masks: tuple[str, ...] = KINDS if predictor.draws_masks else ()
     if predictor.metadata.end_to_end is not None:  # it gives the best class of a query only
         masks = tuple(kind for kind in masks if kind != "semantic")
     names = {name.lower() for name in predictor.id2label.values()}
