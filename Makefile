@@ -67,9 +67,26 @@ $(TRANSFORMERS5)/installed: Makefile
 	$(TRANSFORMERS5)/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
+# examples/cpp against the library of the onnxruntime package, and against golden data of the demo model: plain and sanitized.
+.PHONY: cpp-test
+CPP := .cpp
+ORT_LIBRARY = $(wildcard $(VENV)/lib/python3*/site-packages/onnxruntime/capi/libonnxruntime.so.1.*)
+CPP_CMAKE = cmake -S examples/cpp -DCMAKE_PREFIX_PATH=$(CURDIR)/$(CPP)/usr -DORT_INCLUDE=$(CURDIR)/$(CPP)/usr/include/onnxruntime \
+    -DORT_WHEEL_LIBRARY=$(abspath $(ORT_LIBRARY)) -DPython3_EXECUTABLE=$(abspath $(VENV)/bin/python) \
+    -DDETR_GOLDEN=$(CURDIR)/$(CPP)/golden -DDETR_GOLDEN_MODEL=$(CURDIR)/$(CPP)/demo.onnx
+cpp-test: $(VENV)/installed
+	examples/cpp/get_dependencies.sh $(CPP)
+	$(VENV)/bin/detr-export onnx --end-to-end --golden $(CPP)/golden --output $(CPP)/demo.onnx --overwrite
+	$(CPP_CMAKE) -B $(CPP)/plain
+	$(CPP_CMAKE) -B $(CPP)/sanitized -DDETR_SANITIZE=ON
+	cmake --build $(CPP)/plain --parallel $(WORKERS)
+	cmake --build $(CPP)/sanitized --parallel $(WORKERS)
+	ctest --test-dir $(CPP)/plain --output-on-failure
+	ctest --test-dir $(CPP)/sanitized --output-on-failure
+
 # In an environment of your own, with what fits the GPU's driver: see docs/tensorrt.md.
 gpu-check:
 	$(PYTHON) -m detr_export.benchmarks.command gpu
 
 clean:
-	rm -rf $(VENV) $(DEMO_VENV) $(TRANSFORMERS5) demo site
+	rm -rf $(VENV) $(DEMO_VENV) $(TRANSFORMERS5) demo site $(CPP)

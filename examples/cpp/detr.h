@@ -33,9 +33,9 @@ typedef struct detr_image {
     const uint8_t* data; /* the first byte of the first row */
     int32_t height;      /* pixels */
     int32_t width;
-    int32_t channels;   /* bytes of a pixel: 3 */
-    int32_t color;      /* DETR_RGB or DETR_BGR: the order of a pixel's bytes */
-    size_t row_stride;  /* bytes from one row to the next; 0: no padding. An image with padding is copied. */
+    int32_t channels;  /* bytes of a pixel: 3 */
+    int32_t color;     /* DETR_RGB or DETR_BGR: the order of a pixel's bytes */
+    size_t row_stride; /* bytes from one row to the next; 0: no padding. An image with padding is copied. */
 } detr_image;
 
 typedef struct detr_detection {

@@ -19,8 +19,9 @@
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
-#include <limits>
+#include <locale>
 #include <optional>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <unordered_map>
@@ -66,16 +67,16 @@ struct Box {
 };
 
 struct Mask {
-    int height, width;           // cells; the grid covers the whole image
-    std::vector<float> cells;    // height * width, row by row: the probability that a cell belongs to the object
+    int height, width;         // cells; the grid covers the whole image
+    std::vector<float> cells;  // height * width, row by row: the probability that a cell belongs to the object
 };
 
 struct Detection {
     std::int64_t label;
-    std::string name;            // of the label; its number if the file has no name for it
-    float score;                 // from 0 to 1
+    std::string name;  // of the label; its number if the file has no name for it
+    float score;       // from 0 to 1
     Box box;
-    std::optional<Mask> mask;    // only of panoptic models
+    std::optional<Mask> mask;  // only of panoptic models
 };
 
 // What a file says about itself: the part of its JSON document that is needed here.
@@ -92,97 +93,105 @@ struct Metadata {
 namespace detail {
 
 constexpr int newest_format = 1;  // of the document
+constexpr auto file_error = Error::Kind::file, input_error = Error::Kind::input, runtime_error = Error::Kind::runtime;
+
+// Throws an error whose text is made of all parts.
+template <typename... Parts>
+[[noreturn]] void fail(Error::Kind kind, const Parts&... parts) {
+    std::ostringstream text;
+    text.imbue(std::locale::classic());
+    (text << ... << parts);
+    throw Error(kind, text.str());
+}
 
 inline const char* text(Color color) { return color == Color::rgb ? "RGB" : "BGR"; }
 
-// The whole text stands in one line: ONNX Runtime and JSON put details on lines of their own.
+// Without the details that libraries put on lines of their own.
 inline std::string first_line(const std::string& message) { return message.substr(0, message.find('\n')); }
 
-inline std::string name_of(const std::filesystem::path& path) { return path.u8string(); }
+inline std::string name_of(const std::filesystem::path& path) {
+    const auto text = path.u8string();  // from C++20 on, its characters have another type
+    return {text.begin(), text.end()};
+}
 
 inline void require_file(const std::filesystem::path& path) {
     std::error_code ignored;
     if (!std::filesystem::is_regular_file(path, ignored))
-        throw Error(Error::Kind::file, name_of(path) + " does not exist or is not a file; check the path");
+        fail(file_error, name_of(path), " does not exist or is not a file; check the path");
 }
 
-inline Metadata::Range read_range(const nlohmann::json& ranges, const char* name) {
+inline Metadata::Range read_range(const nlohmann::json& document, const char* name) {
     Metadata::Range range;
-    const auto found = ranges.find(name);
-    if (found == ranges.end()) return range;
-    range.low = found->at(0).get<std::int64_t>();
-    if (!found->at(1).is_null()) range.high = std::min<std::int64_t>(found->at(1).get<std::int64_t>(), INT_MAX);
+    const auto ranges = document.value("ranges", nlohmann::json::object());
+    if (!ranges.contains(name)) return range;
+    range.low = ranges[name].at(0).get<std::int64_t>();
+    if (!ranges[name].at(1).is_null()) range.high = std::min(ranges[name].at(1).get<std::int64_t>(), range.high);
     return range;
 }
 
 inline Metadata read_metadata(const std::string& file, const nlohmann::json& document) {
-    const std::string again = "export it again: detr-export onnx MODEL --end-to-end -o " + file;
+    const std::string again = "; export it again: detr-export onnx MODEL --end-to-end -o " + file;
     try {
         if (const auto version = document.at("format_version").get<std::int64_t>(); version > newest_format)
-            throw Error(Error::Kind::file, file + ": its metadata has format " + std::to_string(version) +
-                                               ", and this header reads " + std::to_string(newest_format) +
-                                               "; take the header of the detr-export that wrote the file");
+            fail(file_error, file, ": its metadata has format ", version, ", and this header reads ", newest_format,
+                 "; take the header of the detr-export that wrote the file");
         if (const auto input = document.value("input", "float"); input != "image")
-            throw Error(Error::Kind::file, file + " takes prepared arrays (input '" + input + "'), not images; " + again);
+            fail(file_error, file, " takes prepared arrays (input '", input, "'), not images", again);
         Metadata metadata;
         for (const auto& [label, name] : document.at("id2label").items())
             metadata.names.emplace(std::stoll(label), name.get<std::string>());
-        const nlohmann::json& end_to_end = document.at("end_to_end");
+        const auto& end_to_end = document.at("end_to_end");
         const auto color = end_to_end.at("color").get<std::string>();
-        if (color != "rgb" && color != "bgr") throw std::runtime_error("color is '" + color + "'");
+        if (color != "rgb" && color != "bgr") fail(file_error, file, ": its color is '", color, "', not rgb or bgr", again);
         metadata.color = color == "rgb" ? Color::rgb : Color::bgr;
         metadata.top_k = end_to_end.at("top_k").get<std::int64_t>();
-        const auto ranges = document.value("ranges", nlohmann::json::object());
-        metadata.batch = read_range(ranges, "batch");
-        metadata.height = read_range(ranges, "height");
-        metadata.width = read_range(ranges, "width");
+        metadata.batch = read_range(document, "batch");
+        metadata.height = read_range(document, "height");
+        metadata.width = read_range(document, "width");
         return metadata;
     } catch (const Error&) {
         throw;
     } catch (const std::exception& error) {  // of the JSON library, or a label that is no number
-        throw Error(Error::Kind::file, file + ": its metadata is damaged (" + first_line(error.what()) + "); " + again);
+        fail(file_error, file, ": its metadata is damaged (", first_line(error.what()), ")", again);
     }
 }
 
-inline void require_range(const char* name, std::int64_t size, const Metadata::Range& range) {
+inline void require_range(const char* name, std::int64_t size, const Metadata::Range& range, const char* remedy) {
     if (size < range.low || size > range.high)
-        throw Error(Error::Kind::input, std::string(name) + " is " + std::to_string(size) + ", and the model takes " +
-                                            std::to_string(range.low) + " to " + std::to_string(range.high) +
-                                            (std::string(name) == "batch" ? "; pass the images in smaller parts"
-                                                                          : "; resize the image first"));
+        fail(input_error, name, " is ", size, ", and the model takes ", range.low, " to ", range.high, "; ", remedy);
 }
 
 // Refuses images and thresholds that the model does not take. After it, sizes can be multiplied without overflow.
 inline void check_images(const Metadata& metadata, const ImageView* images, std::size_t count, float threshold) {
-    const auto refuse = [](const std::string& message) { throw Error(Error::Kind::input, message); };
     if (!(threshold >= 0.0F && threshold <= 1.0F))  // NaN is refused, too
-        refuse("threshold is " + std::to_string(threshold) + "; expected a number from 0 to 1");
-    if (count == 0) refuse("there is no image; pass at least one");
-    require_range("batch", static_cast<std::int64_t>(std::min<std::size_t>(count, INT_MAX)), metadata.batch);
-    for (std::size_t index = 0; index < count; ++index) {
-        const ImageView& image = images[index];
-        if (image.data == nullptr) refuse("the image has no memory (data is a null pointer); point it to the first pixel");
-        if (image.channels != 3)
-            refuse("the image has " + std::to_string(image.channels) + " channels and needs 3; " +
-                   (image.channels == 1   ? "repeat the gray value three times"
-                    : image.channels == 4 ? "drop the alpha channel"
-                                          : "convert it to RGB first"));
-        if (image.height < 1 || image.width < 1)
-            refuse("the image has " + std::to_string(image.height) + " rows and " + std::to_string(image.width) +
-                   " columns; both must be at least 1");
-        require_range("height", image.height, metadata.height);
-        require_range("width", image.width, metadata.width);
-        if (image.height != images[0].height || image.width != images[0].width)
-            refuse("the images of a batch must have one size; run images of another size by themselves");
-        if (image.color != metadata.color)
-            refuse(std::string("the pixels are ") + text(image.color) + " and the file takes " + text(metadata.color) +
-                   "; set ImageView::color if the pixels are in fact " + text(metadata.color) + ", or export the file again " +
-                   (metadata.color == Color::rgb ? "with --bgr" : "without --bgr"));
-        if (image.stride() < image.row_bytes())
-            refuse("row_stride is " + std::to_string(image.row_stride) + " bytes, and a row has " +
-                   std::to_string(image.row_bytes()) + "; it counts bytes, not pixels");
-        if (image.stride() > PTRDIFF_MAX / static_cast<std::size_t>(image.height) / count)
-            refuse("the images are larger than the memory can be; check height, width and row_stride");
+        fail(input_error, "threshold is ", threshold, "; expected a number from 0 to 1");
+    if (count == 0) fail(input_error, "there is no image; pass at least one");
+    const auto batch = static_cast<std::int64_t>(std::min<std::size_t>(count, INT_MAX));
+    require_range("batch", batch, metadata.batch, "pass fewer or more images at a time");
+    for (const ImageView* image = images; image != images + count; ++image) {
+        if (image->data == nullptr)
+            fail(input_error, "the image's data is a null pointer; point it to the first byte of the first row");
+        if (image->channels != 3)
+            fail(input_error, "the image has ", image->channels, " channels and needs 3; ",
+                 image->channels == 1   ? "repeat the gray value three times"
+                 : image->channels == 4 ? "drop the alpha channel"
+                                        : "convert it to RGB first");
+        if (image->height < 1 || image->width < 1)
+            fail(input_error, "the image has ", image->height, " rows and ", image->width,
+                 " columns; both must be at least 1");
+        require_range("height", image->height, metadata.height, "resize the image first");
+        require_range("width", image->width, metadata.width, "resize the image first");
+        if (image->height != images->height || image->width != images->width)
+            fail(input_error, "the images of a batch must have one size; run images of another size by themselves");
+        if (image->color != metadata.color)
+            fail(input_error, "the pixels are ", text(image->color), " and the file takes ", text(metadata.color),
+                 "; set ImageView::color if the pixels are in fact ", text(metadata.color), ", or export the file again ",
+                 metadata.color == Color::rgb ? "with --bgr" : "without --bgr");
+        if (image->stride() < image->row_bytes())
+            fail(input_error, "row_stride is ", image->row_stride, ", and a row has ", image->row_bytes(),
+                 " bytes; it counts bytes, not pixels");
+        if (image->stride() > PTRDIFF_MAX / static_cast<std::size_t>(image->height) / count)
+            fail(input_error, "the images are larger than the memory can be; check height, width and row_stride");
     }
 }
 
@@ -205,13 +214,12 @@ inline void check_shapes(const Shapes& shapes, std::int64_t batch) {
                        shapes.boxes == std::vector<std::int64_t>{batch, kept, 4} &&
                        (masks.empty() || (masks.size() == 4 && masks[0] == batch && masks[1] == kept && masks[2] > 0 &&
                                           masks[3] > 0 && masks[2] <= INT_MAX && masks[3] <= INT_MAX));
-    if (!right)
-        throw Error(Error::Kind::file, "the outputs have other shapes than an end-to-end file gives; export the file again");
+    if (!right) fail(file_error, "the outputs have other shapes than an end-to-end file gives; export the file again");
 }
 
 // The objects of each image whose score is above the threshold, best first.
-inline std::vector<std::vector<Detection>> read_outputs(const Metadata& metadata, const Outputs& outputs, const Shapes& shapes,
-                                                        float threshold) {
+inline std::vector<std::vector<Detection>> read_outputs(const Metadata& metadata, const Outputs& outputs,
+                                                        const Shapes& shapes, float threshold) {
     const auto batch = static_cast<std::size_t>(shapes.scores[0]), kept = static_cast<std::size_t>(shapes.scores[1]);
     std::vector<std::vector<Detection>> found(batch);
     for (std::size_t index = 0; index < batch * kept; ++index) {
@@ -219,12 +227,16 @@ inline std::vector<std::vector<Detection>> read_outputs(const Metadata& metadata
         const std::int64_t label = outputs.labels[index];
         const auto name = metadata.names.find(label);
         const float* box = outputs.boxes + 4 * index;
-        Detection detection{label, name == metadata.names.end() ? std::to_string(label) : name->second,
-                            outputs.scores[index], {box[0], box[1], box[2], box[3]}, std::nullopt};
+        Detection detection{label,
+                            name == metadata.names.end() ? std::to_string(label) : name->second,
+                            outputs.scores[index],
+                            {box[0], box[1], box[2], box[3]},
+                            std::nullopt};
         if (outputs.masks != nullptr) {
             const auto cells = static_cast<std::size_t>(shapes.masks[2]) * static_cast<std::size_t>(shapes.masks[3]);
             const float* mask = outputs.masks + index * cells;
-            detection.mask = Mask{static_cast<int>(shapes.masks[2]), static_cast<int>(shapes.masks[3]), {mask, mask + cells}};
+            detection.mask =
+                Mask{static_cast<int>(shapes.masks[2]), static_cast<int>(shapes.masks[3]), {mask, mask + cells}};
         }
         found[index / kept].push_back(std::move(detection));
     }
@@ -274,8 +286,7 @@ class Model {
     static Ort::Session open(const std::filesystem::path& path, const Options& options) {
         require_library();  // before anything of Ort exists, because even its destructors call the library
         detail::require_file(path);
-        if (options.threads < 0)
-            throw Error(Error::Kind::input, "threads is " + std::to_string(options.threads) + "; expected 0 or more");
+        if (options.threads < 0) detail::fail(detail::input_error, "threads is ", options.threads, "; expected 0 or more");
         try {
             // One for the process; it outlives all models. Errors come as exceptions, not also on stderr.
             static const Ort::Env env(ORT_LOGGING_LEVEL_FATAL, "detr");
@@ -284,8 +295,8 @@ class Model {
             if (!options.spinning) settings.AddConfigEntry("session.intra_op.allow_spinning", "0");
             return Ort::Session(env, path.c_str(), settings);
         } catch (const Ort::Exception& error) {
-            throw Error(Error::Kind::file, detail::name_of(path) + " cannot be loaded by ONNX Runtime (" +
-                                               detail::first_line(error.what()) + "); if it is an ONNX file, copy or export it again");
+            detail::fail(detail::file_error, detail::name_of(path), " cannot be loaded by ONNX Runtime (",
+                         detail::first_line(error.what()), "); if it is an ONNX file, copy or export it again");
         }
     }
 
@@ -293,10 +304,8 @@ class Model {
     static void require_library() {
         static const OrtApi* const api = OrtGetApiBase()->GetApi(ORT_API_VERSION);
         if (api == nullptr)
-            throw Error(Error::Kind::runtime, std::string("this program was built for ONNX Runtime 1.") +
-                                                  std::to_string(ORT_API_VERSION) + " and found " +
-                                                  OrtGetApiBase()->GetVersionString() +
-                                                  ", which is older; install that version or a later one");
+            detail::fail(detail::runtime_error, "this program was built for ONNX Runtime 1.", ORT_API_VERSION, " and found ",
+                         OrtGetApiBase()->GetVersionString(), ", which is older; install that version or a later one");
 #ifdef ORT_API_MANUAL_INIT  // without this macro, the header of ONNX Runtime does the same before main
         static const bool once = (Ort::InitApi(api), true);
         static_cast<void>(once);
@@ -307,8 +316,8 @@ class Model {
         Ort::AllocatorWithDefaultOptions allocator;
         const auto text = session_.GetModelMetadata().LookupCustomMetadataMapAllocated("detr_export", allocator);
         if (text == nullptr)
-            throw Error(Error::Kind::file, file + " has no metadata of detr-export; make it with: "
-                                               "detr-export onnx MODEL --end-to-end -o " + file);
+            detail::fail(detail::file_error, file,
+                         " has no metadata of detr-export; make it with: ", "detr-export onnx MODEL --end-to-end -o ", file);
         return nlohmann::json::parse(text.get(), nullptr, /*allow_exceptions=*/false);  // damaged text becomes no object
     }
 
@@ -329,7 +338,7 @@ class Model {
             !is("scores", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) || !is("labels", ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64) ||
             !is("boxes", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) ||
             (has_masks_ && !is("masks", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT)))
-            throw Error(Error::Kind::file, file + " has other inputs or outputs than its metadata says; export it again");
+            detail::fail(detail::file_error, file, " has other inputs or outputs than its metadata says; export it again");
     }
 
     static ONNXTensorElementDataType type(const Ort::TypeInfo& info) {
@@ -355,7 +364,7 @@ class Model {
     }
 
     std::vector<std::vector<Detection>> run(const ImageView* images, std::size_t count, float threshold) const {
-        if (!session_) throw Error(Error::Kind::input, "the model was moved to another object; use that one");
+        if (!session_) detail::fail(detail::input_error, "the model was moved to another object; use that one");
         detail::check_images(metadata_, images, count, threshold);
         std::vector<std::uint8_t> copy;
         const std::uint8_t* pixels = gather(images, count, copy);
@@ -367,8 +376,7 @@ class Model {
             // ONNX Runtime reads its inputs and never writes to them.
             const Ort::Value image = Ort::Value::CreateTensor<std::uint8_t>(memory, const_cast<std::uint8_t*>(pixels),
                                                                             count * images[0].bytes(), shape.data(), 4);
-            const auto values =
-                session_.Run(Ort::RunOptions{nullptr}, &input, &image, 1, names.data(), has_masks_ ? 4 : 3);
+            const auto values = session_.Run(Ort::RunOptions{nullptr}, &input, &image, 1, names.data(), has_masks_ ? 4 : 3);
             const auto shape_of = [&values](std::size_t index) {
                 return values[index].GetTensorTypeAndShapeInfo().GetShape();
             };
@@ -380,7 +388,7 @@ class Model {
                                           has_masks_ ? values[3].GetTensorData<float>() : nullptr};
             return detail::read_outputs(metadata_, outputs, shapes, threshold);
         } catch (const Ort::Exception& error) {
-            throw Error(Error::Kind::runtime, "ONNX Runtime failed: " + detail::first_line(error.what()));
+            detail::fail(detail::runtime_error, "ONNX Runtime failed: ", detail::first_line(error.what()));
         }
     }
 

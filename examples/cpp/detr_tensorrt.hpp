@@ -1,5 +1,6 @@
-// Runs a TensorRT engine of an end-to-end file (`detr-export trt model.onnx -o model.engine`), with the same calls and results
-// as detr.hpp. It needs detr.hpp beside it, TensorRT 10 or later, the CUDA runtime and nlohmann-json, but not ONNX Runtime.
+// Runs a TensorRT engine of an end-to-end file (`detr-export trt model.onnx -o model.engine`), with the same calls and
+// results as detr.hpp. It needs detr.hpp beside it, TensorRT 10 or later, the CUDA runtime and nlohmann-json, but not ONNX
+// Runtime.
 //
 //     detr::TensorRTModel model("model.engine");      // reads model.engine.json, too
 //     for (const detr::Detection& found : model.detect({pixels, height, width}, 0.7F)) ...
@@ -64,12 +65,12 @@ class Logger : public nvinfer1::ILogger {
         errors_.clear();
     }
 
-    [[noreturn]] void fail(const std::string& what, Error::Kind kind = Error::Kind::runtime, const char* remedy = "") {
+    // The errors since `clear`.
+    std::string reason() {
         const std::lock_guard<std::mutex> lock(mutex_);
-        std::string reason;
-        for (const std::string& error : errors_) reason += (reason.empty() ? "" : "; ") + error;
-        errors_.clear();
-        throw Error(kind, what + ": " + (reason.empty() ? "TensorRT gave no reason" : reason) + remedy);
+        std::string all;
+        for (const std::string& error : errors_) all += (all.empty() ? "" : "; ") + error;
+        return all.empty() ? "TensorRT gave no reason" : all;
     }
 
  private:
@@ -79,8 +80,7 @@ class Logger : public nvinfer1::ILogger {
 
 inline void cuda(cudaError_t status, const char* what) {
     if (status != cudaSuccess)
-        throw Error(Error::Kind::runtime, std::string(what) + " failed: " + cudaGetErrorString(status) +
-                                              "; check the GPU and its driver with nvidia-smi");
+        fail(runtime_error, what, " failed: ", cudaGetErrorString(status), "; check the GPU and its driver with nvidia-smi");
 }
 
 // The model's GPU as the thread's current one, and afterwards the one that was current before.
@@ -149,11 +149,13 @@ inline std::string sha256(const std::string& data) {
         for (std::size_t i = 0; i < 64; ++i) words[i / 4] = words[i / 4] << 8 | static_cast<unsigned char>(block[i]);
         for (std::size_t i = 16; i < 64; ++i) {
             const std::uint32_t a = words[i - 15], b = words[i - 2];
-            words[i] = words[i - 16] + (turn(a, 7) ^ turn(a, 18) ^ a >> 3) + words[i - 7] + (turn(b, 17) ^ turn(b, 19) ^ b >> 10);
+            words[i] =
+                words[i - 16] + (turn(a, 7) ^ turn(a, 18) ^ a >> 3) + words[i - 7] + (turn(b, 17) ^ turn(b, 19) ^ b >> 10);
         }
         auto [a, b, c, d, e, f, g, h] = state;
         for (std::size_t i = 0; i < 64; ++i) {
-            const std::uint32_t one = h + (turn(e, 6) ^ turn(e, 11) ^ turn(e, 25)) + ((e & f) ^ (~e & g)) + constants[i] + words[i];
+            const std::uint32_t one =
+                h + (turn(e, 6) ^ turn(e, 11) ^ turn(e, 25)) + ((e & f) ^ (~e & g)) + constants[i] + words[i];
             const std::uint32_t two = (turn(a, 2) ^ turn(a, 13) ^ turn(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
             h = g, g = f, f = e, e = d + one, d = c, c = b, b = a, a = one + two;
         }
@@ -173,7 +175,7 @@ inline std::string read_file(const std::filesystem::path& path) {
     require_file(path);
     std::ifstream file(path, std::ios::binary);
     std::string content{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-    if (file.bad() || !file.is_open()) throw Error(Error::Kind::file, name_of(path) + " cannot be read; check its permissions");
+    if (file.bad() || !file.is_open()) fail(file_error, name_of(path), " cannot be read; check its permissions");
     return content;
 }
 
@@ -190,10 +192,6 @@ inline Version version_of(const std::string& text) {
     return version;
 }
 
-inline std::string text(const Version& version) {
-    return std::to_string(version[0]) + '.' + std::to_string(version[1]) + '.' + std::to_string(version[2]);
-}
-
 // Whether an engine runs on this version. Only version-compatible ones run on a later TensorRT than built them. Source: the
 // support matrix of TensorRT 11.4, "Engine Portability".
 inline bool runs_on(const Version& built, const Version& here, bool version_compatible) {
@@ -203,27 +201,28 @@ inline bool runs_on(const Version& built, const Version& here, bool version_comp
 
 // Refuses an engine that this machine cannot run, before its code is loaded. Returns its metadata and whether it brings code
 // for the CPU.
-inline std::pair<Metadata, bool> admit(const std::string& file, const std::string& plan, const std::string& sidecar, int device) {
+inline std::pair<Metadata, bool> admit(const std::string& file, const std::string& plan, const std::string& sidecar,
+                                       int device) {
     const std::string again = "build it again: detr-export trt MODEL.onnx -o " + file;
-    const auto refuse = [&](const std::string& message) { throw Error(Error::Kind::file, file + message); };
     try {
         const auto document = nlohmann::json::parse(sidecar);
-        if (const auto format = document.at("format_version").get<int>(); format > newest_sidecar)
-            refuse(".json has format " + std::to_string(format) + ", and this header reads " + std::to_string(newest_sidecar) +
-                   "; take the header of the detr-export that built the engine");
-        if (document.at("format_version").get<int>() < newest_sidecar) refuse(".json has an old format; " + again);
+        const auto format = document.at("format_version").get<int>();
+        if (format > newest_sidecar)
+            fail(file_error, file, ".json has format ", format, ", and this header reads ", newest_sidecar,
+                 "; take the header of the detr-export that built the engine");
+        if (format < newest_sidecar) fail(file_error, file, ".json has the old format ", format, "; ", again);
         if (document.at("library").get<std::string>() != "tensorrt")
-            refuse(" is for TensorRT-RTX, and this program uses TensorRT; leave out --rtx and " + again);
-        if (document.at("sha256").get<std::string>() != sha256(plan))  // an engine is executable code, of known origin
-            refuse(" is not the engine that its .json describes (its SHA-256 differs); copy both again");
+            fail(file_error, file, " is for TensorRT-RTX, and this program uses TensorRT; leave out --rtx and ", again);
+        if (document.at("sha256").get<std::string>() != sha256(plan))  // an engine is executable code
+            fail(file_error, file, " is not the engine that its .json describes (its SHA-256 differs); copy both again");
 
         const auto built = document.at("library_version").get<std::string>();
         const bool compatible = document.at("version_compatible").get<bool>();
         const int number = getInferLibVersion();
         const Version here{number / 10000, number / 100 % 100, number % 100};
         if (!runs_on(version_of(built), here, compatible))
-            refuse(" was built with TensorRT " + built + ", and this is " + text(here) + "; install " + built +
-                   ", or here, " + again);
+            fail(file_error, file, " was built with TensorRT ", built, ", and this is ", here[0], '.', here[1], '.', here[2],
+                 "; install ", built, ", or here, ", again);
 
         int major = 0, minor = 0;
         cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
@@ -232,13 +231,13 @@ inline std::pair<Metadata, bool> admit(const std::string& file, const std::strin
         for (const auto& target : document.at("targets"))
             fits = fits || (target.at(0).get<int>() == major && target.at(1).get<int>() == minor);
         if (!fits)
-            refuse(" was built for another kind of GPU; this one has compute capability " + std::to_string(major) + '.' +
-                   std::to_string(minor) + "; here, " + again + ", or there with --hardware-compatible");
+            fail(file_error, file, " was built for another kind of GPU; this one has compute capability ", major, '.', minor,
+                 "; here, ", again, ", or there with --hardware-compatible");
         return {read_metadata(file, document.at("metadata")), compatible};
     } catch (const Error&) {
         throw;
     } catch (const std::exception& error) {  // of the JSON library, or a version that is no number
-        throw Error(Error::Kind::file, file + ".json is damaged (" + first_line(error.what()) + "); " + again);
+        fail(file_error, file, ".json is damaged (", first_line(error.what()), "); ", again);
     }
 }
 
@@ -252,7 +251,8 @@ class TensorRTModel {
         const std::string plan = detail::read_file(path);
         std::filesystem::path beside = path;
         if (beside += ".json"; !std::filesystem::is_regular_file(beside))
-            throw Error(Error::Kind::file, file + ".json is missing, and says what the engine is; copy it together with the engine");
+            detail::fail(detail::file_error, file, ".json is missing, and says what the engine is; ",
+                         "copy it together with the engine");
         const std::string sidecar = detail::read_file(beside);
         const detail::DeviceScope scope(device);
         auto [metadata, host_code] = detail::admit(file, plan, sidecar, device);
@@ -333,7 +333,7 @@ class TensorRTModel {
     }
 
     std::vector<std::vector<Detection>> run(const ImageView* images, std::size_t count, float threshold) const {
-        if (!state_) throw Error(Error::Kind::input, "the model was moved to another object; use that one");
+        if (!state_) detail::fail(detail::input_error, "the model was moved to another object; use that one");
         detail::check_images(state_->metadata, images, count, threshold);
         const std::lock_guard<std::mutex> lock(state_->mutex);
         const detail::DeviceScope scope(state_->device);
@@ -349,12 +349,18 @@ inline void TensorRTModel::State::load(const std::string& file, const std::strin
 
     // The engine
     runtime.reset(nvinfer1::createInferRuntime(logger));
-    if (!runtime) logger.fail("TensorRT does not start", Error::Kind::runtime, "; install the TensorRT that this was built for");
+    if (!runtime)
+        detail::fail(detail::runtime_error, "TensorRT does not start (", logger.reason(), "); check that its library is ",
+                     NV_TENSORRT_MAJOR, " as its header, and the GPU's driver with nvidia-smi");
     if (host_code) runtime->setEngineHostCodeAllowed(true);
     engine.reset(runtime->deserializeCudaEngine(plan.data(), plan.size()));
-    if (!engine) logger.fail(file + " is refused by TensorRT", Error::Kind::file, "; build it again on this machine");
+    if (!engine)
+        detail::fail(detail::file_error, file, " is refused by TensorRT (", logger.reason(),
+                     "); build it again on this machine");
     context.reset(engine->createExecutionContext());
-    if (!context) logger.fail("TensorRT gives no execution context", Error::Kind::runtime, "; free memory of the GPU");
+    if (!context)
+        detail::fail(detail::runtime_error, "TensorRT gives no execution context (", logger.reason(),
+                     "); free memory of the GPU");
     cudaStream_t made = nullptr;
     detail::cuda(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
     stream.reset(made);
@@ -376,8 +382,8 @@ inline void TensorRTModel::State::load(const std::string& file, const std::strin
     if (inputs != 1 || !is("image", nvinfer1::DataType::kUINT8) || !is("scores", nvinfer1::DataType::kFLOAT) ||
         !(narrow_labels || is("labels", nvinfer1::DataType::kINT64)) || !is("boxes", nvinfer1::DataType::kFLOAT) ||
         (has_masks && !is("masks", nvinfer1::DataType::kFLOAT)))
-        throw Error(Error::Kind::file, file + " has other inputs or outputs than its .json says; build it again from a file "
-                                              "of detr-export onnx --end-to-end");
+        detail::fail(detail::file_error, file, " has other inputs or outputs than its .json says; ",
+                     "build it again from a file of detr-export onnx --end-to-end");
 
     // The sizes that it was built for
     using Select = nvinfer1::OptProfileSelector;
@@ -392,7 +398,8 @@ inline std::size_t TensorRTModel::State::choose(const Size& size) const {
     std::size_t chosen = profiles.size();
     std::string taken;
     const auto distance = [&size](const Profile& profile) {
-        const auto best = static_cast<std::int64_t>(elements(profile.best)), wanted = static_cast<std::int64_t>(elements(size));
+        const auto best = static_cast<std::int64_t>(elements(profile.best)),
+                   wanted = static_cast<std::int64_t>(elements(size));
         return std::pair(elements(profile.largest), best > wanted ? best - wanted : wanted - best);
     };
     for (std::size_t index = 0; index < profiles.size(); ++index) {
@@ -404,8 +411,9 @@ inline std::size_t TensorRTModel::State::choose(const Size& size) const {
         if (fits && (chosen == profiles.size() || distance(profile) < distance(profiles[chosen]))) chosen = index;
     }
     if (chosen == profiles.size())
-        throw Error(Error::Kind::input, "the engine was not built for " + text(size) + " (batch x height x width); it takes " +
-                                            taken + "; resize the image, or build it again with --profile MIN:OPT:MAX");
+        detail::fail(detail::input_error, "the engine was not built for ", text(size),
+                     " (batch x height x width); it takes ", taken,
+                     "; resize the image, or build it again with --profile MIN:OPT:MAX");
     return chosen;
 }
 
@@ -423,6 +431,11 @@ inline std::vector<std::vector<Detection>> TensorRTModel::State::run(const Image
                                                                      float threshold) {
     auto& logger = detail::Logger::instance();
     logger.clear();
+    const auto require = [&logger](bool done, const char* step) {
+        if (!done)
+            detail::fail(detail::runtime_error, "TensorRT failed to ", step, ": ", logger.reason(),
+                         "; run detr-export verify ENGINE on this machine");
+    };
     const std::size_t image_bytes = images[0].bytes(), row_bytes = images[0].row_bytes();
     const auto batch = static_cast<std::int64_t>(count);
 
@@ -437,10 +450,8 @@ inline std::vector<std::vector<Detection>> TensorRTModel::State::run(const Image
 
     // Sizes
     const std::size_t profile = choose({batch, images[0].height, images[0].width, 3});
-    if (!context->setOptimizationProfileAsync(static_cast<std::int32_t>(profile), stream.get()))
-        logger.fail("TensorRT does not change to profile " + std::to_string(profile));
-    if (!context->setInputShape("image", nvinfer1::Dims{4, {batch, images[0].height, images[0].width, 3}}))
-        logger.fail("TensorRT refuses the image's size");
+    require(context->setOptimizationProfileAsync(static_cast<std::int32_t>(profile), stream.get()), "change its profile");
+    require(context->setInputShape("image", nvinfer1::Dims{4, {batch, images->height, images->width, 3}}), "take the size");
     const auto shape_of = [this](const char* name) { return size_of(context->getTensorShape(name)); };
     const detail::Shapes shapes{shape_of("scores"), shape_of("labels"), shape_of("boxes"),
                                 has_masks ? shape_of("masks") : Size{}};
@@ -449,22 +460,22 @@ inline std::vector<std::vector<Detection>> TensorRTModel::State::run(const Image
     // Inputs, without the padding of rows
     auto* const input = static_cast<std::uint8_t*>(buffers["image"].reserve(count * image_bytes));
     for (std::size_t index = 0; index < count; ++index)
-        detail::cuda(cudaMemcpy2DAsync(input + index * image_bytes, row_bytes, images[index].data, images[index].stride(),
-                                       row_bytes, static_cast<std::size_t>(images[index].height), cudaMemcpyHostToDevice,
-                                       stream.get()),
-                     "cudaMemcpy2DAsync");
+        detail::cuda(
+            cudaMemcpy2DAsync(input + index * image_bytes, row_bytes, images[index].data, images[index].stride(), row_bytes,
+                              static_cast<std::size_t>(images[index].height), cudaMemcpyHostToDevice, stream.get()),
+            "cudaMemcpy2DAsync");
 
     // The run
     const auto bind = [&](const char* name, const Size& shape, std::size_t size) {
-        if (!context->setTensorAddress(name, buffers[name].reserve(elements(shape) * size)))
-            logger.fail(std::string("TensorRT refuses the memory of ") + name);
+        require(context->setTensorAddress(name, buffers[name].reserve(elements(shape) * size)),
+                "take the memory of an output");
     };
-    if (!context->setTensorAddress("image", input)) logger.fail("TensorRT refuses the memory of image");
+    require(context->setTensorAddress("image", input), "take the memory of the image");
     bind("scores", shapes.scores, sizeof(float));
     bind("labels", shapes.labels, narrow_labels ? sizeof(std::int32_t) : sizeof(std::int64_t));
     bind("boxes", shapes.boxes, sizeof(float));
     if (has_masks) bind("masks", shapes.masks, sizeof(float));
-    if (!context->enqueueV3(stream.get())) logger.fail("TensorRT failed");
+    require(context->enqueueV3(stream.get()), "run the engine");
 
     // Outputs
     scores = queue_download<float>("scores", shapes.scores);

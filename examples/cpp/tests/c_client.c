@@ -6,12 +6,12 @@
 #include "detr.h"
 
 static int failures = 0;
-#define CHECK(condition) \
-    do { \
-        if (!(condition)) { \
-            ++failures; \
+#define CHECK(condition)                                                                                        \
+    do {                                                                                                        \
+        if (!(condition)) {                                                                                     \
+            ++failures;                                                                                         \
             fprintf(stderr, "%s:%d: %s (last error: %s)\n", __FILE__, __LINE__, #condition, detr_last_error()); \
-        } \
+        }                                                                                                       \
     } while (0)
 
 int main(int argc, char** argv) {
@@ -66,7 +66,8 @@ int main(int argc, char** argv) {
     images[0].color = DETR_BGR;
     CHECK(detr_detect(model, images, 1, 0.5F, &results) == DETR_ERROR_INPUT && strstr(detr_last_error(), "--bgr") != NULL);
     images[0].color = 7;
-    CHECK(detr_detect(model, images, 1, 0.5F, &results) == DETR_ERROR_INPUT && strstr(detr_last_error(), "DETR_RGB") != NULL);
+    CHECK(detr_detect(model, images, 1, 0.5F, &results) == DETR_ERROR_INPUT &&
+          strstr(detr_last_error(), "DETR_RGB") != NULL);
     CHECK(detr_detect(NULL, images, 1, 0.5F, &results) == DETR_ERROR_INPUT);
     CHECK(detr_detect(model, NULL, 1, 0.5F, &results) == DETR_ERROR_INPUT);
     CHECK(detr_detect(model, NULL, 0, 0.5F, &results) == DETR_ERROR_INPUT && strstr(detr_last_error(), "no image") != NULL);

@@ -30,7 +30,8 @@ inline void error(detr::Error::Kind kind, const std::vector<std::string>& parts,
     } catch (const detr::Error& error) {
         const std::string text = error.what();
         that(error.kind() == kind, "another kind of error: " + text, file, line);
-        for (const std::string& part : parts) that(text.find(part) != std::string::npos, "'" + part + "' is not in: " + text, file, line);
+        for (const std::string& part : parts)
+            that(text.find(part) != std::string::npos, "'" + part + "' is not in: " + text, file, line);
         that(text.find('\n') == std::string::npos, "more than one line: " + text, file, line);
         return;
     } catch (const std::exception& error) {
@@ -76,7 +77,8 @@ inline bool is_right(const std::vector<detr::Detection>& found, const Picture& p
         const detr::Box& box = object.box;
         if (object.label != (k == 0 ? 1 : 0) || object.name != (k == 0 ? "traffic light" : "cat")) return false;
         if (object.score != (k == 0 ? 0.9F : 0.6F) || object.mask.has_value() != masks) return false;
-        if (box.x_min != picture.sum + step || box.y_min != first + step || box.x_max != width + step || box.y_max != height + step)
+        if (box.x_min != picture.sum + step || box.y_min != first + step || box.x_max != width + step ||
+            box.y_max != height + step)
             return false;
         const std::vector<float> cells{0.25F + step, 0.5F + step, 0.75F + step, step, step, step};
         if (masks && (object.mask->height != 2 || object.mask->width != 3 || object.mask->cells != cells)) return false;

@@ -17,8 +17,9 @@ void test_files(const std::string& folder) {
     CHECK_ERROR(file, ({"not images", "--end-to-end"}), open("prepared.onnx"));
     CHECK_ERROR(file, ({"not images", "--end-to-end"}), open("old.onnx"));
     CHECK_ERROR(file, ({"format 2", "reads 1", "take the header"}), open("newer.onnx"));
-    for (const char* name : {"not-json.onnx", "not-an-object.onnx", "no-names.onnx", "bad-label.onnx", "bad-color.onnx"})
+    for (const char* name : {"not-json.onnx", "not-an-object.onnx", "no-names.onnx", "bad-label.onnx"})
         CHECK_ERROR(file, ({name, "damaged", "export it again"}), open(name));
+    CHECK_ERROR(file, ({"color is 'grb'", "export it again"}), open("bad-color.onnx"));
     CHECK_ERROR(file, ({"other inputs or outputs", "export it again"}), open("other-input.onnx"));
     CHECK_ERROR(file, ({"other inputs or outputs", "export it again"}), open("other-labels.onnx"));
     CHECK_ERROR(input, ({"threads is -1", "0 or more"}), detr::Model(folder + "/right.onnx", {-1, true}));
@@ -49,13 +50,15 @@ void test_images(const std::string& folder) {
     CHECK_ERROR(input, ({"width is 2147483647", "resize"}), refused([](auto& view) { view.width = INT_MAX; }));
     CHECK_ERROR(input, ({"row_stride is 6", "a row has 18", "bytes"}), refused([](auto& view) { view.row_stride = 6; }));
     CHECK_ERROR(input, ({"larger than the memory"}), refused([](auto& view) { view.row_stride = SIZE_MAX / 2; }));
-    CHECK_ERROR(input, ({"BGR", "RGB", "ImageView::color", "with --bgr"}), refused([](auto& view) { view.color = detr::Color::bgr; }));
+    CHECK_ERROR(input, ({"BGR", "RGB", "ImageView::color", "with --bgr"}),
+                refused([](auto& view) { view.color = detr::Color::bgr; }));
     CHECK_ERROR(input, ({"RGB", "BGR", "without --bgr"}), bgr.detect(picture.view()));
 
     CHECK_ERROR(input, ({"no image"}), model.detect(std::vector<detr::ImageView>{}));
     CHECK_ERROR(input, ({"one size"}), model.detect({picture.view(), other.view()}));
     CHECK_ERROR(input, ({"null pointer"}), model.detect({picture.view(), changed([](auto& view) { view.data = nullptr; })}));
-    CHECK_ERROR(input, ({"batch is 3", "1 to 2", "smaller parts"}), narrow.detect({picture.view(), picture.view(), picture.view()}));
+    CHECK_ERROR(input, ({"batch is 3", "1 to 2", "fewer"}),
+                narrow.detect({picture.view(), picture.view(), picture.view()}));
     CHECK_ERROR(input, ({"height is 1", "2 to 8"}), narrow.detect(Picture(1, 4, 1).view()));
     CHECK_ERROR(input, ({"width is 9", "3 to 8"}), narrow.detect(Picture(4, 9, 1).view()));
 

@@ -61,7 +61,8 @@ Case read_case(const std::string& folder, const json& item) {
     const auto scores = read_array<float>(folder, outputs.at("scores"), "float32");
     const auto labels = read_array<std::int64_t>(folder, outputs.at("labels"), "int64");
     const auto boxes = read_array<float>(folder, outputs.at("boxes"), "float32");
-    const auto masks = outputs.contains("masks") ? read_array<float>(folder, outputs.at("masks"), "float32") : std::vector<float>{};
+    const auto masks =
+        outputs.contains("masks") ? read_array<float>(folder, outputs.at("masks"), "float32") : std::vector<float>{};
     if (read.shape.size() != 4 || read.shape[0] == 0 || scores.empty() || labels.size() != scores.size() ||
         boxes.size() != 4 * scores.size())
         throw std::runtime_error(read.name + ": the arrays do not fit each other");
@@ -69,8 +70,11 @@ Case read_case(const std::string& folder, const json& item) {
     read.expected.resize(read.shape[0]);
     for (std::size_t index = 0; index < scores.size(); ++index) {
         const auto* mask = masks.data() + index * cells;
-        read.expected[index / queries].push_back({labels[index], scores[index],
-            {boxes[4 * index], boxes[4 * index + 1], boxes[4 * index + 2], boxes[4 * index + 3]}, {mask, mask + cells}});
+        read.expected[index / queries].push_back(
+            {labels[index],
+             scores[index],
+             {boxes[4 * index], boxes[4 * index + 1], boxes[4 * index + 2], boxes[4 * index + 3]},
+             {mask, mask + cells}});
     }
     return read;
 }
@@ -79,12 +83,15 @@ std::vector<std::vector<Object>> detect(const detr::Model& model, const Case& it
     const int height = static_cast<int>(item.shape[1]), width = static_cast<int>(item.shape[2]);
     std::vector<detr::ImageView> views;
     for (std::size_t index = 0; index < item.shape[0]; ++index)
-        views.push_back({item.pixels.data() + index * item.pixels.size() / item.shape[0], height, width, 3, 0, model.metadata().color});
+        views.push_back(
+            {item.pixels.data() + index * item.pixels.size() / item.shape[0], height, width, 3, 0, model.metadata().color});
     std::vector<std::vector<Object>> found;
     for (const auto& objects : model.detect(views, threshold)) {
         found.emplace_back();
         for (const detr::Detection& object : objects)
-            found.back().push_back({object.label, object.score, {object.box.x_min, object.box.y_min, object.box.x_max, object.box.y_max},
+            found.back().push_back({object.label,
+                                    object.score,
+                                    {object.box.x_min, object.box.y_min, object.box.x_max, object.box.y_max},
                                     object.mask ? object.mask->cells : std::vector<float>{}});
     }
     return found;
@@ -112,14 +119,15 @@ void match(const std::string& what, const std::vector<Object>& these, const std:
         for (std::size_t index = 0; index < those.size(); ++index) {
             const float box = largest_difference(object.box, those[index].box);
             if (!used[index] && those[index].label == object.label && those[index].score > threshold &&
-                std::fabs(those[index].score - object.score) <= tolerances.score && box <= tolerances.box && box < distance) {
+                std::fabs(those[index].score - object.score) <= tolerances.score && box <= tolerances.box &&
+                box < distance) {
                 nearest = index;
                 distance = box;
             }
         }
         std::ostringstream text;
-        text << what << ": no partner for label " << object.label << ", score " << object.score << ", box " << object.box[0] << ' '
-             << object.box[1] << ' ' << object.box[2] << ' ' << object.box[3];
+        text << what << ": no partner for label " << object.label << ", score " << object.score << ", box " << object.box[0]
+             << ' ' << object.box[1] << ' ' << object.box[2] << ' ' << object.box[3];
         check::that(nearest < those.size(), text.str(), __FILE__, __LINE__);
         if (nearest == those.size()) continue;
         used[nearest] = true;
@@ -160,8 +168,8 @@ int main(int argc, char** argv) try {
             match(one.name + ", found", answers.back()[image], one.expected[image], threshold, tolerances, differences);
         }
         pairs += differences.pairs;
-        std::cout << one.name << ": " << differences.pairs << " pairs both ways, largest difference of scores " << differences.score
-                  << ", boxes " << differences.box << ", masks " << differences.mask << '\n';
+        std::cout << one.name << ": " << differences.pairs << " pairs both ways, largest difference of scores "
+                  << differences.score << ", boxes " << differences.box << ", masks " << differences.mask << '\n';
     }
     check::that(pairs > 0, "no object is above the threshold, so nothing was compared", __FILE__, __LINE__);
 

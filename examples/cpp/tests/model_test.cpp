@@ -33,7 +33,8 @@ void test_images(const std::string& folder) {
     CHECK(model.metadata().names.size() == 2);
     CHECK(!model.has_masks());
     const Picture picture(5, 7, 1), other(5, 7, 2), padded(5, 7, 3, 11), narrow(1, 1, 4), row(1, 6, 5, 64);
-    for (const Picture* one : {&picture, &other, &padded, &narrow, &row}) CHECK(check::is_right(model.detect(one->view()), *one));
+    for (const Picture* one : {&picture, &other, &padded, &narrow, &row})
+        CHECK(check::is_right(model.detect(one->view()), *one));
     CHECK(check::is_right(model.detect({picture.bytes.data(), 5, 7}), picture));
 
     const auto found = model.detect({picture.view(), padded.view(), other.view()}, 0.5F);
@@ -99,7 +100,8 @@ void test_threads(const std::string& folder) {
     for (unsigned number = 0; number < 4; ++number)
         threads.emplace_back([&model, &right, number] {
             for (unsigned run = 0; run < 25; ++run) {
-                const Picture picture(3 + static_cast<int>(number), 5 + static_cast<int>(run % 3), 100 * number + run, number % 2);
+                const Picture picture(3 + static_cast<int>(number), 5 + static_cast<int>(run % 3), 100 * number + run,
+                                      number % 2);
                 right += check::is_right(model.detect(picture.view()), picture, true) ? 1 : 0;
             }
         });

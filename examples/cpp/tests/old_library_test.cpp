@@ -9,6 +9,7 @@ extern "C" const OrtApiBase* ORT_API_CALL OrtGetApiBase() noexcept {
 
 int main() {
     for (int attempt = 0; attempt < 2; ++attempt)
-        CHECK_ERROR(runtime, ({"ONNX Runtime 1." + std::to_string(ORT_API_VERSION), "found 1.2.0", "install"}), detr::Model("any.onnx"));
+        CHECK_ERROR(runtime, ({"ONNX Runtime 1." + std::to_string(ORT_API_VERSION), "found 1.2.0", "install"}),
+                    detr::Model("any.onnx"));
     return check::finish();
 }

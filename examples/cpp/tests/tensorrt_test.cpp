@@ -33,7 +33,8 @@ void test_images(const std::string& folder) {
     const Picture picture(5, 7, 1), other(5, 7, 2), padded(5, 7, 3, 11), large(16, 16, 4), small(2, 3, 5);
     for (const Picture* one : {&picture, &padded, &large, &small}) CHECK(check::is_right(model.detect(one->view()), *one));
     const auto found = model.detect({other.view(), padded.view(), picture.view()}, 0.5F);
-    CHECK(found.size() == 3 && check::is_right(found[0], other) && check::is_right(found[1], padded) && check::is_right(found[2], picture));
+    CHECK(found.size() == 3 && check::is_right(found[0], other) && check::is_right(found[1], padded) &&
+          check::is_right(found[2], picture));
     CHECK(model.detect(picture.view(), 0.0F).size() == 3);
     CHECK(model.detect(picture.view(), 0.6F).size() == 1);
 
@@ -50,7 +51,7 @@ void test_profiles(const std::string& folder) {
         return control::profile.load();
     };
     const Picture tiny(3, 3, 1), middle(8, 7, 1), large(9, 8, 1), wide(8, 17, 1);
-    CHECK(profile_of({tiny.view()}) == 1);    // of the two with the smallest maximum, the one with the nearest optimum
+    CHECK(profile_of({tiny.view()}) == 1);  // of the two with the smallest maximum, the one with the nearest optimum
     CHECK(profile_of({middle.view()}) == 2);
     CHECK(profile_of({large.view()}) == 0);
     CHECK(profile_of({tiny.view(), tiny.view()}) == 0);
@@ -70,12 +71,13 @@ void test_admission(const std::string& folder) {
     CHECK_ERROR(file, ({"missing.engine", "does not exist"}), open("missing.engine"));
     CHECK_ERROR(file, ({"alone.engine.json is missing", "copy it together"}), open("alone.engine"));
     CHECK_ERROR(file, ({"format 3", "reads 2", "take the header"}), open("newer.engine"));
-    CHECK_ERROR(file, ({"old format", "detr-export trt"}), open("older.engine"));
+    CHECK_ERROR(file, ({"old format 1", "detr-export trt"}), open("older.engine"));
     CHECK_ERROR(file, ({"TensorRT-RTX", "--rtx"}), open("rtx.engine"));
     CHECK_ERROR(file, ({"SHA-256", "copy both again"}), open("other-digest.engine"));
     CHECK_ERROR(file, ({"not images", "--end-to-end"}), open("prepared.engine"));
     CHECK_ERROR(file, ({"other inputs or outputs", "--end-to-end"}), open("half.engine"));
-    CHECK_ERROR(file, ({"damaged.engine is refused", "the magic tag does not match", "build it again"}), open("damaged.engine"));
+    CHECK_ERROR(file, ({"damaged.engine is refused", "the magic tag does not match", "build it again"}),
+                open("damaged.engine"));
     for (const char* name : {"not-json.engine", "no-library.engine", "bad-version.engine"})
         CHECK_ERROR(file, ({name, "damaged", "build it again"}), open(name));
     CHECK_ERROR(runtime, ({"cudaSetDevice", "invalid device ordinal", "nvidia-smi"}), open("right.engine", 2));
@@ -159,7 +161,8 @@ void test_threads(const std::string& folder) {
     for (unsigned number = 0; number < 4; ++number)
         threads.emplace_back([&model, &right, number] {
             for (unsigned run = 0; run < 50; ++run) {
-                const Picture picture(3 + static_cast<int>(number), 5 + static_cast<int>(run % 3), 100 * number + run, number % 2);
+                const Picture picture(3 + static_cast<int>(number), 5 + static_cast<int>(run % 3), 100 * number + run,
+                                      number % 2);
                 right += check::is_right(model.detect(picture.view()), picture, true) ? 1 : 0;
             }
         });

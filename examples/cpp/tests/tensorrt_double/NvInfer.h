@@ -1,5 +1,5 @@
-// A double of TensorRT 10: only what detr_tensorrt.hpp uses, with the same declarations. Tests decide how it behaves, through
-// control.hpp. The plan of its engines is a JSON text, see make_fake_engine.py.
+// A double of TensorRT 10: only what detr_tensorrt.hpp uses, with the same declarations. Tests decide how it behaves,
+// through control.hpp. The plan of its engines is a JSON text, see make_fake_engine.py.
 #ifndef NV_INFER_H
 #define NV_INFER_H
 

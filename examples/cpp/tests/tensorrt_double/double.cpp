@@ -28,7 +28,9 @@ bool fails(const char* call) { return fail_at == call; }
 }  // namespace
 
 const char* cudaGetErrorString(cudaError_t error) {
-    return error == cudaErrorMemoryAllocation ? "out of memory" : error == cudaErrorInvalidDevice ? "invalid device ordinal" : "unknown";
+    return error == cudaErrorMemoryAllocation ? "out of memory"
+           : error == cudaErrorInvalidDevice  ? "invalid device ordinal"
+                                              : "unknown";
 }
 
 cudaError_t cudaGetDevice(int* device) {
@@ -171,7 +173,8 @@ bool IExecutionContext::setOptimizationProfileAsync(std::int32_t number, cudaStr
 }
 
 bool IExecutionContext::setInputShape(char const* tensorName, Dims const& size) noexcept {
-    if (implementation->engine->fail("setInputShape") || std::string(tensorName) != "image" || size.nbDims != 4) return false;
+    if (implementation->engine->fail("setInputShape") || std::string(tensorName) != "image" || size.nbDims != 4)
+        return false;
     const auto& limits = implementation->engine->plan["profiles"][static_cast<std::size_t>(implementation->profile)];
     const Dims low = dims(limits[0]), high = dims(limits[2]);
     for (int axis = 0; axis < 4; ++axis)
@@ -182,7 +185,8 @@ bool IExecutionContext::setInputShape(char const* tensorName, Dims const& size) 
 
 Dims IExecutionContext::getTensorShape(char const* tensorName) const noexcept {
     const std::string name = tensorName;
-    const std::int64_t batch = implementation->image.d[0], box = implementation->engine->plan["box_size"].get<std::int64_t>();
+    const std::int64_t batch = implementation->image.d[0],
+                       box = implementation->engine->plan["box_size"].get<std::int64_t>();
     if (name == "image") return implementation->image;
     if (name == "boxes") return {3, {batch, 3, box}};
     if (name == "masks") return {4, {batch, 3, 2, 3}};
@@ -199,9 +203,8 @@ bool IExecutionContext::enqueueV3(cudaStream_t stream) noexcept {
     const auto& tensors = implementation->engine->plan["tensors"];
     if (implementation->engine->fail("enqueueV3") || implementation->addresses.size() != tensors.size()) return false;
     stream->work.push_back([addresses = implementation->addresses, image = implementation->image,
-                            narrow = tensors["labels"] == "int32", masks = tensors.contains("masks")] {
-        compute(addresses, image, narrow, masks);
-    });
+                            narrow = tensors["labels"] == "int32",
+                            masks = tensors.contains("masks")] { compute(addresses, image, narrow, masks); });
     return true;
 }
 
