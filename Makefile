@@ -83,6 +83,7 @@ cpp-test: $(VENV)/installed
 	cmake --build $(CPP)/sanitized --parallel $(WORKERS)
 	ctest --test-dir $(CPP)/plain --output-on-failure
 	ctest --test-dir $(CPP)/sanitized --output-on-failure
+	$(CPP)/plain/tests/golden_test $(CPP)/golden $(CPP)/demo.onnx  # once more, for the differences that it prints
 
 # In an environment of your own, with what fits the GPU's driver: see docs/tensorrt.md.
 gpu-check:

@@ -1,5 +1,5 @@
 // Runs an ONNX file that `detr-export onnx --end-to-end` wrote: an image goes in, objects come out. One header, C++17.
-// It needs ONNX Runtime 1.16 or later and nlohmann-json.
+// It needs ONNX Runtime and nlohmann-json. It is tested with the headers of ONNX Runtime 1.21 and a later library.
 //
 //     detr::Model model("detr.onnx");
 //     for (const detr::Detection& found : model.detect({pixels, height, width}, 0.7F))

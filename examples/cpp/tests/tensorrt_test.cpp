@@ -116,7 +116,7 @@ void test_failures(const std::string& folder) {
     const Picture picture(5, 7, 1, 3);
     for (const char* call : {"createInferRuntime", "createExecutionContext", "cudaStreamCreateWithFlags", "cudaGetDevice"}) {
         const Failing failing(call);
-        CHECK_ERROR(runtime, ({":", ";"}), TensorRTModel(folder + "/right.engine"));
+        CHECK_ERROR(runtime, ({"fail", ";"}), TensorRTModel(folder + "/right.engine"));
         CHECK(control::live == 0);
     }
     for (const char* call : {"setOptimizationProfileAsync", "setInputShape", "setTensorAddress", "enqueueV3"}) {
@@ -133,6 +133,16 @@ void test_failures(const std::string& folder) {
             const Failing failing(call);
             CHECK_ERROR(runtime, ({std::string(call) + " failed", "nvidia-smi"}), model.detect(picture.view()));
         }
+        CHECK(check::is_right(model.detect(picture.view()), picture));
+    }
+    for (const char* call : {"enqueueV3", "cudaMemcpyAsync"}) {  // no copy is left that reads an image after the call
+        const TensorRTModel model(folder + "/right.engine");
+        auto gone = std::make_unique<Picture>(16, 16, 2);
+        {
+            const Failing failing(call);
+            CHECK_ERROR(runtime, ({call}), model.detect(gone->view()));
+        }
+        gone.reset();
         CHECK(check::is_right(model.detect(picture.view()), picture));
     }
     CHECK(control::live == 0);
