@@ -70,9 +70,9 @@ $(TRANSFORMERS5)/installed: Makefile
 # examples/cpp against the library of the onnxruntime package, and against golden data of the demo model: plain and sanitized.
 .PHONY: cpp-test
 CPP := .cpp
-ORT_LIBRARY = $(wildcard $(VENV)/lib/python3*/site-packages/onnxruntime/capi/libonnxruntime.so.1.*)
 CPP_CMAKE = cmake -S examples/cpp -DCMAKE_PREFIX_PATH=$(CURDIR)/$(CPP)/usr -DORT_INCLUDE=$(CURDIR)/$(CPP)/usr/include/onnxruntime \
-    -DORT_WHEEL_LIBRARY=$(abspath $(ORT_LIBRARY)) -DPython3_EXECUTABLE=$(abspath $(VENV)/bin/python) \
+    -DORT_WHEEL_LIBRARY=$$(echo $(abspath $(VENV))/lib/python3*/site-packages/onnxruntime/capi/libonnxruntime.so.1.*) \
+    -DPython3_EXECUTABLE=$(abspath $(VENV)/bin/python) \
     -DDETR_GOLDEN=$(CURDIR)/$(CPP)/golden -DDETR_GOLDEN_MODEL=$(CURDIR)/$(CPP)/demo.onnx
 cpp-test: $(VENV)/installed
 	examples/cpp/get_dependencies.sh $(CPP)
