@@ -15,6 +15,11 @@ stop() {
     exit 1
 }
 
+# The folder, which Git ignores
+mkdir -p "$folder"
+folder=$(cd "$folder" && pwd)
+echo '*' >"$folder/.gitignore"
+
 # Compilers
 compilers=""
 command -v c++ >/dev/null || compilers="g++"
@@ -42,9 +47,6 @@ has nlohmann/json.hpp || packages="$packages nlohmann-json3-dev"
 # apt works in a folder of its own. Only the packages are kept.
 . /etc/os-release
 [ "$ID" = debian ] && command -v apt-get >/dev/null || stop "$packages: missing, and this is not Debian with apt-get"
-mkdir -p "$folder"
-folder=$(cd "$folder" && pwd)
-echo '*' >"$folder/.gitignore"
 work=$(mktemp -d "$folder/apt.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/lists/partial" "$work/cache/archives/partial"

@@ -55,7 +55,9 @@ def main(library_path: str, folder: str) -> None:
         pixels = bytes([first, *range(1, 12)])  # 2 x 2 pixels
         image = Image(pixels, 2, 2, 3, 0, 0)
         results, count = ctypes.c_void_p(), ctypes.c_size_t()
-        status = library.detr_detect(model, ctypes.byref(image), ctypes.c_size_t(1), ctypes.c_float(0.5), ctypes.byref(results))
+        status = library.detr_detect(
+            model, ctypes.byref(image), ctypes.c_size_t(1), ctypes.c_float(0.5), ctypes.byref(results)
+        )
         assert status == OK, library.detr_last_error()
         found = library.detr_results_get(results, ctypes.c_size_t(0), ctypes.byref(count))
         assert count.value == 2
@@ -68,7 +70,10 @@ def main(library_path: str, folder: str) -> None:
         image.channels = first + 4
         results = ctypes.c_void_p()
         threshold = ctypes.c_float(0.5)
-        assert library.detr_detect(model, ctypes.byref(image), ctypes.c_size_t(1), threshold, ctypes.byref(results)) == ERROR_INPUT
+        assert (
+            library.detr_detect(model, ctypes.byref(image), ctypes.c_size_t(1), threshold, ctypes.byref(results))
+            == ERROR_INPUT
+        )
         assert f"{first + 4} channels".encode() in library.detr_last_error(), library.detr_last_error()
 
     with ThreadPoolExecutor(4) as threads:
