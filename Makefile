@@ -98,9 +98,27 @@ $(TRANSFORMERS5)/installed: Makefile
 	$(TRANSFORMERS5)/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
+# examples/cpp against the library of the onnxruntime package, and against golden data of the demo model: plain and sanitized.
+.PHONY: cpp-test
+CPP := .cpp
+CPP_CMAKE = cmake -S examples/cpp -DCMAKE_PREFIX_PATH=$(CURDIR)/$(CPP)/usr -DORT_INCLUDE=$(CURDIR)/$(CPP)/usr/include/onnxruntime \
+    -DORT_WHEEL_LIBRARY=$$(echo $(abspath $(VENV))/lib/python3*/site-packages/onnxruntime/capi/libonnxruntime.so.1.*) \
+    -DPython3_EXECUTABLE=$(abspath $(VENV)/bin/python) \
+    -DDETR_GOLDEN=$(CURDIR)/$(CPP)/golden -DDETR_GOLDEN_MODEL=$(CURDIR)/$(CPP)/demo.onnx
+cpp-test: $(VENV)/installed
+	examples/cpp/get_dependencies.sh $(CPP)
+	$(VENV)/bin/detr-export onnx --end-to-end --no-verify --golden $(CPP)/golden --output $(CPP)/demo.onnx --overwrite
+	$(CPP_CMAKE) -B $(CPP)/plain
+	$(CPP_CMAKE) -B $(CPP)/sanitized -DDETR_SANITIZE=ON
+	cmake --build $(CPP)/plain --parallel $(WORKERS)
+	cmake --build $(CPP)/sanitized --parallel $(WORKERS)
+	ctest --test-dir $(CPP)/plain --output-on-failure
+	ctest --test-dir $(CPP)/sanitized --output-on-failure
+	$(CPP)/plain/tests/golden_test $(CPP)/golden $(CPP)/demo.onnx  # once more, for the differences that it prints
+
 # In an environment of your own, with what fits the GPU's driver: see docs/tensorrt.md.
 gpu-check:
 	$(PYTHON) -m detr_export.benchmarks.command gpu
 
 clean:
-	rm -rf $(VENV) $(DEMO_VENV) $(EMBEDDING_VENV) $(TRANSFORMERS5) demo site $(WEB)/made $(WEB)/node_modules $(WEB)/model.onnx
+	rm -rf $(VENV) $(DEMO_VENV) $(EMBEDDING_VENV) $(TRANSFORMERS5) demo site $(WEB)/made $(WEB)/node_modules $(WEB)/model.onnx $(CPP)
