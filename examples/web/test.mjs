@@ -110,6 +110,19 @@ test("the model gives the golden detections", async (context) => {
   assert.ok(pairs > 0, "the golden data has no detection to compare");
 });
 
+test("the smallest page shows the same", async () => {
+  const small = await open({}, "smallest.html?model=made/model.onnx");
+  await small.getByText("9 kinds of objects").waitFor();
+  await small.locator("input").setInputFiles({ name: "picture.jpg", mimeType: "image/jpeg", buffer: picture(0) });
+  const expected = PREDICTIONS[0].detections.filter(({ score }) => score > 0.7);
+  await small.locator("li").nth(expected.length - 1).waitFor();
+  const names = (await small.locator("li").allTextContents()).map((line) => line.split(" ")[0]);
+  assert.deepEqual(names.sort(), expected.map(({ name }) => name).sort());
+  await small.locator("input").setInputFiles({ name: "notes.txt", mimeType: "text/plain", buffer: Buffer.from("notes") });
+  await small.locator("ol", { hasText: "could not be decoded" }).waitFor();
+  await small.close();
+});
+
 test("a BGR file gets its colours in its own order", async () => {
   const [rgb, bgr] = ['"color": "rgb"', '"color": "bgr"'].map((part) => Buffer.from(part));
   const at = MODEL.indexOf(rgb);
