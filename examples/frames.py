@@ -15,8 +15,8 @@ from detr_export.runtimes import DetrError
 def main(model: str, size: str, threshold: float = 0.7) -> None:
     width, height = (int(side) for side in size.split("x"))
     frame = np.empty((height, width, 3), np.uint8)  # the one buffer that all frames go through
-    with Predictor.load(model) as predictor:
-        while (count := sys.stdin.buffer.readinto(memoryview(frame).cast("B"))) == frame.nbytes:
+    with Predictor.load(model) as predictor, open(sys.stdin.fileno(), "rb") as stream:
+        while (count := stream.readinto(frame.data.cast("B"))) == frame.nbytes:
             found = predictor.detect(frame, threshold, color="bgr")
             print(json.dumps(found.to_dict()["detections"]), flush=True)
     if count:
