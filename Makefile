@@ -5,7 +5,7 @@ DEMO_VENV := .venv-demo
 INSTALL := -m pip install --quiet --constraint constraints.txt --editable
 WORKERS ?= 2
 
-.PHONY: demo web-demo web-test benchmark test embedding-test lint format docs transformers5 gpu-check clean
+.PHONY: demo web-demo web-test benchmark test cpp-test embedding-test lint format docs transformers5 gpu-check clean
 
 DEMO := $(DEMO_VENV)/bin/detr-export
 SHAPES := demo/shapes/annotations
@@ -55,15 +55,9 @@ test: $(VENV)/installed
 	# More threads than cores would fight. A file's tests stay in one worker, so that what they share is made once.
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
 
-# A C++ program that embeds Python, compiled and run. It takes CMake, a C++17 compiler and the libpython of $(PYTHON).
-EMBEDDING_VENV := .venv-embedding
-embedding-test: $(EMBEDDING_VENV)/installed
-	OMP_NUM_THREADS=1 $(EMBEDDING_VENV)/bin/python -m pytest examples/cpp_embedding
-
-$(EMBEDDING_VENV)/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(EMBEDDING_VENV)
-	$(EMBEDDING_VENV)/bin/python $(INSTALL) '.[cpu]' onnx pybind11 pytest pytest-timeout
-	touch $@
+# A C++ program that embeds Python, compiled and run. It takes CMake, a C++17 compiler and the libpython of the environment's Python.
+embedding-test: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest examples/cpp_embedding
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
@@ -99,7 +93,6 @@ $(TRANSFORMERS5)/installed: Makefile
 	touch $@
 
 # examples/cpp against the library of the onnxruntime package, and against golden data of the demo model: plain and sanitized.
-.PHONY: cpp-test
 CPP := .cpp
 CPP_CMAKE = cmake -S examples/cpp -DCMAKE_PREFIX_PATH=$(CURDIR)/$(CPP)/usr -DORT_INCLUDE=$(CURDIR)/$(CPP)/usr/include/onnxruntime \
     -DORT_WHEEL_LIBRARY=$$(echo $(abspath $(VENV))/lib/python3*/site-packages/onnxruntime/capi/libonnxruntime.so.1.*) \
@@ -121,4 +114,4 @@ gpu-check:
 	$(PYTHON) -m detr_export.benchmarks.command gpu
 
 clean:
-	rm -rf $(VENV) $(DEMO_VENV) $(EMBEDDING_VENV) $(TRANSFORMERS5) demo site $(WEB)/made $(WEB)/node_modules $(WEB)/model.onnx $(CPP)
+	rm -rf $(VENV) $(DEMO_VENV) $(TRANSFORMERS5) demo site $(WEB)/made $(WEB)/node_modules $(WEB)/model.onnx $(CPP)
