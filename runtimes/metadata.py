@@ -76,7 +76,7 @@ class Metadata:
                 if not isinstance(values.get(name) or {}, dict):
                     raise TypeError(f"{name} is not an object")
             if values.get("end_to_end") is not None:
-                values["end_to_end"] = EndToEnd(**values["end_to_end"])
+                values["end_to_end"] = EndToEnd(**{item.name: values["end_to_end"][item.name] for item in fields(EndToEnd)})
             values["label_ids_to_fuse"] = tuple(values.get("label_ids_to_fuse", ()))
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

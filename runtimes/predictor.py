@@ -365,7 +365,7 @@ class Predictor:
                 f"the threshold of segments is {threshold}; an end-to-end file does not say how sure it is that there is no "
                 "object, and so it needs 0.5 at least"
             )
-        return mask_outputs(outputs, len(self.id2label))
+        return mask_outputs(outputs)
 
     def _panoptic(
         self,

@@ -39,7 +39,7 @@ def keep_sorted(outputs: Mapping[str, np.ndarray], threshold: float) -> list[Kep
     return results
 
 
-def mask_outputs(outputs: Mapping[str, np.ndarray], classes: int) -> dict[str, np.ndarray]:
+def mask_outputs(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """`logits` and `pred_masks` for the segmentation functions, of the outputs of an end-to-end file.
 
     The file gives the best class of each query alone. All the rest of the probability is given to "no object", so a query
@@ -47,12 +47,12 @@ def mask_outputs(outputs: Mapping[str, np.ndarray], classes: int) -> dict[str, n
 
     Args:
         outputs: `scores` and `labels` (B, K), and `masks` (B, K, h, w), before the sigmoid.
-        classes: the number of classes.
 
     Returns:
-        `logits` float32 (B, K, classes + 1) and `pred_masks`, which is `masks`.
+        `logits` float32 (B, K, C + 1), for the classes up to the largest label, and `pred_masks`, which is `masks`.
     """
     scores, labels = outputs["scores"], outputs["labels"]
+    classes = int(labels.max()) + 1
     logits = np.full((*scores.shape, classes + 1), -np.inf, dtype=np.float32)
     with np.errstate(divide="ignore"):  # the logarithm of 0 is minus infinity, as it should be
         np.put_along_axis(logits, labels[..., None], np.log(scores)[..., None], axis=-1)

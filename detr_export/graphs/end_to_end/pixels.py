@@ -2,7 +2,8 @@
 
 By default a resize is two matrix products. The weights are Pillow's triangle filter: its support is the scale where the
 image shrinks, and one pixel where it grows. The width comes first, and each pass rounds to whole levels, as in Pillow. The
-weights are multiples of 2^-16, so every sum of products is exact in float32, and every runtime gives the same levels.
+weights are multiples of 2^-16, so every sum of products is exact in float32, in whatever order it is added up. So runtimes
+whose division is that of IEEE 754 give the same levels.
 
 Against Pillow, whose weights have 22 bits, a few values in a thousand are one level off: they lie half-way between two
 levels. Two levels are possible, where both passes meet that. From version 12 on, Pillow begins with the height where a
@@ -21,7 +22,7 @@ from detr_export.runtimes.metadata import BGR, MATMUL, EndToEnd
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 from detr_export.runtimes.processing.sizes import as_size
 
-_ONE = 65536.0  # the sum of the weights; 255 times it, and a half more, is below 2^24, where float32 ends to be exact
+_UNITS = 65536  # of a weight of 1; 255 times it, and a half more, is below 2^24, where float32 ends to be exact
 
 
 def add_pixels(nodes: Nodes, image: Value, processor: DetrImageProcessor, options: EndToEnd) -> tuple[Value, Value, Value]:
@@ -58,10 +59,10 @@ def add_pixels(nodes: Nodes, image: Value, processor: DetrImageProcessor, option
 
 
 def _weights(nodes: Nodes, size: Value, new_size: Value, old_axis: int) -> Value:
-    """The weight of each old pixel in each new one, times 2^16: float32 (new, old), or (old, new) where `old_axis` is 0.
+    """The weight of each old pixel in each new one: float32 (new, old), or (old, new) where `old_axis` is 0.
 
     Old centres lie at (2i + 1) / 2, and new ones at (2j + 1) / 2 * size / new_size. Both are multiplied by 2 * new_size, so
-    that integers are subtracted and nothing is rounded before the division.
+    that integers are subtracted. Heights in the triangle and their sum are integers below 2^24; only a quotient is rounded.
     """
     old = nodes.cast((_range(nodes, size) * 2 + 1) * new_size, np.int32)
     new = nodes.cast((_range(nodes, new_size) * 2 + 1) * size, np.int32)
@@ -69,9 +70,9 @@ def _weights(nodes: Nodes, size: Value, new_size: Value, old_axis: int) -> Value
     new = nodes.add("Unsqueeze", new, [old_axis])
     distance = nodes.cast(nodes.add("Abs", old - new), np.float32)
     support = nodes.cast(nodes.add("Max", size, new_size) * 2, np.float32)
-    weights = nodes.add("Max", 1.0 - distance / support, 0.0)
-    shares = weights / nodes.add("ReduceSum", weights, [old_axis], keepdims=1)
-    return nodes.add("Floor", shares * _ONE + 0.5)
+    heights = nodes.add("Relu", support - distance)
+    unit = nodes.add("ReduceSum", heights, [old_axis], keepdims=1) * (1 / _UNITS)
+    return nodes.add("Floor", heights / unit + 0.5) * (1 / _UNITS)
 
 
 def _range(nodes: Nodes, size: Value) -> Value:
@@ -80,8 +81,8 @@ def _range(nodes: Nodes, size: Value) -> Value:
 
 
 def _rounded(nodes: Nodes, sums: Value) -> Value:
-    """Whole levels, of sums that are multiples of 2^-16 times 2^16. Nothing here is rounded but by Floor."""
-    return nodes.add("Floor", (sums + _ONE / 2) * (1 / _ONE))
+    """Whole levels."""
+    return nodes.add("Floor", sums + 0.5)
 
 
 def _scaling(processor: DetrImageProcessor) -> tuple[np.ndarray, np.ndarray]:
