@@ -29,7 +29,7 @@ from detr_export.runtimes.session import Session
 from detr_export.verification.cases import Case, make_images
 
 LIMITS = {"pixels": 2.0, "scores": 2e-3, "boxes": 0.5, "masks": 2e-3}  # what always passes
-_MULTIPLE = 4.0  # times the noise floor
+MULTIPLE = 4.0  # times the noise floor
 _COUNTS = 0.05  # boxes and masks are compared of detections with a higher score; nobody draws others
 _LEVEL_ROUNDING = 1e-3  # a level is measured in scaled pixels, which are rounded
 
@@ -52,6 +52,7 @@ class EndToEndParity:
     tolerance: dict[str, float]  # what passes
     images: int
     worst_image: dict[str, str]
+    against: str = "the plain file"
 
     @property
     def passed(self) -> bool:
@@ -60,7 +61,7 @@ class EndToEndParity:
 
     def summary(self) -> str:
         """A line on the whole, and one on each output."""
-        lines = [f"{'verified' if self.passed else 'FAILED'} end to end over {self.images} images against the plain file"]
+        lines = [f"{'verified' if self.passed else 'FAILED'} end to end over {self.images} images against {self.against}"]
         return "\n".join(lines + [f"  {self._line(name)}" for name in self.max_abs_diff])
 
     def disagreement(self) -> str:
@@ -95,7 +96,7 @@ def compare_end_to_end(
     options = metadata.end_to_end
     assert options is not None
     processor = processor_of(metadata)
-    ours, theirs = ImageRunner(plain), ImageRunner(plain, _other_processor(processor))
+    ours, theirs = ImageRunner(plain), ImageRunner(plain, other_processor(processor))
     worst: dict[str, tuple[float, str]] = {}
     floors: dict[str, float] = {}
     progress.stage("verifying end to end")
@@ -103,11 +104,11 @@ def compare_end_to_end(
     for number, (name, image) in enumerate(cases, 1):
         feeds = image_batch([image], options.color)
         raw = _raw(ours, image)
-        others = _best(_raw(theirs, image), image.shape[:2], options.top_k)
+        others = best_detections(_raw(theirs, image), image.shape[:2], options.top_k)
         resized = ours.prepare([image])["pixel_values"]
-        found = _checked(candidate.run(feeds), options, name)
-        difference = _differences(found, raw, image.shape[:2], resized.shape[2:])
-        floor = _differences(others, raw, image.shape[:2], resized.shape[2:])
+        found = checked_detections(candidate.run(feeds), options, name)
+        difference = detection_differences(found, raw, image.shape[:2], resized.shape[2:])
+        floor = detection_differences(others, raw, image.shape[:2], resized.shape[2:])
         found_off = {"pixels": _levels(pixels.run(feeds)["pixel_values"], resized, processor), **difference}
         for output, value in found_off.items():
             worst[output] = max(worst.get(output, (0.0, name)), (value, name))
@@ -117,7 +118,7 @@ def compare_end_to_end(
     return EndToEndParity(
         {output: value for output, (value, _) in worst.items()},
         floors,
-        {output: max(LIMITS[output], _MULTIPLE * floors.get(output, 0.0)) for output in worst},
+        {output: max(LIMITS[output], MULTIPLE * floors.get(output, 0.0)) for output in worst},
         len(cases),
         {output: name for output, (_, name) in worst.items()},
     )
@@ -142,7 +143,7 @@ def end_to_end_images(processor: DetrImageProcessor) -> Iterator[tuple[str, np.n
         yield f"{'noise' if noise else 'structure'}-{height}x{width}", image
 
 
-def _other_processor(processor: DetrImageProcessor) -> DetrImageProcessor:
+def other_processor(processor: DetrImageProcessor) -> DetrImageProcessor:
     """The same settings with the other library's arithmetic."""
     kind = DetrImageProcessor if isinstance(processor, DetrImageProcessorFast) else DetrImageProcessorFast
     settings = {name: value for name, value in processor.to_dict().items() if name != "image_processor_type"}
@@ -155,7 +156,7 @@ def _raw(runner: ImageRunner, image: np.ndarray) -> Mapping[str, np.ndarray]:
     return {name: value[0] for name, value in batch.outputs.items()}
 
 
-def _best(raw: Mapping[str, np.ndarray], size: tuple[int, int], top_k: int) -> dict[str, np.ndarray]:
+def best_detections(raw: Mapping[str, np.ndarray], size: tuple[int, int], top_k: int) -> dict[str, np.ndarray]:
     """What an end-to-end file would give, of raw outputs."""
     probabilities = softmax(raw["logits"])[:, :-1]
     scores = probabilities.max(axis=-1)
@@ -166,7 +167,7 @@ def _best(raw: Mapping[str, np.ndarray], size: tuple[int, int], top_k: int) -> d
     return {"scores": scores[order], "labels": probabilities.argmax(axis=-1)[order], "boxes": boxes[order], **masks}
 
 
-def _checked(outputs: Mapping[str, np.ndarray], options: EndToEnd, name: str) -> dict[str, np.ndarray]:
+def checked_detections(outputs: Mapping[str, np.ndarray], options: EndToEnd, name: str) -> dict[str, np.ndarray]:
     """The outputs for one image, without the axis of the batch."""
     found = {output: value[0] for output, value in outputs.items()}
     shapes = {output: value.shape[:1] for output, value in found.items()}
@@ -177,7 +178,7 @@ def _checked(outputs: Mapping[str, np.ndarray], options: EndToEnd, name: str) ->
     return found
 
 
-def _differences(
+def detection_differences(
     found: Mapping[str, np.ndarray], raw: Mapping[str, np.ndarray], size: tuple[int, int], resized: tuple[int, ...]
 ) -> dict[str, float]:
     """How far detections are from the raw outputs of the plain file, with each detection beside the query that it must be.

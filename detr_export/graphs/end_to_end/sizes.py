@@ -3,6 +3,9 @@
 The processor computes sizes in float64, and one rounding there decides about a whole pixel: with 800/1333, an image of
 298x1 pixels becomes 1332 long, not 1333. About one in twenty of the long images are like that. Engines have no float64, so
 the graph finds out in integers how float64 rounds. All values are int64 and stay below 2^62 for sides up to `LARGEST_SIDE`.
+
+TensorRT computes sizes on the CPU, and only of tensors with one axis. So no value has two. From each operator it concludes
+how large a size can be, and keeps memory for that. So every size passes through a Min with a limit that it never exceeds.
 """
 
 from __future__ import annotations
@@ -15,7 +18,9 @@ from detr_export.runtimes.processing.sizes import SizeDict
 
 LARGEST_SIDE = 16384  # pixels of the image that comes in, and of what it is resized to
 _SCALE = 16  # quotients down to 2^-16
-_POWERS = np.array([2**exponent for exponent in range(46)])
+# The powers of two up to 2^45 but the first, which always fits; and what each is more than the one before.
+_POWERS = np.array([0, *(2**exponent for exponent in range(1, 46))])
+_STEPS = np.array([1, *(2**exponent for exponent in range(45))])
 
 
 def resized(nodes: Nodes, height: Value, width: Value, size: SizeDict) -> tuple[Value, Value]:
@@ -23,7 +28,7 @@ def resized(nodes: Nodes, height: Value, width: Value, size: SizeDict) -> tuple[
 
     Args:
         nodes: the graph that grows.
-        height, width: int64 (N,), sizes of the image.
+        height, width: int64 (1,), sizes of the image. Of (N, 1), too, it gives (N, 1).
         size: from `as_size`.
 
     Raises:
@@ -58,6 +63,9 @@ def _edge_size(nodes: Nodes, height: Value, width: Value, shortest: int, longest
         )
     unchanged = nodes.add("Equal", short, new_short)
     new_short, new_long = nodes.where(unchanged, short, new_short), nodes.where(unchanged, long, new_long)
+    if longest is not None:  # no image is longer; a thin one that stays as it is may be longer than `longest`
+        new_long = nodes.add("Min", new_long, longest // (short * 2 - 1) + longest)
+    new_short = nodes.add("Min", new_short, [shortest])
     portrait = width < height
     return nodes.where(portrait, new_long, new_short), nodes.where(portrait, new_short, new_long)
 
@@ -73,7 +81,7 @@ def _longest_edge_size(nodes: Nodes, height: Value, width: Value, longest: int) 
         below, above = _rounding(nodes, nodes.constant([longest]), long, length)
         odd = nodes.add("Equal", quotient % 2, 1)
         up_at_tie = above | (odd & nodes.add("Not", below))
-        return quotient + nodes.cast((tie & up_at_tie) | (rest * 2 > long), np.int64)
+        return nodes.add("Min", quotient + nodes.cast((tie & up_at_tie) | (rest * 2 > long), np.int64), [longest])
 
     return side(height), side(width)
 
@@ -83,13 +91,13 @@ def _largest_size(nodes: Nodes, height: Value, width: Value, max_height: int, ma
     limit = nodes.where(by_height, [max_height], [max_width])
     side = nodes.where(by_height, height, width)
 
-    def scaled(length: Value) -> Value:
+    def scaled(length: Value, largest: int) -> Value:
         product = limit * length
         below, _ = _rounding(nodes, limit, side, length)
         exact = nodes.add("Equal", product % side, 0)
-        return product // side - nodes.cast(exact & below, np.int64)
+        return nodes.add("Min", product // side - nodes.cast(exact & below, np.int64), [largest])
 
-    return scaled(height), scaled(width)
+    return scaled(height, max_height), scaled(width, max_width)
 
 
 def _half_even(nodes: Nodes, numerator: Value, denominator: Value) -> Value:
@@ -133,6 +141,5 @@ def _rounding(nodes: Nodes, a: Value, b: Value, c: Value) -> tuple[Value, Value]
 
 def _power_below(nodes: Nodes, a: Value, b: Value) -> Value:
     """2^16 times the largest power of two that is at most a / b."""
-    last = np.array([-1])
-    fits = nodes.add("Unsqueeze", a * 2**_SCALE, last) >= nodes.add("Unsqueeze", b, last) * _POWERS
-    return nodes.add("ReduceMax", nodes.where(fits, _POWERS, 1), last, keepdims=0)
+    fits = a * 2**_SCALE >= b * _POWERS
+    return nodes.add("ReduceSum", nodes.where(fits, _STEPS, 0), [-1], keepdims=1)

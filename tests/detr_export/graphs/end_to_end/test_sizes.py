@@ -25,8 +25,8 @@ def _images() -> tuple[np.ndarray, np.ndarray]:
 def _resized(size: SizeDict, heights: np.ndarray, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     nodes = Nodes("sizes")
     height, width = resized(nodes, nodes.value("height"), nodes.value("width"), size)
-    found = run(nodes, {"new_height": height, "new_width": width}, {"height": heights, "width": widths})
-    return tuple(np.broadcast_to(array, heights.shape) for array in found.values())  # type: ignore[return-value]
+    found = run(nodes, {"new_height": height, "new_width": width}, {"height": heights[:, None], "width": widths[:, None]})
+    return tuple(np.broadcast_to(array, (len(heights), 1))[:, 0] for array in found.values())  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(
