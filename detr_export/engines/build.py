@@ -21,6 +21,7 @@ import onnx
 from detr_export.engines.attestation import Attestation, attest, graph_precision, node_precisions
 from detr_export.engines.builder import BuildOrder, Plan, build_plan
 from detr_export.engines.gate import compare_engine, require_engine, verified
+from detr_export.engines.image_gate import require_comparable
 from detr_export.engines.kernels import KernelReport, kernel_report
 from detr_export.engines.ladder import LADDER, Step
 from detr_export.engines.lock import build_lock
@@ -32,7 +33,8 @@ from detr_export.graphs.inspection import Inspection, inspect_onnx
 from detr_export.graphs.tensorrt import readable_graph
 from detr_export.loading import reference_of_file
 from detr_export.runtimes.backends.tensorrt.api import TITLES
-from detr_export.runtimes.backends.tensorrt.profiles import EngineProfile, default_profiles, shape_profile
+from detr_export.runtimes.backends.tensorrt.end_to_end import profiles_of_file, require_readable
+from detr_export.runtimes.backends.tensorrt.profiles import EngineProfile, shape_profile
 from detr_export.runtimes.backends.tensorrt.sidecar import EngineSidecar, read_sidecar, write_sidecar
 from detr_export.runtimes.errors import ArtifactError, BackendError, OutputError, VerificationError
 from detr_export.runtimes.files import require_writable, write_atomically
@@ -40,6 +42,7 @@ from detr_export.runtimes.metadata import Metadata
 from detr_export.runtimes.opening import ENGINE_SUFFIXES
 from detr_export.runtimes.progress import SILENT, Progress
 from detr_export.verification.comparison import Parity
+from detr_export.verification.end_to_end import EndToEndParity
 from detr_export.verification.reference import Reference, reference_of
 
 
@@ -50,7 +53,7 @@ class EngineResult:
     path: Path
     size_bytes: int
     sidecar: EngineSidecar
-    parity: Parity | None  # None when verification was switched off, or another process had built it
+    parity: Parity | EndToEndParity | None  # None when verification was switched off, or another process had built it
     built_here: bool  # False: another process was building the same engine, and this one waited for it
     report: KernelReport | None = None  # on the kernels of the first profile; None if the builder logged none
 
@@ -116,6 +119,8 @@ def build_engine(
     order = _read_order(Path(onnx_file), options)
     reference = None
     if order.compares:
+        if order.metadata.end_to_end is not None:
+            require_comparable(replace(order.metadata, precision=order.precision))
         reference = reference_of(reference_of_file(onnx_file, order.about, options.checkpoint, progress=progress))
 
     with build_lock(order.key, progress, "waiting for another process that builds the same engine"):
@@ -236,11 +241,12 @@ def _read_order(source: Path, options: EngineOptions) -> _Order:
         )
     about = inspect_onnx(source)
     metadata = _require_metadata(about)
+    require_readable(source, metadata)
     model = readable_graph(onnx.load(str(source)), place.library.reads_as)
     precision = graph_precision(model)
     if precision != "int8" and precision != metadata.precision:
         raise ArtifactError(f"{source} says that it is {metadata.precision} and its graph is {precision}; export it again")
-    profiles = options.profiles or tuple(default_profiles(metadata.processor, options.max_batch))
+    profiles = options.profiles or tuple(profiles_of_file(metadata, options.max_batch))
     return _Order(about, metadata, model, precision, profiles, options, place)
 
 
@@ -342,7 +348,9 @@ def _built_elsewhere(target: Path, key: str) -> EngineResult:
     return EngineResult(target, target.stat().st_size, sidecar, None, built_here=False)
 
 
-def _compare(plan: bytes, sidecar: EngineSidecar, reference: Reference, device: int, progress: Progress) -> Parity:
+def _compare(
+    plan: bytes, sidecar: EngineSidecar, reference: Reference, device: int, progress: Progress
+) -> Parity | EndToEndParity:
     with tempfile.TemporaryDirectory(prefix="detr-export-") as folder:
         trial = Path(folder) / "trial.engine"
         write_sidecar(trial, sidecar)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from detr_export.engines.image_gate import compare_end_to_end_engine
 from detr_export.engines.ladder import step_after
 from detr_export.engines.options import gpu_number
 from detr_export.loading import reference_of_file
@@ -20,6 +21,7 @@ from detr_export.runtimes.files import user_path
 from detr_export.runtimes.progress import SILENT, Progress
 from detr_export.verification.cases import Case, cases_of_size
 from detr_export.verification.comparison import Parity, compare
+from detr_export.verification.end_to_end import EndToEndParity
 from detr_export.verification.reference import Reference, reference_of
 
 
@@ -29,11 +31,11 @@ def engine_grid(profiles: Sequence[EngineProfile]) -> list[Case]:
     return [case for size in sizes for case in cases_of_size(*size)]
 
 
-def require_engine(parity: Parity, name: str, step: str) -> None:
+def require_engine(parity: Parity | EndToEndParity, name: str, step: str) -> None:
     """Refuses an engine that disagrees with its checkpoint.
 
     Args:
-        parity: from `compare`.
+        parity: from `compare_engine`.
         name: the engine, for the message.
         step: the name of its step of the ladder, or its precision.
 
@@ -53,7 +55,7 @@ def require_engine(parity: Parity, name: str, step: str) -> None:
 
 def compare_engine(
     engine: Path, sidecar: EngineSidecar, reference: Reference, device: str, progress: Progress = SILENT
-) -> Parity:
+) -> Parity | EndToEndParity:
     """Runs an engine in the corners of its profiles, and compares it with its checkpoint.
 
     Args:
@@ -65,15 +67,18 @@ def compare_engine(
 
     Raises:
         ArtifactError, BackendError: as in `TensorRTSession`.
+        ArtifactError, VerificationError: as in `compare_end_to_end_engine`, for an end-to-end engine.
     """
     from detr_export.runtimes.backends.tensorrt.session import TensorRTSession
 
-    grid = engine_grid([parse_profile(text) for text in sidecar.profiles])
+    profiles = [parse_profile(text) for text in sidecar.profiles]
     with TensorRTSession(engine, device, contexts=1) as candidate:
-        return compare(candidate, reference, grid, progress)
+        if sidecar.metadata.end_to_end is not None:
+            return compare_end_to_end_engine(candidate, sidecar.metadata, profiles, reference, progress)
+        return compare(candidate, reference, engine_grid(profiles), progress)
 
 
-def verified(sidecar: EngineSidecar, parity: Parity) -> EngineSidecar:
+def verified(sidecar: EngineSidecar, parity: Parity | EndToEndParity) -> EngineSidecar:
     """The sidecar of an engine that has passed the gate."""
     return replace(sidecar, verified=True, metadata=replace(sidecar.metadata, parity=parity.to_dict()))
 
@@ -85,7 +90,7 @@ def verify_engine(
     dilation: bool | None = None,
     revision: str | None = None,
     progress: Progress = SILENT,
-) -> Parity:
+) -> Parity | EndToEndParity:
     """Puts an engine through the gate on this machine, and completes its sidecar.
 
     Args:

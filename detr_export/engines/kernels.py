@@ -17,7 +17,10 @@ from detr_export.graphs.fp16.islands import PRODUCTS
 FLOATS = ("fp8", "bf16", "fp16", "fp32")
 # What the CPU does, and what no kernel is launched for.
 _NOT_KERNELS = frozenset(
-    {"shape_call", "wait", "signal", "ShapeHostToDevice", "DeviceToShapeHost", "NoOp", "Constant", "ShapeShuffle"}
+    {
+        *("shape_call", "wait", "signal", "ShapeHostToDevice", "DeviceToShapeHost", "NoOp", "Constant", "ShapeShuffle"),
+        *("allocate", "deallocate"),  # memory for what has no largest size before the run
+    }
 )
 _OPAQUE = frozenset({"Myelin"})  # a whole part of the graph in one record of 8.5 and 8.6; its kernels are not shown
 _PRODUCT_KINDS = re.compile(r"conv|correlation|gemm|matmul|matrix|fully|mha|runtime_fusion|^fc$", re.IGNORECASE)

@@ -52,6 +52,7 @@ class EndToEndParity:
     tolerance: dict[str, float]  # what passes
     images: int
     worst_image: dict[str, str]
+    against: str = "the plain file"
 
     @property
     def passed(self) -> bool:
@@ -60,7 +61,7 @@ class EndToEndParity:
 
     def summary(self) -> str:
         """A line on the whole, and one on each output."""
-        lines = [f"{'verified' if self.passed else 'FAILED'} end to end over {self.images} images against the plain file"]
+        lines = [f"{'verified' if self.passed else 'FAILED'} end to end over {self.images} images against {self.against}"]
         return "\n".join(lines + [f"  {self._line(name)}" for name in self.max_abs_diff])
 
     def disagreement(self) -> str:
@@ -105,9 +106,9 @@ def compare_end_to_end(
         raw = raw_outputs(ours, image)
         others = best_detections(raw_outputs(theirs, image), image.shape[:2], options.top_k)
         resized = ours.prepare([image])["pixel_values"]
-        found = _checked(candidate.run(feeds), options, name)
-        difference = differences(found, raw, image.shape[:2], resized.shape[2:])
-        floor = differences(others, raw, image.shape[:2], resized.shape[2:])
+        found = checked_detections(candidate.run(feeds), options, name)
+        difference = detection_differences(found, raw, image.shape[:2], resized.shape[2:])
+        floor = detection_differences(others, raw, image.shape[:2], resized.shape[2:])
         found_off = {"pixels": _levels(pixels.run(feeds)["pixel_values"], resized, processor), **difference}
         for output, value in found_off.items():
             worst[output] = max(worst.get(output, (0.0, name)), (value, name))
@@ -166,7 +167,7 @@ def best_detections(raw: Mapping[str, np.ndarray], size: tuple[int, int], top_k:
     return {"scores": scores[order], "labels": probabilities.argmax(axis=-1)[order], "boxes": boxes[order], **masks}
 
 
-def _checked(outputs: Mapping[str, np.ndarray], options: EndToEnd, name: str) -> dict[str, np.ndarray]:
+def checked_detections(outputs: Mapping[str, np.ndarray], options: EndToEnd, name: str) -> dict[str, np.ndarray]:
     """The outputs for one image, without the axis of the batch."""
     found = {output: value[0] for output, value in outputs.items()}
     shapes = {output: value.shape[:1] for output, value in found.items()}
@@ -177,7 +178,7 @@ def _checked(outputs: Mapping[str, np.ndarray], options: EndToEnd, name: str) ->
     return found
 
 
-def differences(
+def detection_differences(
     found: Mapping[str, np.ndarray], raw: Mapping[str, np.ndarray], size: tuple[int, int], resized: tuple[int, ...]
 ) -> dict[str, float]:
     """How far detections are from the raw outputs of the plain file, with each detection beside the query that it must be.

@@ -78,6 +78,14 @@ class Reference:
         truth = self._double.run(dict(feeds.exact))
         return truth, self._distances(precision, feeds, truth)
 
+    def exact(self, pixel_values: np.ndarray) -> Outputs:
+        """The outputs in float64 for float32 (B, 3, H, W), images without padding. They are not kept."""
+        return self._double.run({"pixel_values": pixel_values.astype(np.float64)})
+
+    def rounded(self, precision: str, pixel_values: np.ndarray) -> list[Outputs]:
+        """As `exact`, in each of the arithmetics of a precision."""
+        return [session.run({"pixel_values": pixel_values}) for session in self._rounded[precision]]
+
     def _distances(self, precision: str, feeds: Feeds, truth: Outputs) -> dict[str, float]:
         runs = [session.run(dict(feeds.checkpoint)) for session in self._rounded[precision]]
         return {name: max(distance(given[name], value) for given in runs) for name, value in truth.items()}

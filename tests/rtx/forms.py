@@ -14,7 +14,7 @@ from detr_export.engines.kernels import attentions_of
 from detr_export.graphs.export import ExportOptions, export_onnx
 from detr_export.modeling.detr import DetrForObjectDetection
 from detr_export.modeling.segmentation import DetrForSegmentation
-from detr_export.runtimes.backends.tensorrt.profiles import default_profiles
+from detr_export.runtimes.backends.tensorrt.end_to_end import profiles_of_file
 from detr_export.runtimes.metadata import Metadata
 from detr_export.seeding import seed_weights
 from tests import models
@@ -55,7 +55,7 @@ def make_file(tmp_path_factory: pytest.TempPathFactory) -> MakeFile:
 def compiled(file: Path, compiler: Compiler, max_batch: int = 1) -> Compiled:
     """The file, compiled for the profiles that `detr-export trt` derives."""
     (document,) = [item.value for item in onnx.load(str(file)).metadata_props]
-    profiles = default_profiles(Metadata.from_json(document).processor, max_batch)
+    profiles = profiles_of_file(Metadata.from_json(document), max_batch)
     return compiler.compile_form(file, [str(profile) for profile in profiles])
 
 

@@ -16,8 +16,6 @@ Attribute = Union[int, float, str, Sequence[int]]
 class Value:
     """A tensor of the graph. Arithmetic with it adds nodes; Python's numbers become constants, int64 or float32."""
 
-    __hash__ = None  # type: ignore[assignment]  # `==` is not overloaded, and a set of values would compare names
-
     def __init__(self, nodes: Nodes, name: str) -> None:
         self.nodes = nodes
         self.name = name
@@ -55,6 +53,10 @@ class Value:
 
     def __neg__(self) -> Value:
         return self.nodes.add("Neg", self)
+
+    def equals(self, other: Operand) -> Value:
+        """Whether values are equal; `==` keeps its meaning in Python."""
+        return self.nodes.add("Equal", self, other)
 
     def __lt__(self, other: Operand) -> Value:
         return self.nodes.add("Less", self, other)

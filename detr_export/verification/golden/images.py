@@ -18,7 +18,7 @@ from detr_export.verification.end_to_end import (
     LIMITS,
     MULTIPLE,
     best_detections,
-    differences,
+    detection_differences,
     other_processor,
     raw_outputs,
 )
@@ -85,7 +85,7 @@ def _tolerances(session: Session, precision: str, top_k: int) -> dict[str, float
             size = image.shape[:2]
             resized = ours.prepare([image])["pixel_values"].shape[2:]
             raw = raw_outputs(ours, image)
-            floor = differences(best_detections(raw_outputs(theirs, image), size, top_k), raw, size, resized)
+            floor = detection_differences(best_detections(raw_outputs(theirs, image), size, top_k), raw, size, resized)
             scale = max(size[0] / resized[0], size[1] / resized[1])
             limits["scores"] = max(limits["scores"], MULTIPLE * floor["scores"])
             limits["boxes"] = max(limits["boxes"], scale * LIMITS["boxes"] * wider, scale * MULTIPLE * floor["boxes"])

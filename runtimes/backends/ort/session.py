@@ -21,7 +21,8 @@ from detr_export.runtimes.backends.ort.providers import (
     require_provider,
     require_right_cumsum,
 )
-from detr_export.runtimes.backends.tensorrt.profiles import ShapeProfile, default_profiles, shape_profile
+from detr_export.runtimes.backends.tensorrt.end_to_end import profiles_of_file, require_readable
+from detr_export.runtimes.backends.tensorrt.profiles import ShapeProfile, shape_profile
 from detr_export.runtimes.devices import CPU, RTX, TENSORRT, Device, parse_device
 from detr_export.runtimes.errors import ArtifactError, BackendError, DetrError, first_line, missing_extra
 from detr_export.runtimes.files import sha256_of_files
@@ -246,7 +247,8 @@ def _open(file: Path, options: Any, device: Device, max_batch: Optional[int]) ->
             raise ArtifactError(
                 f"{file} has no detr-export metadata, and the shapes come from there; export it with: detr-export onnx"
             )
-        profiles = [shape_profile(profile, inputs) for profile in default_profiles(metadata.processor, max_batch or 1)]
+        require_readable(file, metadata)
+        profiles = [shape_profile(profile, inputs) for profile in profiles_of_file(metadata, max_batch or 1)]
         precision, cache = metadata.precision, engine_cache(sha256_of_files([file]))
     tensorrt = None
     if device.kind == TENSORRT:

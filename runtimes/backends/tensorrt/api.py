@@ -25,8 +25,8 @@ TITLES = {TENSORRT: "TensorRT", TENSORRT_RTX: "TensorRT-RTX"}  # and as messages
 OLDEST, OLDEST_10 = (8, 5), (10, 1)  # 10.0 cannot share memory between execution contexts
 _LOGGER = logging.getLogger("detr_export.tensorrt")
 _KEPT_ERRORS = 3
-# The parser says this of every int64 input, and means that a caller must not give int32. The session gives int64.
-_EXPECTED = re.compile(r"Make sure input \S+ has Int64 binding")
+# The parser says this of every int64 input and output, and means that a caller must not use int32. The session uses int64.
+_EXPECTED = re.compile(r"Make sure (input|output) \S+ has Int64 binding")
 _LEVELS = {"VERBOSE": logging.DEBUG, "INFO": logging.DEBUG, "WARNING": logging.WARNING}  # all others are errors
 _MAGIC_RTX = b"vtrt"  # the first bytes of RTX's plans; those of TensorRT are "ftrt"
 _CAPABILITY = re.compile(r"SM(\d+)(\d)")  # SM89 is 8.9, SM120 is 12.0

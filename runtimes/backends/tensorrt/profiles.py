@@ -94,17 +94,17 @@ def default_profiles(processor: Mapping[str, Any], max_batch: int) -> list[Engin
     """
     if processor.get("pad_size") is not None:
         pad = processor["pad_size"]
-        return _batched([((pad["height"], pad["width"]),) * 3], max_batch)
+        return batched([((pad["height"], pad["width"]),) * 3], max_batch)
     size = processor.get("size") or {}
     if set(size) == {"height", "width"}:
-        return _batched([((size["height"], size["width"]),) * 3], max_batch)
+        return batched([((size["height"], size["width"]),) * 3], max_batch)
     if set(size) == {"max_height", "max_width"}:
         largest = (size["max_height"], size["max_width"])
-        return _batched([((min(_THINNEST, largest[0]), min(_THINNEST, largest[1])), largest, largest)], max_batch)
+        return batched([((min(_THINNEST, largest[0]), min(_THINNEST, largest[1])), largest, largest)], max_batch)
     shortest, longest = size.get("shortest_edge"), size.get("longest_edge")
     if set(size) == {"longest_edge"} and longest is not None:
         landscape, thin = output_size(*_PHOTO, size), min(_THINNEST, longest)
-        return _batched(
+        return batched(
             [
                 ((thin, longest), landscape, (longest, longest)),
                 ((longest, thin), (landscape[1], landscape[0]), (longest, longest)),
@@ -115,7 +115,7 @@ def default_profiles(processor: Mapping[str, Any], max_batch: int) -> list[Engin
         raise InputError(f"the processor's size is {dict(size)}, without an upper limit; give the shapes with --profile")
     thin = min(_THINNEST, shortest)
     landscape = output_size(*_PHOTO, size)
-    return _batched(
+    return batched(
         [
             ((thin, shortest), landscape, (shortest, longest)),
             ((shortest, thin), (landscape[1], landscape[0]), (longest, shortest)),
@@ -148,7 +148,16 @@ def _shape(spec: TensorSpec, size: BatchSize) -> tuple[int, ...]:
     return tuple(dim if isinstance(dim, int) else named[dim] for dim in spec.shape)
 
 
-def _batched(sides: list[tuple[tuple[int, int], tuple[int, int], tuple[int, int]]], max_batch: int) -> list[EngineProfile]:
+def batched(sides: list[tuple[tuple[int, int], tuple[int, int], tuple[int, int]]], max_batch: int) -> list[EngineProfile]:
+    """A profile of single images for each of `sides` and, with `max_batch` above 1, one of batches.
+
+    Args:
+        sides: heights and widths: the smallest, the size that is tuned for, the largest.
+        max_batch: the largest batch.
+
+    Raises:
+        InputError: `max_batch` is below 1.
+    """
     if max_batch < 1:
         raise InputError(f"the largest batch is {max_batch}; expected at least 1")
     ranges = [(1, 1, 1)] + ([(2, max_batch, max_batch)] if max_batch > 1 else [])
