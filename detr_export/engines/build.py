@@ -241,7 +241,7 @@ def _read_order(source: Path, options: EngineOptions) -> _Order:
         )
     about = inspect_onnx(source)
     metadata = _require_metadata(about)
-    require_readable(source, metadata)
+    require_readable(source, metadata, int(place.library.reads_as.split(".")[0]))
     model = readable_graph(onnx.load(str(source)), place.library.reads_as)
     precision = graph_precision(model)
     if precision != "int8" and precision != metadata.precision:

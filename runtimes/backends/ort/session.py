@@ -239,7 +239,7 @@ def _open(file: Path, options: Any, device: Device, max_batch: Optional[int]) ->
     """The `onnxruntime.InferenceSession` of a file; one on another device than was asked for is refused."""
     # TensorRT devices need profiles, which come from the file's metadata
     profiles: list[ShapeProfile] = []
-    precision, cache = "fp32", Path()
+    precision, cache, tensorrt = "fp32", Path(), None
     if device.builds_engines:
         with OrtSession(file, spinning=False, graph_optimization="disabled") as plain:
             inputs, metadata = plain.inputs, plain.metadata
@@ -247,12 +247,11 @@ def _open(file: Path, options: Any, device: Device, max_batch: Optional[int]) ->
             raise ArtifactError(
                 f"{file} has no detr-export metadata, and the shapes come from there; export it with: detr-export onnx"
             )
-        require_readable(file, metadata)
+        tensorrt = linked_tensorrt() if device.kind == TENSORRT else None
+        require_readable(file, metadata, tensorrt[0] if tensorrt is not None else None)
         profiles = [shape_profile(profile, inputs) for profile in profiles_of_file(metadata, max_batch or 1)]
         precision, cache = metadata.precision, engine_cache(sha256_of_files([file]))
-    tensorrt = None
     if device.kind == TENSORRT:
-        tensorrt = linked_tensorrt()
         require_right_cumsum(file, tensorrt)
 
     try:

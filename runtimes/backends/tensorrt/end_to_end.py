@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Optional
 
 from detr_export.runtimes.backends.tensorrt.profiles import EngineProfile, batched, default_profiles
 from detr_export.runtimes.errors import ArtifactError
@@ -12,22 +13,34 @@ from detr_export.runtimes.metadata import OPERATOR, Metadata
 # which is that of most cameras, and the largest, 4K. Landscapes, and portraits.
 _LANDSCAPE = ((32, 32), (1080, 1920), (2160, 3840))
 _PORTRAIT = ((32, 32), (1920, 1080), (3840, 2160))
+_FIRST_WITH_INT64 = 10  # TensorRT's major version
 
 
-def require_readable(file: str | Path, metadata: Metadata) -> None:
-    """Refuses an end-to-end file with ONNX's Resize: TensorRT has none that is antialiased.
+def require_readable(file: str | Path, metadata: Metadata, major: Optional[int]) -> None:
+    """Refuses an end-to-end file that TensorRT does not read, or would compute wrongly.
+
+    ONNX's Resize is refused: TensorRT has none that is antialiased. Before 10, TensorRT takes int64 for int32, and it takes
+    numbers of up to 62 bits to find the size that the processor gives an image.
 
     Args:
         file: its name, for the message.
         metadata: the file's.
+        major: TensorRT's major version; None if it is not known, or it is TensorRT-RTX.
 
     Raises:
-        ArtifactError: says how to export it instead.
+        ArtifactError: says what to do instead.
     """
-    if metadata.end_to_end is not None and metadata.end_to_end.resize == OPERATOR:
+    if metadata.end_to_end is None:
+        return
+    if metadata.end_to_end.resize == OPERATOR:
         raise ArtifactError(
             f"{file} resizes images with ONNX's operator Resize, and TensorRT does not read the antialiased one; "
             "export it again with: detr-export onnx --end-to-end --resize matmul"
+        )
+    if major is not None and major < _FIRST_WITH_INT64:
+        raise ArtifactError(
+            f"{file} is end to end and computes sizes in int64, which TensorRT {major} does not have; update TensorRT to 10 "
+            "or later, or export the file without --end-to-end"
         )
 
 

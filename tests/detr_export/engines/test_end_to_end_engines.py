@@ -32,6 +32,7 @@ from detr_export.runtimes.errors import ArtifactError, AttestationError, InputEr
 from detr_export.runtimes.metadata import BGR, METADATA_KEY, Metadata
 from detr_export.verification.end_to_end import EndToEndParity
 from tests.tensorrt_double import Knobs
+from tests.tensorrt_double.fixtures import OLDEST, Install
 
 SMALL = EngineProfile((1, 32, 32), (1, 60, 80), (2, 70, 90))
 OPTIONS = EngineOptions(profiles=(SMALL,))
@@ -240,8 +241,24 @@ def test_onnx_runtime_gets_the_profiles(device: str, detector: Path, monkeypatch
     assert portrait.inputs == {"image": ((1, 32, 32, 3), (1, 1920, 1080, 3), (1, 3840, 2160, 3))}
 
 
-def test_tensorrt_8_is_refused(detector: Path) -> None:
-    """It computes in int32, and sizes need 62 bits. In other respects the processor's part is of opset 17, too."""
+def test_tensorrt_8_is_refused(
+    install_tensorrt: Install, detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It computes in int32, and sizes need 62 bits."""
+    install_tensorrt(OLDEST)
+    refused = (
+        r"detector\.onnx is end to end and computes sizes in int64, which TensorRT 8 does not have; update TensorRT to 10"
+    )
+    with pytest.raises(ArtifactError, match=refused):
+        build_engine(detector, tmp_path / "a.engine", OPTIONS)
+    monkeypatch.setattr(ort_session, "require_provider", lambda place: None)
+    monkeypatch.setattr(ort_session, "linked_tensorrt", lambda: (8, 6))
+    with pytest.raises(ArtifactError, match=refused):
+        OrtSession(detector, "tensorrt")
+
+
+def test_the_list_of_tensorrt_8_refuses_it_too(detector: Path) -> None:
+    """In other respects the processor's part is of opset 17, too."""
     part = pixels_part(onnx.load(str(detector)))
     part.opset_import[0].version = 17
     with pytest.raises(ArtifactError, match=r"TensorRT 8\.5 does not read the graph: ReduceSum of INT32; "):
