@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     import onnx
 
 
+_CLASSES_SHOWN = 10  # of those that a model knows; the rest would hide what stands below
+
+
 @dataclass(frozen=True)
 class Inspection:
     """The answers; None for what only `onnx` reads, where it is not installed."""
@@ -71,8 +74,16 @@ def _metadata_lines(about: Metadata) -> list[str]:
     )
     size = ", ".join(f"{edge} {pixels}" for edge, pixels in (about.processor.get("size") or {}).items())
     pixels = "torchvision" if about.processor.get("image_processor_type") == DetrImageProcessorFast.__name__ else "Pillow"
+    end = about.end_to_end
+    whole = (
+        f"  end to end {end.color.upper()} images of any size, resized by {end.resize}, to the best {end.top_k} detections in pixels"
+        if end
+        else ""
+    )
     return [
         f"  task       {about.task}, {len(about.id2label)} classes, {about.precision}",
+        f"  classes    {_names(about.id2label)}",
+        *([whole] if whole else []),
         f"  images     {size}; pixels of {pixels}",
         f"  ranges     {ranges}",
         f"  source     {about.source.get('name')}, sha256 {about.source.get('sha256')}",
@@ -88,7 +99,17 @@ def _parity(found: Mapping[str, Any]) -> str:
         f"{name} {value:.1e}" + (f" ({ratios[name]:.2g} x the noise floor)" if name in ratios else "")
         for name, value in differences.items()
     ]
+    end = found.get("end_to_end") or {}
+    units = {"pixels": " levels", "boxes": " pixels"}
+    parts += [f"end to end {name} {value:.1e}{units.get(name, '')}" for name, value in end.get("max_abs_diff", {}).items()]
     return ", ".join(parts) or "not verified"
+
+
+def _names(id2label: Mapping[int, str]) -> str:
+    """The first names of the classes, and how many more there are."""
+    shown = [f"{label} {id2label[label]}" for label in sorted(id2label)[:_CLASSES_SHOWN]]
+    more = len(id2label) - len(shown)
+    return ", ".join(shown) + (f", and {more} more; --json has them all" if more else "")
 
 
 def inspect_onnx(path: str | Path) -> Inspection:

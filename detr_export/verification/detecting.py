@@ -109,7 +109,9 @@ def images_of_many_sizes(session: Session) -> list[tuple[str, list[np.ndarray]]]
     return [*cases, (f"two images of {first.shape[0]}x{first.shape[1]}", [first, np.ascontiguousarray(first[::-1, ::-1])])]
 
 
-def paired(given: Arrays, reference: Arrays) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def paired(
+    given: Arrays, reference: Arrays, box_unit: float = _BOX_UNIT
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Puts detections beside those of another model.
 
     Queries with nearly the same score may change places, so each detection is assigned to another one, as close as possible
@@ -117,6 +119,7 @@ def paired(given: Arrays, reference: Arrays) -> tuple[dict[str, np.ndarray], dic
 
     Args:
         given, reference: `scores`, `labels` (B, K), `boxes` (B, K, 4) and maybe `masks` (B, K, h, w), of the same shapes.
+        box_unit: the difference of boxes that weighs as much as 0.002 of a score.
 
     Returns:
         Both again. Labels, boxes and masks have one row for each pair of which one score is above `COUNTS`.
@@ -127,6 +130,7 @@ def paired(given: Arrays, reference: Arrays) -> tuple[dict[str, np.ndarray], dic
         rows, columns = _pairs(
             {name: values[index] for name, values in given.items()},
             {name: values[index] for name, values in reference.items()},
+            box_unit,
         )
         for name in one:
             one[name].append(given[name][index][rows])
@@ -137,10 +141,10 @@ def paired(given: Arrays, reference: Arrays) -> tuple[dict[str, np.ndarray], dic
     )
 
 
-def _pairs(given: Arrays, reference: Arrays) -> tuple[np.ndarray, np.ndarray]:
+def _pairs(given: Arrays, reference: Arrays, box_unit: float) -> tuple[np.ndarray, np.ndarray]:
     """Rows of one image that belong together, of detections that count."""
     scores = np.abs(given["scores"][:, None] - reference["scores"]) / _SCORE_UNIT
-    boxes = np.abs(given["boxes"][:, None] - reference["boxes"]).max(axis=-1) / _BOX_UNIT
+    boxes = np.abs(given["boxes"][:, None] - reference["boxes"]).max(axis=-1) / box_unit
     labels = _OTHER_LABEL * (given["labels"][:, None] != reference["labels"])
     cost = np.nan_to_num(scores + boxes + labels, nan=1e9, posinf=1e9)  # a value that is not finite fails later, by name
     rows, columns = linear_sum_assignment(cost)
