@@ -9,12 +9,13 @@ in one process and take turns run by run: what else the machine does meets all o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -64,10 +65,8 @@ def measure(plain: Path, files: Sequence[Path], size: tuple[int, int], threads: 
             sessions: dict[str, Session] = {"plain graph": opened(baseline, threads), "pipeline": opened(plain, threads)}
             refused: dict[str, str] = {}
             for file in files:
-                try:
+                with _noting(refused, file.name):
                     sessions[file.name] = opened(file, threads)
-                except DetrError as error:
-                    refused[file.name] = first_line(error)
             runs = {name: _run_of(name, session, sessions["pipeline"], image) for name, session in sessions.items()}
             found[runtime] = {**summarize(_times(runs, rounds, refused)), "refused": refused}
             for session in sessions.values():
@@ -92,6 +91,15 @@ def summarize(times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     }
 
 
+@contextlib.contextmanager
+def _noting(refused: dict[str, str], name: str) -> Iterator[None]:
+    """Notes why a variant does not take part."""
+    try:
+        yield
+    except DetrError as error:
+        refused[name] = first_line(error)
+
+
 def _ort(file: Path, threads: int) -> Session:
     return OrtSession(file, threads=threads, spinning=False)  # threads that wait busily slow the next variant down
 
@@ -112,12 +120,10 @@ def _run_of(name: str, session: Session, described: Session, image: Any) -> Run:
 def _times(runs: Mapping[str, Run], rounds: int, refused: dict[str, str]) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {}
     for name, run in runs.items():
-        try:
+        with _noting(refused, name):
             for _ in range(_WARM_UP):
                 run()
             times[name] = []
-        except DetrError as error:
-            refused[name] = first_line(error)
     for number in range(rounds):
         order = list(times)
         for name in order[number % len(order) :] + order[: number % len(order)]:  # nobody always follows the same one

@@ -158,7 +158,8 @@ def _require_right_resize(path: Path, metadata: Metadata | None) -> None:
     """OpenVINO reads ONNX's Resize, but leaves the antialiasing out: pixels are up to 144 of 255 levels off."""
     if metadata is not None and metadata.end_to_end is not None and metadata.end_to_end.resize == OPERATOR:
         raise ArtifactError(
-            f"{path} resizes with ONNX's Resize, which OpenVINO computes without antialiasing; export it with --resize matmul"
+            f"{path} resizes with ONNX's Resize, which OpenVINO computes without antialiasing; "
+            "export it with --resize matmul"
         )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from detr_export.runtimes.errors import ArtifactError
 from detr_export.runtimes.files import sha256_of_files
 from detr_export.runtimes.hub import onnx_file
-from detr_export.runtimes.metadata import METADATA_KEY, Metadata, read_metadata
+from detr_export.runtimes.metadata import METADATA_KEY, EndToEnd, Metadata, read_metadata
 from detr_export.runtimes.processing.image_processor_fast import DetrImageProcessorFast
 from detr_export.runtimes.session import TensorSpec
 
@@ -74,22 +74,23 @@ def _metadata_lines(about: Metadata) -> list[str]:
     )
     size = ", ".join(f"{edge} {pixels}" for edge, pixels in (about.processor.get("size") or {}).items())
     pixels = "torchvision" if about.processor.get("image_processor_type") == DetrImageProcessorFast.__name__ else "Pillow"
-    end = about.end_to_end
-    whole = (
-        f"  end to end {end.color.upper()} images of any size, resized by {end.resize}, to the best {end.top_k} detections in pixels"
-        if end
-        else ""
-    )
     return [
         f"  task       {about.task}, {len(about.id2label)} classes, {about.precision}",
         f"  classes    {_names(about.id2label)}",
-        *([whole] if whole else []),
+        *([] if about.end_to_end is None else [f"  end to end {_whole(about.end_to_end)}"]),
         f"  images     {size}; pixels of {pixels}",
         f"  ranges     {ranges}",
         f"  source     {about.source.get('name')}, sha256 {about.source.get('sha256')}",
         f"  tools      {', '.join(f'{name} {version}' for name, version in about.tools.items())}",
         f"  parity     {_parity(about.parity or {})}",
     ]
+
+
+def _whole(options: EndToEnd) -> str:
+    return (
+        f"{options.color.upper()} images of any size, resized by {options.resize}, "
+        f"to the best {options.top_k} detections in pixels"
+    )
 
 
 def _parity(found: Mapping[str, Any]) -> str:
