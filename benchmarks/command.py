@@ -108,7 +108,9 @@ def run_command(
     size: Annotated[
         Optional[list[str]],
         typer.Option(
-            metavar="HxW...", help="Image sizes in pixels, as the models get them; the first model's own if left out."
+            metavar="HxW...",
+            help="Image sizes in pixels, as the models get them; the first model's own if left out. Where a model is an "
+            "end-to-end file: sizes of the pictures that come in, 480x640 if left out.",
         ),
     ] = None,
     batch: Annotated[Optional[list[str]], typer.Option(metavar="N...", help="Batch sizes; 1 if left out.")] = None,

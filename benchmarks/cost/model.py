@@ -34,7 +34,7 @@ _REFUSED = (
     *("Attention", "ConvInteger", "DeformConv", "Einsum", "GRU", "LSTM", "MatMulInteger", "QLinearConv"),
     *("QLinearMatMul", "RNN", "If", "Loop", "Scan"),
 )
-_SHAPE_VALUES = 16  # numbers in a tensor that may be folded: those of a shape, or a pair of paddings
+_SHAPE_VALUES = 64  # numbers in a tensor that may be folded: those of a shape, or the powers in the rule for sizes
 _VIEWS = ("Constant", "Flatten", "Identity", "Reshape", "Shape", "Squeeze", "Unsqueeze")  # no runtime copies for these
 
 
@@ -117,7 +117,8 @@ def _sized_graph(path: Path, sizes: Mapping[str, int]) -> tuple[ir.Graph, dict[s
                 input_size_limit=_SHAPE_VALUES,
                 output_size_limit=_SHAPE_VALUES,
                 # Work on constants alone (the first self-attention of the decoder is such) is still work for a runtime.
-                should_fold=lambda node: False if node.op_type in _COUNTED else None,
+                # An end-to-end file counts the pixels of a side in a Range, whose length is the size that is wanted.
+                should_fold=lambda node: False if node.op_type in _COUNTED else True if node.op_type == "Range" else None,
             )
     except Exception as error:  # what fails inside is of any class
         raise ArtifactError(f"the sizes inside {path} cannot be worked out: {first_line(error)}") from error

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping
 import onnx
 
 # The encoder includes what it starts from: the projection of the feature map, the resized mask, the position encoding.
-PARTS = ("backbone", "encoder", "decoder", "mask_head", "heads", "other")
+# "processing" is what an end-to-end file has before and behind the model.
+PARTS = ("processing", "backbone", "encoder", "decoder", "mask_head", "heads", "other")
 
 # Names in the hub's checkpoints, then in facebookresearch/detr's. The backbone comes first: its names hold `conv_encoder`.
 _WEIGHTS = (
@@ -24,8 +25,16 @@ _WEIGHTS = (
     ("heads", re.compile(r"(^|\.)(class_labels_classifier|bbox_predictor|class_embed|bbox_embed)\.")),
 )
 _PROJECTION = re.compile(r"(^|\.)input_proj(ection)?\.")  # what reads the backbone's last feature map
+_PROCESSING = re.compile(r"(processor|results)/")  # how `graphs.end_to_end.composing` names its nodes
 _OUTPUTS = {"cross_attention": "decoder", "logits": "heads", "pred_boxes": "heads", "pred_masks": "mask_head"}
-_FLOW = ("backbone", "encoder", "decoder", "heads", "mask_head")  # each uses the parts before it, and none after it
+_FLOW = (
+    "processing",
+    "backbone",
+    "encoder",
+    "decoder",
+    "heads",
+    "mask_head",
+)  # each uses the parts before it, and none after it
 _LAYOUT = re.compile(r"(_nchwc)?(_token_\d+)?$")  # what ONNX Runtime appends to a tensor's name to make a node's
 
 
@@ -48,9 +57,9 @@ def parts_of(graph: onnx.GraphProto) -> dict[str, str]:
             roots[part].append(index)
         if any(_PROJECTION.search(name) for name in _names(node, weights)):
             roots["backbone"] += [writer[name] for name in node.input if name in writer]
-    for output in graph.output:
-        if output.name in _OUTPUTS and output.name in writer:
-            roots[_OUTPUTS[output.name]].append(writer[output.name])
+    for output, part in _OUTPUTS.items():  # in an end-to-end file they are tensors inside the graph
+        if output in writer:
+            roots[part].append(writer[output])
 
     # From there, a part takes every node that its nodes depend on and that no earlier part has taken.
     found: dict[int, str] = {}
@@ -92,6 +101,8 @@ def parts_of_optimized(optimized: onnx.GraphProto, original: Mapping[str, str]) 
 
 
 def _named_part(node: onnx.NodeProto, weights: Iterable[str]) -> str | None:
+    if _PROCESSING.match(node.name):
+        return "processing"
     for name in _names(node, weights):
         for part, pattern in _WEIGHTS:
             if pattern.search(name):

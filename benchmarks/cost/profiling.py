@@ -23,15 +23,19 @@ import onnxruntime
 from detr_export.benchmarks.cost.parts import PARTS, parts_of, parts_of_optimized
 from detr_export.runtimes.backends.ort.session import OrtSession
 from detr_export.runtimes.errors import ArtifactError, BackendError, InputError, first_line
-from detr_export.runtimes.session import check_inputs
-from detr_export.verification.cases import Case, make_inputs
+from detr_export.runtimes.image_runner import processor_of
+from detr_export.runtimes.processing.sizes import as_size, output_size
+from detr_export.runtimes.session import check_inputs, is_end_to_end
+from detr_export.verification.cases import Case, make_images, make_inputs
 
 _WARM_UP_RUNS = 2
 _NODE_SUFFIX = "_kernel_time"
 _ERRORS_ONLY = 3  # onnxruntime's log severity
 
 
-def profile_ort(path: Path, height: int, width: int, batch: int, threads: int, runs: int = 3) -> dict[str, Any]:
+def profile_ort(
+    path: Path, height: int, width: int, batch: int, threads: int, runs: int = 3, of_picture: bool = False
+) -> dict[str, Any]:
     """Profiles an ONNX file on the CPU. (On a GPU the profiler measures the launches of the kernels, not the kernels.)
 
     Args:
@@ -40,6 +44,8 @@ def profile_ort(path: Path, height: int, width: int, batch: int, threads: int, r
         batch: images, without padding.
         threads: of one run.
         runs: how many runs are profiled, after a warm-up that is left out.
+        of_picture: whether the size is that of the pictures; a plain file then runs at the size that they are resized to.
+            An end-to-end file always takes the pictures.
 
     Returns:
         `variant` (the file's name), `height`, `width`, `batch`;
@@ -56,7 +62,7 @@ def profile_ort(path: Path, height: int, width: int, batch: int, threads: int, r
             raise InputError(f"{name} is {count}; expected at least 1")
     with tempfile.TemporaryDirectory(prefix="detr-bench-") as folder:
         optimized = Path(folder) / "optimized.onnx"
-        events = _profiled(path, optimized, Path(folder), (height, width, batch), threads, runs)
+        events = _profiled(path, optimized, Path(folder), (height, width, batch), threads, runs, of_picture)
         original = parts_of(_graph(path))
         parts = parts_of_optimized(_graph(optimized), original)
     return {
@@ -120,17 +126,23 @@ def summarize(events: Sequence[Mapping[str, Any]], parts: Mapping[str, str], run
 
 
 def _profiled(
-    path: Path, optimized: Path, folder: Path, size: tuple[int, int, int], threads: int, runs: int
+    path: Path, optimized: Path, folder: Path, size: tuple[int, int, int], threads: int, runs: int, of_picture: bool
 ) -> list[dict[str, Any]]:
     """Runs the file under the profiler; the graph that was run is written to `optimized`."""
     height, width, batch = size
     # Open the project's own session first: its checks say better than ONNX Runtime's what a file takes.
     with OrtSession(path, threads=threads) as session:
         channels = next((spec.shape[1] for spec in session.inputs if spec.name == "pixel_values"), None)
-        if not isinstance(channels, int):
+        if is_end_to_end(session):
+            images = make_images(Case(height, width, ((height, width),) * batch), seed=0)
+            inputs = {"image": images["pixel_values"]}
+        elif isinstance(channels, int):
+            if of_picture and session.metadata is not None:
+                height, width = output_size(height, width, as_size(processor_of(session.metadata).size))
+            mask = any(spec.name == "pixel_mask" for spec in session.inputs)
+            inputs = make_inputs(Case(height, width, ((height, width),) * batch), channels, mask, seed=0)
+        else:
             raise ArtifactError(f"{path} is not a DETR: it has no input pixel_values; give a file of detr-export onnx")
-        mask = any(spec.name == "pixel_mask" for spec in session.inputs)
-        inputs = make_inputs(Case(height, width, ((height, width),) * batch), channels, mask, seed=0)
         check_inputs(session.inputs, inputs, session.metadata)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY

@@ -93,10 +93,13 @@ class Findings:
     def add_costs(self) -> None:
         """Counts the work of each workload, and measures the peaks that it is compared with.
 
-        The count is that of the first ONNX file that was right: all variants that agree with it compute the same.
+        The count is that of the first ONNX file that was right: all variants that agree with it compute the same. Where
+        sizes are those of the pictures, only end-to-end files are counted.
         """
         for raw in self._right():
             onnx = self._contestant(raw.name).target.onnx
+            if self._runner.of_pictures and not self._is_end_to_end(raw.name):
+                continue  # what it runs has another size
             if onnx is None or raw.workload.key in self._costs:
                 continue
             with self._noting(f"cost of {raw.name}"):
@@ -115,7 +118,7 @@ class Findings:
                     from detr_export.benchmarks.cost.profiling import profile_ort
 
                     assert target.onnx is not None
-                    found = profile_ort(target.onnx, *raw.workload.key, threads)
+                    found = profile_ort(target.onnx, *raw.workload.key, threads, of_picture=self._runner.of_pictures)
                     self.profiles.append({**found, "variant": raw.name})
 
     def add_compiled(self, progress: Progress) -> None:
@@ -180,7 +183,7 @@ class Findings:
     def _work(self, raw: Raw, session: Timing | None) -> Work | None:
         """The rate of the session, and its share of what the device reaches in this precision."""
         cost = self._costs.get(raw.workload.key)
-        if cost is None or session is None:
+        if cost is None or session is None or (self._runner.of_pictures and not self._is_end_to_end(raw.name)):
             return None
         rate, peak = cost.gflop_per_s(session.p50), self._peaks.of(*self._place(raw.name))
         return Work(cost.gmac, cost.moved_bytes, rate, None if peak is None else rate / peak)
@@ -198,6 +201,10 @@ class Findings:
 
     def _contestant(self, name: str) -> Contestant:
         return next(item for item in self._runner.contestants if item.target.name == name)
+
+    def _is_end_to_end(self, name: str) -> bool:
+        opened = self._contestant(name).opened
+        return opened is not None and opened.end_to_end
 
     def _place(self, name: str) -> tuple[str, str]:
         """The device and the precision that a variant computes in."""

@@ -1,7 +1,8 @@
 """A variant inside its process: a session, and the pre- and post-processing that people use with it.
 
 The files and checkpoints of this project run with its own processor, and transformers' model with transformers' slow one.
-The size is always the one under test, so every variant computes the same number of pixels.
+The size is always the one under test, so every variant computes the same number of pixels. Beside an end-to-end file it is
+the size of the pictures, and every variant resizes them as its own settings say.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from detr_export.benchmarks.speed.peers import OpenVinoSession, TransformersSess
 from detr_export.benchmarks.speed.pictures import USUAL_SIZE
 from detr_export.benchmarks.speed.targets import BACKENDS
 from detr_export.runtimes.files import user_path
-from detr_export.runtimes.metadata import UINT8
+from detr_export.runtimes.metadata import RGB, UINT8
+from detr_export.runtimes.processing.end_to_end import image_batch, keep_sorted
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 from detr_export.runtimes.processing.image_processor_fast import processor_from_dict
 from detr_export.runtimes.processing.sizes import output_size
 from detr_export.runtimes.processing.uint8_batch import uint8_batch
-from detr_export.runtimes.session import Session, require_detr
+from detr_export.runtimes.session import Session, is_end_to_end, require_detr
 
 if TYPE_CHECKING:
     from detr_export.runtimes.backends.ort.session import OrtSession
@@ -49,10 +51,18 @@ class Pipeline(ABC):
         self.precision = precision or (session.metadata.precision if session.metadata else "fp32")
         self._names = [spec.name for spec in session.inputs]
         self._takes_bytes = session.metadata is not None and session.metadata.input == UINT8
+        self.end_to_end = is_end_to_end(session)
 
-    def preprocess(self, pictures: Sequence[Image.Image], height: int, width: int) -> dict[str, np.ndarray]:
-        """The session's inputs of a batch, every picture resized to exactly (height, width)."""
-        return self._declared(self._preprocess(list(pictures), {"height": height, "width": width}))
+    def preprocess(self, pictures: Sequence[Image.Image], size: tuple[int, int] | None) -> dict[str, np.ndarray]:
+        """The session's inputs of a batch.
+
+        Args:
+            pictures: of one size, if `size` is None.
+            size: (height, width) that every picture is resized to; the model's own settings decide when None.
+        """
+        return self._declared(
+            self._preprocess(list(pictures), None if size is None else {"height": size[0], "width": size[1]})
+        )
 
     def inputs(self, processor: DetrImageProcessor, pictures: list[Image.Image]) -> dict[str, np.ndarray]:
         """The session's inputs of a batch, as this processor makes them in place of the model's own."""
@@ -68,7 +78,7 @@ class Pipeline(ABC):
         return {spec.name: np.asarray(batch[spec.name]).astype(spec.dtype, copy=False) for spec in self.session.inputs}
 
     @abstractmethod
-    def _preprocess(self, pictures: list[Image.Image], size: dict[str, int]) -> Mapping[str, Any]: ...
+    def _preprocess(self, pictures: list[Image.Image], size: dict[str, int] | None) -> Mapping[str, Any]: ...
 
     @abstractmethod
     def postprocess(self, outputs: Arrays, sizes: list[tuple[int, int]]) -> Any:
@@ -93,17 +103,22 @@ class OwnPipeline(Pipeline):
         super().__init__(session, version, precision)
         metadata = session.metadata
         self._processor = processor_from_dict(metadata.processor) if metadata else DetrImageProcessor()
+        self._color = metadata.end_to_end.color if metadata and metadata.end_to_end else RGB
 
-    def _preprocess(self, pictures: list[Image.Image], size: dict[str, int]) -> Mapping[str, Any]:
+    def _preprocess(self, pictures: list[Image.Image], size: dict[str, int] | None) -> Mapping[str, Any]:
+        if self.end_to_end:
+            return image_batch(pictures, self._color)
         if self._takes_bytes:
             return uint8_batch(self._processor, pictures, size)
         return self._processor.preprocess(pictures, size=size, return_tensors="np")
 
     def postprocess(self, outputs: Arrays, sizes: list[tuple[int, int]]) -> Any:
+        if self.end_to_end:
+            return keep_sorted(outputs, THRESHOLD)
         return self._processor.post_process_object_detection(outputs, THRESHOLD, sizes)
 
     def own_size(self) -> tuple[int, int]:
-        return output_size(*USUAL_SIZE, self._processor.size)
+        return USUAL_SIZE if self.end_to_end else output_size(*USUAL_SIZE, self._processor.size)
 
 
 class CudaPipeline(OwnPipeline):
@@ -138,7 +153,7 @@ class TransformersPipeline(Pipeline):
 
     session: TransformersSession
 
-    def _preprocess(self, pictures: list[Image.Image], size: dict[str, int]) -> Mapping[str, Any]:
+    def _preprocess(self, pictures: list[Image.Image], size: dict[str, int] | None) -> Mapping[str, Any]:
         batch: Mapping[str, Any] = self.session.processor(pictures, size=size, return_tensors="np")
         return batch
 

@@ -17,6 +17,7 @@ from detr_export.benchmarks.speed.agreement import tolerance
 from detr_export.benchmarks.speed.calibration import Calibration
 from detr_export.benchmarks.speed.environment import describe_environment, ort_has_cuda
 from detr_export.benchmarks.speed.findings import Findings
+from detr_export.benchmarks.speed.pictures import USUAL_SIZE
 from detr_export.benchmarks.speed.report import Method, Report, Variant
 from detr_export.benchmarks.speed.runner import Runner
 from detr_export.benchmarks.speed.settings import DEFAULT_ROUNDS, Settings, Size, check_settings
@@ -25,6 +26,11 @@ from detr_export.benchmarks.speed.tables import write_report
 from detr_export.benchmarks.speed.targets import Target, check_targets, demo_targets, find_baseline
 from detr_export.runtimes.progress import SILENT, Progress
 
+_OF_PICTURES = (
+    "an end-to-end file takes part, so sizes are those of the pictures that come in: every variant resizes them as its own "
+    "settings say, and their detections are compared. The session of an end-to-end file has the processor and "
+    "post-processing in it; to compare it with the others, look at the time end to end"
+)
 _USUAL_SIZE = (800, 1066)  # what DETR's own settings make of the usual picture
 
 
@@ -54,7 +60,8 @@ def run(
 
     Args:
         targets: each `BACKEND:MODEL` or a path; without any, the checkpoint `demo` in every backend that is installed.
-        sizes: (height, width) that the models get; without any, the first model's own for a picture of 480 x 640.
+        sizes: (height, width) that the models get; without any, the first model's own for a picture of 480 x 640. If one
+            of the targets is an end-to-end file, it is the size of the pictures, and 480 x 640 without any.
         batches: images in a batch; every size is run with every one. 1 without any.
         threads: of one run; the physical cores when None.
         rounds: turns of each variant, at each size.
@@ -151,6 +158,7 @@ def measure_targets(
             runner.open()
             findings.open_baseline_again(settings.noise, pace.rounds)
             own = next((item.opened.own_size for item in runner.able if item.opened), _USUAL_SIZE)
+            own = USUAL_SIZE if runner.of_pictures else own
             runner.measure(settings.workloads(own), pace)
             runner.close()
             # What follows is not timed against anything, so the processes of the variants have ended.
@@ -187,6 +195,7 @@ def measure_targets(
             profiles=findings.profiles,
             compiled=findings.compiled,
             errors=findings.errors,
+            notes=[_OF_PICTURES] if runner.of_pictures else (),
         )
 
 

@@ -102,6 +102,11 @@ class Runner:
         """Those that are open and have not failed for good."""
         return [contestant for contestant in self.contestants if contestant.opened and contestant.error is None]
 
+    @property
+    def of_pictures(self) -> bool:
+        """Whether an end-to-end file takes part. Then sizes are those of the pictures that come in, for all variants."""
+        return any(item.opened.end_to_end for item in self.contestants if item.opened)
+
     def measure(self, workloads: Sequence[Workload], pace: Pace) -> None:
         """For each workload, compares the outputs, and if it is to be timed, times the variants that are right."""
         for workload in workloads:
@@ -137,8 +142,9 @@ class Runner:
             self._step(f"{workload}: first run of {raw.name}")
             with self._noting(contestant, raw):
                 opened = cast(Opened, contestant.opened)
-                require_in_range(workload, opened.ranges)
-                command = Prepare(workload.height, workload.width, workload.batches)
+                if opened.end_to_end or not self.of_pictures:
+                    require_in_range(workload, opened.ranges)
+                command = Prepare(workload.height, workload.width, workload.batches, self.of_pictures)
                 prepared: Prepared = self._ask(contestant, command)
                 if contestant.first_inference_ms is None:
                     contestant.first_inference_ms = prepared.first_inference_ms
@@ -147,6 +153,8 @@ class Runner:
                 raw.largest_difference = largest_differences(prepared.outputs, reference)
                 own, theirs = self._tolerance(opened.precision), self._tolerance(first)
                 raw.tolerance = {name: max(own[name], theirs[name]) for name in raw.largest_difference}
+                if not raw.largest_difference:
+                    raise InputError("it has no output in common with the first variant, so it cannot be compared")
                 raw.correct = within(raw.largest_difference, raw.tolerance)
 
     def _time(self, ready: Sequence[Contestant], raws: Mapping[str, Raw], pace: Pace) -> None:

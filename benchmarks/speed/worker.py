@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from PIL import Image
 
+from detr_export.benchmarks.speed.agreement import relative_detections
 from detr_export.benchmarks.speed.targets import BACKENDS
 from detr_export.runtimes.errors import DetrError, InputError, first_line
 
@@ -52,6 +53,7 @@ class Opened:
     ranges: dict[str, tuple[int, int | None]]  # of "batch", "height" and "width"
     draws_masks: bool
     input: str = ""  # dtype of the images that it takes, and whether they lie in page-locked memory
+    end_to_end: bool = False  # whether it takes images as they are, and gives detections in pixels
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class Prepare:
     height: int
     width: int
     batches: tuple[tuple[np.ndarray, ...], ...]  # of RGB pictures (h, w, 3) uint8; turns take one batch after the other
+    # Whether the size is that of the pictures, which each model resizes as it does. The outputs are detections then.
+    of_pictures: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,22 +167,30 @@ class Worker:
             self._pipeline.precision,
             self._pipeline.own_size(),
             dict(metadata.ranges) if metadata else {},
-            any(spec.name == "pred_masks" for spec in self._pipeline.session.outputs),
+            any(spec.name in ("pred_masks", "masks") for spec in self._pipeline.session.outputs),
             self._describe_input(),
+            self._pipeline.end_to_end,
         )
 
     def _describe_input(self) -> str:
-        dtype = next(spec.dtype for spec in self._pipeline.session.inputs if spec.name == "pixel_values")
+        dtype = next(spec.dtype for spec in self._pipeline.session.inputs if spec.name in ("pixel_values", "image"))
         return f"{dtype}, page-locked" if self._locked else dtype
 
     def _prepare(self, command: Prepare) -> Prepared:
         from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 
         self._prepared, self._next = None, 0
+        if self._pipeline.end_to_end and not command.of_pictures:
+            raise InputError("an end-to-end file takes pictures, and is measured with the size of those")
         self._pictures = [[Image.fromarray(array) for array in batch] for batch in command.batches]
-        # The session is fed the same arrays in every variant, whatever its own processor would make of the pictures.
-        processor = DetrImageProcessor(size={"height": command.height, "width": command.width})
-        self._inputs = [self._pipeline.inputs(processor, batch) for batch in self._pictures]
+        if command.of_pictures:
+            size = (command.width, command.height)
+            self._pictures = [[picture.resize(size) for picture in batch] for batch in self._pictures]
+            self._inputs = [self._pipeline.preprocess(batch, None) for batch in self._pictures]
+        else:
+            # The session is fed the same arrays in every variant, whatever its own processor would make of the pictures.
+            processor = DetrImageProcessor(size={"height": command.height, "width": command.width})
+            self._inputs = [self._pipeline.inputs(processor, batch) for batch in self._pictures]
         if self._locked is not None:
             self._locked.free()  # what lay in it was of the size before
             self._inputs = [self._locked.copy(inputs) for inputs in self._inputs]
@@ -187,6 +199,10 @@ class Worker:
         first_ms, first = timed(lambda: self._pipeline.session.run(self._inputs[0]))
         outputs = [first, *(self._pipeline.session.run(inputs) for inputs in self._inputs[1:])]
         self._prepared = command
+        if command.of_pictures:
+            sizes = [(command.height, command.width)] * len(self._pictures[0])
+            outputs = [relative_detections(item, sizes) for item in outputs]
+            first = outputs[0]
         return Prepared(first_ms, {name: np.concatenate([item[name] for item in outputs]) for name in first})
 
     def _measure(self, command: Measure) -> Measured:
@@ -208,17 +224,21 @@ class Worker:
         """Milliseconds of preprocess, session, postprocess and all in one go."""
         assert self._prepared is not None
         pictures, inputs = self._pictures[index], self._inputs[index]
-        height, width = self._prepared.height, self._prepared.width
-        preprocess, _ = timed(lambda: self._pipeline.preprocess(pictures, height, width))
+        size = self._size()
+        preprocess, _ = timed(lambda: self._pipeline.preprocess(pictures, size))
         session, outputs = timed(lambda: self._pipeline.session.run(inputs))
         postprocess, _ = timed(lambda: self._pipeline.postprocess(outputs, _sizes(pictures)))
         whole, _ = timed(lambda: self._end_to_end(pictures))
         return preprocess, session, postprocess, whole
 
     def _end_to_end(self, pictures: list[Image.Image]) -> Any:
-        assert self._prepared is not None
-        inputs = self._pipeline.preprocess(pictures, self._prepared.height, self._prepared.width)
+        inputs = self._pipeline.preprocess(pictures, self._size())
         return self._pipeline.postprocess(self._pipeline.session.run(inputs), _sizes(pictures))
+
+    def _size(self) -> tuple[int, int] | None:
+        """(height, width) that pictures are resized to; None where the model's own settings decide."""
+        assert self._prepared is not None
+        return None if self._prepared.of_pictures else (self._prepared.height, self._prepared.width)
 
     def _throughput(self, command: Throughput) -> float:
         """Images per second of all callers together, until the last one is done."""

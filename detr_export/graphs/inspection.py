@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any
 from detr_export.runtimes.errors import ArtifactError
 from detr_export.runtimes.files import sha256_of_files
 from detr_export.runtimes.hub import onnx_file
-from detr_export.runtimes.metadata import METADATA_KEY, Metadata, read_metadata
+from detr_export.runtimes.metadata import METADATA_KEY, EndToEnd, Metadata, read_metadata
 from detr_export.runtimes.processing.image_processor_fast import DetrImageProcessorFast
 from detr_export.runtimes.session import TensorSpec
 
 if TYPE_CHECKING:
     import onnx
+
+
+_CLASSES_SHOWN = 10  # of those that a model knows; the rest would hide what stands below
 
 
 @dataclass(frozen=True)
@@ -73,12 +76,21 @@ def _metadata_lines(about: Metadata) -> list[str]:
     pixels = "torchvision" if about.processor.get("image_processor_type") == DetrImageProcessorFast.__name__ else "Pillow"
     return [
         f"  task       {about.task}, {len(about.id2label)} classes, {about.precision}",
+        f"  classes    {_names(about.id2label)}",
+        *([] if about.end_to_end is None else [f"  end to end {_whole(about.end_to_end)}"]),
         f"  images     {size}; pixels of {pixels}",
         f"  ranges     {ranges}",
         f"  source     {about.source.get('name')}, sha256 {about.source.get('sha256')}",
         f"  tools      {', '.join(f'{name} {version}' for name, version in about.tools.items())}",
         f"  parity     {_parity(about.parity or {})}",
     ]
+
+
+def _whole(options: EndToEnd) -> str:
+    return (
+        f"{options.color.upper()} images of any size, resized by {options.resize}, "
+        f"to the best {options.top_k} detections in pixels"
+    )
 
 
 def _parity(found: Mapping[str, Any]) -> str:
@@ -88,7 +100,17 @@ def _parity(found: Mapping[str, Any]) -> str:
         f"{name} {value:.1e}" + (f" ({ratios[name]:.2g} x the noise floor)" if name in ratios else "")
         for name, value in differences.items()
     ]
+    end = found.get("end_to_end") or {}
+    units = {"pixels": " levels", "boxes": " pixels"}
+    parts += [f"end to end {name} {value:.1e}{units.get(name, '')}" for name, value in end.get("max_abs_diff", {}).items()]
     return ", ".join(parts) or "not verified"
+
+
+def _names(id2label: Mapping[int, str]) -> str:
+    """The first names of the classes, and how many more there are."""
+    shown = [f"{label} {id2label[label]}" for label in sorted(id2label)[:_CLASSES_SHOWN]]
+    more = len(id2label) - len(shown)
+    return ", ".join(shown) + (f", and {more} more; --json has them all" if more else "")
 
 
 def inspect_onnx(path: str | Path) -> Inspection:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from detr_export.runtimes.errors import ArtifactError, InputError
 from detr_export.runtimes.image_runner import processor_of
 from detr_export.runtimes.metadata import Metadata
+from detr_export.runtimes.processing.end_to_end import image_batch
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 from detr_export.runtimes.processing.images import PathPattern, iter_image_paths, load_image
 from detr_export.runtimes.processing.uint8_batch import uint8_batch
-from detr_export.runtimes.session import Session, TensorSpec, as_declared, require_detr, takes_padding
+from detr_export.runtimes.session import Session, TensorSpec, as_declared, is_end_to_end, require_detr, takes_padding
 from detr_export.verification.cases import GRID, Case, cases_of_size, make_images, make_inputs, scale_and_pad
+from detr_export.verification.detecting import NOTE, color_of, images_of_many_sizes
 
 MODEL, OTHER = "MODEL", "OTHER"
 Arrays = Mapping[str, np.ndarray]
@@ -46,6 +49,8 @@ class Batches:
 def grid_batches(model: Session, other: Session, grid: Iterable[Case] = GRID) -> Batches:
     """The cases of the verification grid that both models take. Their images are drawn at random.
 
+    Two models that take images as they are get images of many sizes, from one pixel to twelve megapixels.
+
     Two cases are added for each size that a model was made for: the only one of a file with fixed shapes, and the corners
     of an engine's profiles. If one model takes no padding, no case is padded.
 
@@ -55,6 +60,9 @@ def grid_batches(model: Session, other: Session, grid: Iterable[Case] = GRID) ->
     """
     for label, session in ((MODEL, model), (OTHER, other)):
         _require_detr(label, session)
+    if is_end_to_end(model) and is_end_to_end(other):
+        named = images_of_many_sizes(model)
+        return _image_batches(model, other, len(named), named)
     notes = _padding_notes(model, other)
     bytes_too = _takes_bytes(model) or _takes_bytes(other)
     floats_too = not (_takes_bytes(model) and _takes_bytes(other))
@@ -98,9 +106,12 @@ def picture_batches(model: Session, other: Session, pictures: Iterable[PathPatte
     """
     for label, session in ((MODEL, model), (OTHER, other)):
         _require_detr(label, session)
+    paths = iter_image_paths(pictures)
+    if is_end_to_end(model) and is_end_to_end(other):
+        return _image_batches(model, other, len(paths), ((str(path), [load_image(path)]) for path in paths))
+    for label, session in ((MODEL, model), (OTHER, other)):
         if _channels(session) != 3:
             raise ArtifactError(f"{label} takes images of {_channels(session)} channels, and pictures have 3; give --inputs")
-    paths = iter_image_paths(pictures)
     processor = _common_processor(model, other)
     padded = not _padding_notes(model, other)
 
@@ -115,6 +126,12 @@ def picture_batches(model: Session, other: Session, pictures: Iterable[PathPatte
             yield _batch(str(path), model, other, images, scale_and_pad(images, processor))
 
     return Batches(len(paths), made(), _processor_notes(model, other, processor))
+
+
+def _image_batches(model: Session, other: Session, count: int, cases: Iterable[tuple[str, list[Any]]]) -> Batches:
+    """Images as they are, for two models that take those: each prepares them as it does."""
+    made = (Batch(name, *(image_batch(images, color_of(item)) for item in (model, other))) for name, images in cases)
+    return Batches(count, made, (NOTE,))
 
 
 def _batch(case: str, model: Session, other: Session, images: Arrays, floats: Arrays) -> Batch:

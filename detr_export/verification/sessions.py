@@ -19,9 +19,10 @@ from detr_export.runtimes.errors import ArtifactError, InputError, VerificationE
 from detr_export.runtimes.opening import CHECKPOINT, ONNX, kind_of, open_session
 from detr_export.runtimes.processing.images import PathPattern
 from detr_export.runtimes.progress import SILENT, Progress
-from detr_export.runtimes.session import Session
+from detr_export.runtimes.session import Session, is_end_to_end
 from detr_export.verification.array_file import array_batches
 from detr_export.verification.batches import MODEL, OTHER, Batches, grid_batches, picture_batches
+from detr_export.verification.detecting import as_detecting, color_of, paired
 from detr_export.verification.differences import cosine_similarity, distance, rank, signal_to_noise
 
 EVERY = "*"  # stands for the outputs that have no limit of their own
@@ -179,6 +180,7 @@ def compare_sessions(
         )
     limits = _checked(limits or {}, common)
     batches = batches or grid_batches(model, other)
+    detections = is_end_to_end(model) and is_end_to_end(other)
 
     cases = []
     for number, batch in enumerate(batches.made, start=1):
@@ -190,6 +192,8 @@ def compare_sessions(
                     f"{name} has shape {given[name].shape} in {MODEL} and {reference[name].shape} in {OTHER}, "
                     f"at {batch.case}; only outputs of one shape can be compared"
                 )
+        if detections:
+            given, reference = paired(given, reference)
         cases.append(CaseDifferences(batch.case, {name: _measured(given[name], reference[name]) for name in common}))
     return Comparison(
         tuple(cases),
@@ -213,6 +217,9 @@ def compare_models(
     progress: Progress = SILENT,
 ) -> Comparison:
     """Opens two models and compares them.
+
+    If one of them is an end-to-end file, both are compared by their detections; a plain model then has its own processor
+    before it and post-processing behind it.
 
     Args:
         model, other: ONNX files, engines or checkpoints, as in `open_session`; `other` is the reference. A checkpoint gives
@@ -247,6 +254,9 @@ def compare_models(
         else:
             first = opened(model, device, None)
             second = opened(other, other_device, first, revision)
+        first, second = as_detecting(first, second)
+        if inputs is not None and color_of(first) != color_of(second):
+            raise InputError(f"{MODEL} takes {color_of(first)} images and {OTHER} {color_of(second)}; give images")
         if inputs is not None:
             batches = array_batches(first, second, inputs)
         elif images:

@@ -15,6 +15,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import load_file
 
+from detr_export.checkpoints.reading import load_checkpoint
+from detr_export.graphs.export import ExportOptions, export_onnx
 from detr_export.graphs.inspection import inspect_onnx
 from detr_export.runtimes.errors import ArtifactError
 from detr_export.runtimes.metadata import METADATA_KEY
@@ -131,3 +133,21 @@ def test_refuses_truncated_models(tiny_onnx: Path, tmp_path: Path) -> None:
 def test_refuses_what_is_no_file(name: str, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="does not exist or is not a file"):
         inspect_onnx(tmp_path / name)
+
+
+def test_an_end_to_end_file(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    options = ExportOptions(verify=False, simplify=False, end_to_end=True, color="bgr", top_k=4)
+    found = inspect_onnx(export_onnx(load_checkpoint(tiny_checkpoint), tmp_path / "whole.onnx", options).path)
+    summary = found.summary()
+    assert "input      image uint8 (batch, height, width, 3)" in summary
+    assert "end to end BGR images of any size, resized by matmul, to the best 4 detections in pixels" in summary
+    assert "height 1 to 16384, width 1 to 16384" in summary
+    assert found.metadata is not None
+    assert f"classes    0 {found.metadata.id2label[0]}, 1 {found.metadata.id2label[1]}" in summary
+    assert found.to_dict()["metadata"]["end_to_end"] == {"color": "bgr", "resize": "matmul", "top_k": 4}
+    # What the gate found end to end stands beside the rest.
+    parity = {"max_abs_diff": {"logits": 1e-5}, "end_to_end": {"max_abs_diff": {"pixels": 1.0, "boxes": 0.25}}}
+    verified = replace(found, metadata=replace(found.metadata, parity=parity))
+    assert "logits 1.0e-05, end to end pixels 1.0e+00 levels, end to end boxes 2.5e-01 pixels" in verified.summary()
+    many = replace(found, metadata=replace(found.metadata, id2label=dict.fromkeys(range(91), "x")))
+    assert "9 x, and 81 more; --json has them all" in many.summary()

@@ -1,0 +1,174 @@
+"""What an end-to-end file costs beside the plain graph in it, and beside what the user of a plain file does on the CPU.
+
+    python -m detr_export.benchmarks.speed.end_to_end_cost PLAIN.onnx END-TO-END.onnx... [--size 1080x1920] > report.json
+
+`detr-bench` gives each variant a process of its own. Here a difference of a few percent is looked for, so all variants live
+in one process and take turns run by run: what else the machine does meets all of them alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import onnx
+import psutil
+
+from detr_export.benchmarks.speed.environment import describe_environment
+from detr_export.benchmarks.speed.peers import OpenVinoSession
+from detr_export.benchmarks.speed.pictures import synthetic_picture
+from detr_export.benchmarks.speed.settings import parse_size
+from detr_export.graphs.end_to_end.composing import plain_part
+from detr_export.runtimes.backends.ort.session import OrtSession
+from detr_export.runtimes.errors import DetrError, InputError, first_line
+from detr_export.runtimes.image_runner import processor_of
+from detr_export.runtimes.predictor import Predictor
+from detr_export.runtimes.session import Session, as_declared
+
+_WARM_UP = 2
+_CPU_FLAGS = ("avx2", "avx512", "amx", "asimd")  # what the names of instruction sets that matter begin with
+
+Run = Callable[[], object]
+
+
+def measure(plain: Path, files: Sequence[Path], size: tuple[int, int], threads: int, rounds: int) -> dict[str, Any]:
+    """Times the runs of all variants, one of each in every round.
+
+    Args:
+        plain: the plain file of the checkpoint, for the pipeline of its users.
+        files: end-to-end files of the same checkpoint. The plain graph in the first of them is the baseline.
+        size: (height, width) of the image, pixels.
+        threads: of one run.
+        rounds: how many.
+
+    Returns:
+        For each runtime and variant the milliseconds of every run; and the ratios of medians and of minima to the baseline.
+
+    Raises:
+        DetrError: a file cannot be opened or run.
+    """
+    image = synthetic_picture(0, size)
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="detr-bench-") as folder:
+        baseline = Path(folder) / "plain.onnx"
+        onnx.save(plain_part(onnx.load(str(files[0]))), str(baseline))
+        for runtime, opened in (("ort", _ort), ("openvino", OpenVinoSession)):
+            sessions: dict[str, Session] = {"plain graph": opened(baseline, threads), "pipeline": opened(plain, threads)}
+            refused: dict[str, str] = {}
+            for file in files:
+                with _noting(refused, file.name):
+                    sessions[file.name] = opened(file, threads)
+            runs = {name: _run_of(name, session, sessions["pipeline"], image) for name, session in sessions.items()}
+            found[runtime] = {**summarize(_times(runs, rounds, refused)), "refused": refused}
+            for session in sessions.values():
+                session.close()
+    return found
+
+
+def summarize(times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Milliseconds by variant, and their ratios to those of the first one."""
+    first, *_ = times.values()
+    return {
+        "ms": {name: [round(value, 2) for value in values] for name, values in times.items()},
+        "median_ms": {name: round(statistics.median(values), 2) for name, values in times.items()},
+        "ratio_of_medians": {
+            name: round(statistics.median(values) / statistics.median(first), 4) for name, values in times.items()
+        },
+        "ratio_of_minima": {name: round(min(values) / min(first), 4) for name, values in times.items()},
+        "median_of_ratios": {
+            name: round(statistics.median(one / other for one, other in zip(values, first, strict=True)), 4)
+            for name, values in times.items()
+        },
+    }
+
+
+@contextlib.contextmanager
+def _noting(refused: dict[str, str], name: str) -> Iterator[None]:
+    """Notes why a variant does not take part."""
+    try:
+        yield
+    except DetrError as error:
+        refused[name] = first_line(error)
+
+
+def _ort(file: Path, threads: int) -> Session:
+    return OrtSession(file, threads=threads, spinning=False)  # threads that wait busily slow the next variant down
+
+
+def _run_of(name: str, session: Session, described: Session, image: Any) -> Run:
+    """One run: of the plain graph alone, of the whole pipeline around the plain file, or of an end-to-end file."""
+    if name == "pipeline":
+        predictor = Predictor(session)
+        return lambda: predictor.detect(image)
+    if session.metadata is None:  # the plain graph
+        assert described.metadata is not None
+        batch = processor_of(described.metadata).preprocess([image], return_tensors="np")
+        inputs = as_declared(session.inputs, batch)
+        return lambda: session.run(inputs)
+    return lambda: session.run({"image": image[None]})
+
+
+def _times(runs: Mapping[str, Run], rounds: int, refused: dict[str, str]) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {}
+    for name, run in runs.items():
+        with _noting(refused, name):
+            for _ in range(_WARM_UP):
+                run()
+            times[name] = []
+    for number in range(rounds):
+        order = list(times)
+        for name in order[number % len(order) :] + order[: number % len(order)]:  # nobody always follows the same one
+            begin = time.perf_counter()
+            runs[name]()
+            times[name].append((time.perf_counter() - begin) * 1e3)
+    return times
+
+
+def _instruction_sets() -> list[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
+    return sorted(flag for flag in flags if flag.startswith(_CPU_FLAGS))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("plain", type=Path, help="the plain file")
+    parser.add_argument("files", type=Path, nargs="+", help="end-to-end files of the same checkpoint")
+    parser.add_argument("--size", default="1080x1920", help="of the image, HxW")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=15)
+    given = parser.parse_args(arguments)
+    try:
+        if given.rounds < 1:
+            raise InputError(f"rounds is {given.rounds}; expected at least 1")
+        load_before = psutil.getloadavg()[0]
+        found = measure(given.plain, given.files, parse_size(given.size), given.threads, given.rounds)
+    except DetrError as error:
+        sys.exit(f"error: {error}")
+    report = {
+        "what": "milliseconds of one run; 'plain graph' is the graph in the first end-to-end file, 'pipeline' is Pillow's "
+        "processor, the plain file and post-processing in NumPy. Ratios are to 'plain graph'.",
+        "image": given.size,
+        "environment": {**asdict(describe_environment(given.threads)), "instruction_sets": _instruction_sets()},
+        "load_before": round(load_before, 2),
+        "rounds": given.rounds,
+        **found,
+    }
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
