@@ -336,8 +336,7 @@ class Predictor:
         """
         require_shares(threshold=threshold)
         self._require_output(
-            "cross_attention",
-            "does not return its attention; export it with: detr-export onnx --with-attentions, and without --end-to-end",
+            "cross_attention", "does not return its attention; export it with: detr-export onnx --with-attentions"
         )
 
         def explained(outputs: Outputs, sizes: Sizes) -> list[tuple[Detections, np.ndarray]]:

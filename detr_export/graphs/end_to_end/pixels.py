@@ -23,7 +23,6 @@ from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 from detr_export.runtimes.processing.sizes import as_size
 
 _UNITS = 65536  # of a weight of 1; 255 times it, and a half more, is below 2^24, where float32 ends to be exact
-_BLOCKS = 16  # of each pass; for 1080x1920 to 750x1333 on a CPU, 8 took a third longer, and 32 as long
 
 
 def add_pixels(nodes: Nodes, image: Value, processor: DetrImageProcessor, options: EndToEnd) -> tuple[Value, Value, Value]:
@@ -46,8 +45,8 @@ def add_pixels(nodes: Nodes, image: Value, processor: DetrImageProcessor, option
     if processor.do_resize:
         new_height, new_width = resized(nodes, height, width, as_size(processor.size))
         if options.resize == MATMUL:
-            pixels = _rounded(nodes, _resized(nodes, pixels, width, new_width, axis=3))
-            pixels = _rounded(nodes, _resized(nodes, pixels, height, new_height, axis=2))
+            pixels = _rounded(nodes, nodes.add("MatMul", pixels, _weights(nodes, width, new_width, old_axis=0)))
+            pixels = _rounded(nodes, nodes.add("MatMul", _weights(nodes, height, new_height, old_axis=1), pixels))
         else:
             sizes = nodes.add("Concat", nodes.add("Shape", pixels, start=0, end=2), new_height, new_width, axis=0)
             pixels = nodes.add("Resize", pixels, None, None, sizes, mode="linear", antialias=1, exclude_outside=1)
@@ -57,32 +56,6 @@ def add_pixels(nodes: Nodes, image: Value, processor: DetrImageProcessor, option
         pixels = nodes.add("Gather", pixels, [2, 1, 0], axis=1)
     scale, offset = _scaling(processor)
     return pixels * scale + offset, height, width
-
-
-def _resized(nodes: Nodes, pixels: Value, size: Value, new_size: Value, axis: int) -> Value:
-    """Resizes one axis of (B, 3, H, W) in blocks of new pixels. Each block multiplies only the old pixels around it.
-
-    Nearly all weights are 0, and a sum without them is the same to the bit. A block of a very thin image may be empty.
-    """
-    old_axis = 3 - axis
-    weights = _weights(nodes, size, new_size, old_axis)
-    # Where blocks begin and end. Old pixels are taken from a little further than the filter reaches.
-    edges = nodes.constant(np.arange(_BLOCKS + 1)) * new_size // _BLOCKS
-    reach = nodes.add("Max", size, new_size) // new_size + 2
-    begins = nodes.add("Max", edges * size // new_size - reach, [0])
-    ends = nodes.add("Min", edges * size // new_size + reach, size)
-    new, first, last = (
-        nodes.add_many("Split", _BLOCKS + 1, values, [1] * (_BLOCKS + 1), axis=0) for values in (edges, begins, ends)
-    )
-    blocks = []
-    for index in range(_BLOCKS):
-        old_range, new_range = (first[index], last[index + 1]), (new[index], new[index + 1])
-        part = nodes.add("Slice", pixels, *old_range, [axis])
-        ranges = (old_range, new_range) if old_axis == 0 else (new_range, old_range)
-        begin, end = (nodes.add("Concat", one, other, axis=0) for one, other in zip(*ranges, strict=True))
-        used = nodes.add("Slice", weights, begin, end, [0, 1])
-        blocks.append(nodes.add("MatMul", *((part, used) if old_axis == 0 else (used, part))))
-    return nodes.add("Concat", *blocks, axis=axis)
 
 
 def _weights(nodes: Nodes, size: Value, new_size: Value, old_axis: int) -> Value:
