@@ -336,7 +336,8 @@ class Predictor:
         """
         require_shares(threshold=threshold)
         self._require_output(
-            "cross_attention", "does not return its attention; export it with: detr-export onnx --with-attentions"
+            "cross_attention",
+            "does not return its attention; export it with: detr-export onnx --with-attentions, and without --end-to-end",
         )
 
         def explained(outputs: Outputs, sizes: Sizes) -> list[tuple[Detections, np.ndarray]]:

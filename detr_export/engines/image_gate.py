@@ -8,11 +8,10 @@ running it behind transformers' other processor.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from detr_export.random_images import random_images
 from detr_export.runtimes.backends.tensorrt.profiles import EngineProfile
 from detr_export.runtimes.errors import ArtifactError
 from detr_export.runtimes.image_runner import processor_of
@@ -29,12 +28,11 @@ from detr_export.verification.end_to_end import (
     best_detections,
     checked_detections,
     detection_differences,
+    drawn_images,
     other_processor,
 )
 from detr_export.verification.reference import Reference
 from detr_export.verification.tolerances import tolerance_of
-
-_LARGEST_DRAWN = 640  # pixels; a larger image is a smaller one, several times: to draw it takes long
 
 
 def compare_end_to_end_engine(
@@ -69,7 +67,7 @@ def compare_end_to_end_engine(
     for seed, (batch, height, width) in enumerate(sizes):
         name = f"{batch}x{height}x{width}"
         progress.stage(f"verifying {seed + 1}/{len(sizes)} {name}")
-        pictures = list(_pictures(batch, height, width, seed))
+        pictures = list(drawn_images(batch, height, width, seed))
         outputs = candidate.run(image_batch(pictures, end_to_end.color))
         for number, picture in enumerate(pictures):
             found = checked_detections({key: value[number:][:1] for key, value in outputs.items()}, end_to_end, name)
@@ -129,14 +127,6 @@ def _measured(
         {output: max(item[output] for item in arithmetic) for output in arithmetic[0]},
         off(best_detections(_first(reference.exact(others)), size, options.top_k)),
     )
-
-
-def _pictures(batch: int, height: int, width: int, seed: int) -> Iterator[np.ndarray]:
-    """Different images with structure: uint8 (height, width, 3)."""
-    rows, columns = min(height, _LARGEST_DRAWN), min(width, _LARGEST_DRAWN)
-    drawn = np.clip(128 + 50 * random_images((batch, 3, rows, columns), seed), 0, 255).astype(np.uint8)
-    for image in drawn.transpose(0, 2, 3, 1):
-        yield np.tile(image, (-(-height // rows), -(-width // columns), 1))[:height, :width]
 
 
 def _prepared(processor: DetrImageProcessor, picture: np.ndarray) -> np.ndarray:

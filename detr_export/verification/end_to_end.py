@@ -136,11 +136,18 @@ def end_to_end_images(processor: DetrImageProcessor) -> Iterator[tuple[str, np.n
         if noise:
             image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
         else:
-            # A large image is a smaller one, several times: to draw it takes longer than to run a small model on it.
-            rows, columns = min(height, _LARGEST_DRAWN), min(width, _LARGEST_DRAWN)
-            drawn = make_images(Case(rows, columns, ((rows, columns),)), seed)["pixel_values"][0]
-            image = np.tile(drawn, (-(-height // rows), -(-width // columns), 1))[:height, :width]
+            (image,) = drawn_images(1, height, width, seed)
         yield f"{'noise' if noise else 'structure'}-{height}x{width}", image
+
+
+def drawn_images(count: int, height: int, width: int, seed: int) -> Iterator[np.ndarray]:
+    """Different images with structure: uint8 (height, width, 3).
+
+    A large image is a smaller one, several times: to draw it takes longer than to run a small model on it.
+    """
+    rows, columns = min(height, _LARGEST_DRAWN), min(width, _LARGEST_DRAWN)
+    for drawn in make_images(Case(rows, columns, ((rows, columns),) * count), seed)["pixel_values"]:
+        yield np.tile(drawn, (-(-height // rows), -(-width // columns), 1))[:height, :width]
 
 
 def other_processor(processor: DetrImageProcessor) -> DetrImageProcessor:

@@ -13,14 +13,14 @@ from detr_export.runtimes.metadata import OPERATOR, Metadata
 # which is that of most cameras, and the largest, 4K. Landscapes, and portraits.
 _LANDSCAPE = ((32, 32), (1080, 1920), (2160, 3840))
 _PORTRAIT = ((32, 32), (1920, 1080), (3840, 2160))
-_FIRST_WITH_INT64 = 10  # TensorRT's major version
+_FIRST = 10  # TensorRT's major version
 
 
 def require_readable(file: str | Path, metadata: Metadata, major: Optional[int]) -> None:
-    """Refuses an end-to-end file that TensorRT does not read, or would compute wrongly.
+    """Refuses an end-to-end file that TensorRT does not read, or was never seen to read.
 
-    ONNX's Resize is refused: TensorRT has none that is antialiased. Before 10, TensorRT takes int64 for int32, and it takes
-    numbers of up to 62 bits to find the size that the processor gives an image.
+    ONNX's Resize is refused: TensorRT has none that is antialiased. TensorRT before 10 is refused, because no end-to-end file
+    was ever compiled with it.
 
     Args:
         file: its name, for the message.
@@ -37,10 +37,10 @@ def require_readable(file: str | Path, metadata: Metadata, major: Optional[int])
             f"{file} resizes images with ONNX's operator Resize, and TensorRT does not read the antialiased one; "
             "export it again with: detr-export onnx --end-to-end --resize matmul"
         )
-    if major is not None and major < _FIRST_WITH_INT64:
+    if major is not None and major < _FIRST:
         raise ArtifactError(
-            f"{file} is end to end and computes sizes in int64, which TensorRT {major} does not have; update TensorRT to 10 "
-            "or later, or export the file without --end-to-end"
+            f"{file} is end to end, which was never tried with TensorRT {major}; update TensorRT to 10 or later, or export the "
+            "file without --end-to-end"
         )
 
 

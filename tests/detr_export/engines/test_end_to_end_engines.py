@@ -244,11 +244,9 @@ def test_onnx_runtime_gets_the_profiles(device: str, detector: Path, monkeypatch
 def test_tensorrt_8_is_refused(
     install_tensorrt: Install, detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It computes in int32, and sizes need 62 bits."""
+    """No end-to-end file was ever compiled with it."""
     install_tensorrt(OLDEST)
-    refused = (
-        r"detector\.onnx is end to end and computes sizes in int64, which TensorRT 8 does not have; update TensorRT to 10"
-    )
+    refused = r"detector\.onnx is end to end, which was never tried with TensorRT 8; update TensorRT to 10"
     with pytest.raises(ArtifactError, match=refused):
         build_engine(detector, tmp_path / "a.engine", OPTIONS)
     monkeypatch.setattr(ort_session, "require_provider", lambda place: None)
