@@ -19,8 +19,8 @@ _FIRST = 10  # TensorRT's major version
 def require_readable(file: str | Path, metadata: Metadata, major: Optional[int]) -> None:
     """Refuses an end-to-end file that TensorRT does not read, or was never seen to read.
 
-    ONNX's Resize is refused: TensorRT has none that is antialiased. TensorRT before 10 is refused, because no end-to-end file
-    was ever compiled with it.
+    ONNX's Resize is refused: TensorRT has none that is antialiased. TensorRT before 10 is refused, because no end-to-end
+    file was ever compiled with it.
 
     Args:
         file: its name, for the message.
@@ -39,8 +39,8 @@ def require_readable(file: str | Path, metadata: Metadata, major: Optional[int])
         )
     if major is not None and major < _FIRST:
         raise ArtifactError(
-            f"{file} is end to end, which was never tried with TensorRT {major}; update TensorRT to 10 or later, or export the "
-            "file without --end-to-end"
+            f"{file} is end to end, which was never tried with TensorRT {major}; update TensorRT to 10 or later, or export "
+            "the file without --end-to-end"
         )
 
 
