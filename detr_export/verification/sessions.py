@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from detr_export.runtimes.devices import OPENVINO, parse_device
 from detr_export.runtimes.errors import ArtifactError, InputError, VerificationError
 from detr_export.runtimes.opening import CHECKPOINT, ONNX, kind_of, open_session
 from detr_export.runtimes.processing.images import PathPattern
@@ -235,7 +236,8 @@ def compare_models(
             attentions = (
                 kind == CHECKPOINT and beside is not None and any(spec.name == _ATTENTION for spec in beside.outputs)
             )
-            spinning = False if kind == ONNX else None  # threads that wait busily slow the other model down
+            # Threads that wait busily slow the other model down; only ONNX Runtime's do
+            spinning = False if kind == ONNX and parse_device(device).kind != OPENVINO else None
             return stack.enter_context(
                 open_session(path, device, attentions=attentions, spinning=spinning, revision=revision)
             )

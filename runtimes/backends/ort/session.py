@@ -22,7 +22,7 @@ from detr_export.runtimes.backends.ort.providers import (
     require_right_cumsum,
 )
 from detr_export.runtimes.backends.tensorrt.profiles import ShapeProfile, default_profiles, shape_profile
-from detr_export.runtimes.devices import CPU, RTX, TENSORRT, Device, parse_device
+from detr_export.runtimes.devices import CPU, CUDA, RTX, TENSORRT, Device, parse_device
 from detr_export.runtimes.errors import ArtifactError, BackendError, DetrError, first_line, missing_extra
 from detr_export.runtimes.files import sha256_of_files
 from detr_export.runtimes.metadata import METADATA_KEY, read_metadata
@@ -89,6 +89,7 @@ class OrtSession(Session):
 
         # The device
         place = parse_device(device)
+        place.require((CPU, CUDA, TENSORRT, RTX), "ONNX Runtime")
         require_provider(place)
         if max_batch is not None and not place.builds_engines:
             raise BackendError(f"max_batch is for the tensorrt devices, which build engines; leave it out with {device!r}")
