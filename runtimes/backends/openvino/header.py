@@ -1,4 +1,4 @@
-"""What OpenVINO forgets of an ONNX file: the order of its inputs and outputs, the names of their dimensions, its metadata.
+"""What OpenVINO does not tell of an ONNX file: the names of its dimensions, its metadata, and what it would compute wrongly.
 
 They are read off the file. It is in protobuf's format: fields, each with a number, and a value that is an integer or a
 piece of known length. A piece that is not wanted is skipped, so weights are never read.
@@ -20,7 +20,9 @@ Shape = tuple[Union[int, str], ...]
 _Value = Union[int, memoryview]
 
 _GRAPH, _PROPERTIES = 7, 14  # of a model
-_INPUT, _OUTPUT = 11, 12  # of a graph
+_NODE, _INPUT, _OUTPUT = 1, 11, 12  # of a graph
+_OPERATOR, _ATTRIBUTE = 4, 5  # of a node
+_ATTRIBUTE_NAME, _INTEGER = 1, 3  # of an attribute
 _NAME, _TYPE = 1, 2  # of an input or output
 _TENSOR, _SHAPE, _DIMENSION = 1, 2, 1  # of a type, of a tensor, of a shape
 _SIZE, _SIZE_NAME = 1, 2  # of a dimension
@@ -37,6 +39,7 @@ class Header:
     inputs: dict[str, Shape]  # older files also list their weights
     outputs: dict[str, Shape]
     properties: dict[str, str]
+    antialiased: bool  # whether a Resize of the graph smooths what it makes smaller
 
 
 def read_header(file: Path) -> Header:
@@ -62,16 +65,28 @@ def _read(model: memoryview) -> Header:
     inputs: dict[str, Shape] = {}
     outputs: dict[str, Shape] = {}
     properties: dict[str, str] = {}
+    antialiased = False
     for number, value in _fields(model):
         if number == _GRAPH:
             for inner, item in _fields(_piece(value)):
-                if inner in (_INPUT, _OUTPUT):
+                if inner == _NODE:
+                    antialiased = antialiased or _antialiases(_piece(item))
+                elif inner in (_INPUT, _OUTPUT):
                     described = dict(_fields(_piece(item)))
                     (inputs if inner == _INPUT else outputs)[_text(described[_NAME])] = _shape(described.get(_TYPE))
         elif number == _PROPERTIES:
             entry = dict(_fields(_piece(value)))
             properties[_text(entry.get(_KEY, memoryview(b"")))] = _text(entry.get(_TEXT, memoryview(b"")))
-    return Header(inputs, outputs, properties)
+    return Header(inputs, outputs, properties, antialiased)
+
+
+def _antialiases(node: memoryview) -> bool:
+    """Whether a node is a Resize with `antialias`."""
+    fields = list(_fields(node))
+    if not any(number == _OPERATOR and _text(value) == "Resize" for number, value in fields):
+        return False
+    attributes = [dict(_fields(_piece(value))) for number, value in fields if number == _ATTRIBUTE]
+    return any(_text(item[_ATTRIBUTE_NAME]) == "antialias" and item.get(_INTEGER, 0) != 0 for item in attributes)
 
 
 def _shape(kind: _Value | None) -> Shape:

@@ -43,6 +43,7 @@ class OpenVinoSession(Session):
 
     Raises:
         ArtifactError: the file is missing, damaged or not an ONNX model, or has an operator that OpenVINO does not read.
+            OpenVINO reads an antialiased Resize, and was seen (2026.4) to ignore that it is one, so it is refused, too.
         BackendError: the device is another one, or `threads` is below 1.
     """
 
@@ -60,6 +61,11 @@ class OpenVinoSession(Session):
         # What the file says of itself. This comes first: OpenVINO would try other formats on what is no ONNX file
         header = read_header(file)
         self.metadata = read_metadata(file, header.properties.get(METADATA_KEY))
+        if header.antialiased:
+            raise ArtifactError(
+                f"{file} cannot be loaded by OpenVINO: it ignores the antialias of a Resize, so results would be wrong; "
+                "export an end-to-end file with --resize matmul, or use device 'cpu'"
+            )
         core = openvino.Core()
         try:
             if external_data(file) is not None:  # the cache knows a file by its own content
@@ -67,9 +73,7 @@ class OpenVinoSession(Session):
             else:
                 model = compile_cached(core, file, _CPU, settings)
         except RuntimeError as error:
-            raise ArtifactError(
-                f"{file} cannot be loaded by OpenVINO: {_reason(error)}; device 'cpu' runs it with ONNX Runtime"
-            ) from error
+            raise ArtifactError(f"{file} cannot be loaded by OpenVINO: {_reason(error)}") from error
         if model.get_property(_PRECISION) != openvino.Type.f32:
             raise BackendError(f"OpenVINO did not take float32 as its precision but {model.get_property(_PRECISION)}")
 
@@ -108,6 +112,22 @@ class OpenVinoSession(Session):
     def close(self) -> None:
         self._model = None
         self._idle.clear()
+
+
+def working_version() -> str:
+    """The version of OpenVINO, after it has added two numbers on the CPU.
+
+    Raises:
+        RuntimeError: it cannot.
+    """
+    from openvino import opset13 as operators
+
+    x = operators.parameter([1], np.float32)
+    model = openvino.Model([operators.add(x, x)], [x])
+    found = openvino.Core().compile_model(model, _CPU, {_PRECISION: "f32"})([np.ones(1, np.float32)])[0]
+    if found.tolist() != [2.0]:
+        raise RuntimeError(f"1 + 1 is {found.tolist()} on OpenVINO's CPU")
+    return str(openvino.__version__).partition("-")[0]
 
 
 def _places(ports: Any, shapes: Mapping[str, Shape]) -> dict[str, int]:
