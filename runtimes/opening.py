@@ -119,6 +119,16 @@ def open_session(
     return TorchSession.open(path, device, threads, attentions=attentions, revision=revision, processor=processor)
 
 
+def spins(path: str | Path, device: str) -> bool:
+    """Whether idle threads wait busily unless `open_session` gets `spinning=False`: ONNX Runtime's do.
+
+    Raises:
+        ArtifactError: as in `kind_of`.
+        BackendError: there is no such device.
+    """
+    return kind_of(path) == ONNX and parse_device(device).kind != OPENVINO
+
+
 def kind_of(path: str | Path) -> str:
     """What a path is the path of: `ONNX`, `ENGINE` or `CHECKPOINT`. A name that is no file's may be a hub id.
 

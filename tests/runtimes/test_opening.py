@@ -12,7 +12,7 @@ from detr_export.runtimes.backends.openvino.session import OpenVinoSession
 from detr_export.runtimes.backends.ort.session import OrtSession
 from detr_export.runtimes.backends.torch_session import TorchSession
 from detr_export.runtimes.errors import ArtifactError, BackendError, CheckpointError
-from detr_export.runtimes.opening import CHECKPOINT, ENGINE, ENGINE_SUFFIXES, ONNX, kind_of
+from detr_export.runtimes.opening import CHECKPOINT, ENGINE, ENGINE_SUFFIXES, ONNX, kind_of, spins
 
 
 def test_open_session_chooses_the_backend(
@@ -95,6 +95,14 @@ def test_openvino_does_not_spin(spinning: bool, tiny_onnx: Path) -> None:
     message = "an ONNX file on the device openvino, which does not take spinning: .*; leave spinning out"
     with pytest.raises(BackendError, match=message):
         open_session(tiny_onnx, "openvino", spinning=spinning)
+
+
+def test_only_onnx_runtime_spins(tiny_onnx: Path, tiny_checkpoint: Path) -> None:
+    assert spins(tiny_onnx, "cpu")
+    assert spins(tiny_onnx, "cuda:1")
+    assert not spins(tiny_onnx, "openvino")
+    assert not spins(tiny_checkpoint, "cpu")
+    assert not spins("a.engine", "cuda")
 
 
 def test_a_checkpoint_does_not_run_in_openvino(tiny_checkpoint: Path) -> None:
