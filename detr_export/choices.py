@@ -104,7 +104,7 @@ ProcessorOption = Annotated[
 DeviceOption = Annotated[
     str,
     typer.Option(
-        help="cpu, or cuda or cuda:N for a GPU. ONNX files also take tensorrt[:N] and tensorrt-rtx[:N]. "
+        help="cpu, or cuda or cuda:N for a GPU. ONNX files also take openvino, tensorrt[:N] and tensorrt-rtx[:N]. "
         "A device that is not there is an error."
     ),
 ]

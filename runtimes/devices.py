@@ -1,4 +1,7 @@
-"""The names of devices: `cpu`, `cuda`, `tensorrt` and `tensorrt-rtx`. The last three take the number of a GPU: `cuda:1`."""
+"""The names of devices: `cpu`, `cuda`, `tensorrt`, `tensorrt-rtx` and `openvino`.
+
+`cuda` and the two of TensorRT take the number of a GPU: `cuda:1`. `openvino` is the CPU, too.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ from dataclasses import dataclass
 
 from detr_export.runtimes.errors import BackendError
 
-CPU, CUDA, TENSORRT, RTX = "cpu", "cuda", "tensorrt", "tensorrt-rtx"
-KINDS = (CPU, CUDA, TENSORRT, RTX)
+CPU, CUDA, TENSORRT, RTX, OPENVINO = "cpu", "cuda", "tensorrt", "tensorrt-rtx", "openvino"
+KINDS = (CPU, CUDA, TENSORRT, RTX, OPENVINO)
+_WITHOUT_NUMBER = (CPU, OPENVINO)
 
 
 @dataclass(frozen=True)
@@ -15,10 +19,10 @@ class Device:
     """Where a model runs, and with what."""
 
     kind: str  # one of `KINDS`
-    index: int = 0  # number of the GPU; 0 for the CPU
+    index: int = 0  # number of the GPU; 0 on the CPU
 
     def __str__(self) -> str:
-        return self.kind if self.kind == CPU else f"{self.kind}:{self.index}"
+        return self.kind if self.kind in _WITHOUT_NUMBER else f"{self.kind}:{self.index}"
 
     @property
     def builds_engines(self) -> bool:
@@ -46,12 +50,12 @@ def parse_device(text: str) -> Device:
         BackendError: there is no such device; the message lists all names.
     """
     kind, _, index = text.partition(":")
-    if kind not in KINDS or (text != kind and (kind == CPU or not index.isdecimal())):
+    if kind not in KINDS or (text != kind and (kind in _WITHOUT_NUMBER or not index.isdecimal())):
         raise BackendError(f"device is {text!r}; expected {_named(KINDS)}")
     return Device(kind, int(index or 0))
 
 
 def _named(kinds: tuple[str, ...]) -> str:
     """The names of some devices, for a message: "cpu or cuda[:N]"."""
-    names = [kind if kind == CPU else f"{kind}[:N]" for kind in kinds]
+    names = [kind if kind in _WITHOUT_NUMBER else f"{kind}[:N]" for kind in kinds]
     return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))

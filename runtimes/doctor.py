@@ -21,6 +21,7 @@ from detr_export.runtimes.errors import DetrError, first_line
 _PACKAGES = (
     ("torch",),
     ("onnxruntime", "onnxruntime-gpu"),
+    ("openvino",),
     ("onnxruntime-ep-nv-tensorrt-rtx-cu13", "onnxruntime-ep-nv-tensorrt-rtx-cu12"),
     ("tensorrt",),
     ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings"),
@@ -115,6 +116,7 @@ def diagnose() -> Diagnosis:
     # What loads
     device, no_device = _try(cuda_opening.open_device)
     providers, no_onnxruntime = _try(_onnxruntime_providers)
+    openvino, no_openvino = _try(_openvino_version)
     tensorrt, no_tensorrt = _try(_tensorrt_version)
     provider, onnxruntime = _try(_provider_tensorrt)[0] or (None, None)
     tensorrt_rtx, no_tensorrt_rtx = _try(_tensorrt_rtx_version)
@@ -124,6 +126,7 @@ def diagnose() -> Diagnosis:
     abilities = (
         _torch_ability(),
         Ability("ONNX files on the CPU", providers is not None, no_onnxruntime or "CPUExecutionProvider"),
+        Ability("ONNX files with OpenVINO (--device openvino)", openvino is not None, no_openvino or f"OpenVINO {openvino}"),
         _provider_ability("ONNX files with CUDA (--device cuda)", "CUDAExecutionProvider", providers, no_device),
         _provider_ability("ONNX files with TensorRT (--device tensorrt)", "TensorrtExecutionProvider", providers, no_device),
         Ability(
@@ -184,6 +187,12 @@ def _onnxruntime_providers() -> tuple[str, ...]:
     from detr_export.runtimes.backends.ort import providers as ort_providers
 
     return tuple(ort_providers.onnxruntime.get_available_providers())
+
+
+def _openvino_version() -> str:
+    from detr_export.runtimes.backends.openvino import session as openvino_session
+
+    return openvino_session.working_version()
 
 
 def _provider_tensorrt() -> Optional[tuple[str, str]]:

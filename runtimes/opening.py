@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
+from detr_export.runtimes.devices import OPENVINO, parse_device
 from detr_export.runtimes.errors import ArtifactError, BackendError
 from detr_export.runtimes.files import user_path
 from detr_export.runtimes.hub import onnx_file
@@ -18,20 +19,25 @@ from detr_export.runtimes.session import Session
 ONNX, ENGINE, CHECKPOINT = "onnx", "engine", "checkpoint"
 ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 _CHECKPOINT_SUFFIXES = (".pth", ".pt")
-_NAMES = {ONNX: "an ONNX file", ENGINE: "a TensorRT engine", CHECKPOINT: "a checkpoint"}
+_NAMES = {
+    ONNX: "an ONNX file",
+    OPENVINO: "an ONNX file on the device openvino",
+    ENGINE: "a TensorRT engine",
+    CHECKPOINT: "a checkpoint",
+}
 
 
 @dataclass(frozen=True)
 class _Option:
-    """An option of `open_session` that not every kind of file has."""
+    """An option of `open_session` that not every backend has."""
 
     name: str
-    kinds: tuple[str, ...]  # the kinds of file that have it
+    kinds: tuple[str, ...]  # the kinds of file that have it; OPENVINO stands for ONNX files there
     reason: str  # why others do not have it, and what to do
 
 
 _OPTIONS = (
-    _Option("threads", (ONNX, CHECKPOINT), "an engine runs on the GPU; leave threads out"),
+    _Option("threads", (ONNX, OPENVINO, CHECKPOINT), "an engine runs on the GPU; leave threads out"),
     _Option(
         "attentions",
         (CHECKPOINT,),
@@ -39,7 +45,7 @@ _OPTIONS = (
         "leave attentions out",
     ),
     _Option("spinning", (ONNX,), "only ONNX Runtime's threads can spin; leave spinning out"),
-    _Option("revision", (ONNX, CHECKPOINT), "only the hub has revisions; leave revision (--revision) out"),
+    _Option("revision", (ONNX, OPENVINO, CHECKPOINT), "only the hub has revisions; leave revision (--revision) out"),
     _Option("processor", (CHECKPOINT,), "a file has the processor that it was exported with; leave processor out"),
     _Option("trust_engine", (ENGINE,), "only an engine needs trust; leave trust_engine (--trust-engine) out"),
     _Option("strict", (ENGINE,), "only an engine may be compiled where it cannot run; leave strict (--strict) out"),
@@ -62,11 +68,12 @@ def open_session(
     Args:
         path: an `.onnx` file, also one on the hub (`org/repo/file.onnx`); a TensorRT engine (`.engine`, `.plan` or `.trt`);
             or a checkpoint: a directory, a `.pth` file or a hub id.
-        device: `cpu` or `cuda[:N]`; ONNX files also take `tensorrt[:N]` and `tensorrt-rtx[:N]`; engines need `cuda[:N]`.
+        device: `cpu` or `cuda[:N]`; ONNX files also take `openvino`, `tensorrt[:N]` and `tensorrt-rtx[:N]`; engines need
+            `cuda[:N]`.
         threads: CPU threads of one run, for ONNX files and checkpoints; None takes the backend's default.
         attentions: for a checkpoint: also return the cross-attention that `Predictor.explain` needs.
-        spinning: for an ONNX file: whether idle threads wait busily. False suits a file that runs in turns with another
-            model in one process, see `OrtSession`; None takes ONNX Runtime's default, which is True.
+        spinning: for an ONNX file in ONNX Runtime: whether idle threads wait busily. False suits a file that runs in turns
+            with another model in one process, see `OrtSession`; None takes ONNX Runtime's default, which is True.
         trust_engine: for an engine: open it although its sidecar is missing or describes another file. An engine is
             executable code.
         revision: for a name on the hub: a branch, tag or commit.
@@ -88,10 +95,15 @@ def open_session(
         "processor": processor is not None,
         "strict": strict,
     }
+    place = OPENVINO if kind == ONNX and parse_device(device).kind == OPENVINO else kind
     for option in _OPTIONS:
-        if given[option.name] and kind not in option.kinds:
-            raise BackendError(f"{path} is {_NAMES[kind]}, which does not take {option.name}: {option.reason}")
+        if given[option.name] and place not in option.kinds:
+            raise BackendError(f"{path} is {_NAMES[place]}, which does not take {option.name}: {option.reason}")
 
+    if place == OPENVINO:
+        from detr_export.runtimes.backends.openvino.session import OpenVinoSession
+
+        return OpenVinoSession(onnx_file(path, revision), device, threads)
     if kind == ONNX:
         from detr_export.runtimes.backends.ort.session import OrtSession
 
@@ -105,6 +117,16 @@ def open_session(
     from detr_export.runtimes.backends.torch_session import TorchSession
 
     return TorchSession.open(path, device, threads, attentions=attentions, revision=revision, processor=processor)
+
+
+def spins(path: str | Path, device: str) -> bool:
+    """Whether idle threads wait busily unless `open_session` gets `spinning=False`: ONNX Runtime's do.
+
+    Raises:
+        ArtifactError: as in `kind_of`.
+        BackendError: there is no such device.
+    """
+    return kind_of(path) == ONNX and parse_device(device).kind != OPENVINO
 
 
 def kind_of(path: str | Path) -> str:

@@ -301,7 +301,7 @@ def test_inspect(tiny_onnx: Path) -> None:
         (("predict", "a" * 5000, "{photo}"), "neither an existing path nor a hub id"),
         (
             ("predict", "{onnx}", "{photo}", "--device", "tpu"),
-            "device is 'tpu'; expected cpu, cuda[:N], tensorrt[:N] or tensorrt-rtx[:N]",
+            "device is 'tpu'; expected cpu, cuda[:N], tensorrt[:N], tensorrt-rtx[:N] or openvino",
         ),
         (("predict", "{tiny}", "{photo}", "--device", "cpu:"), "device is 'cpu:'; expected"),
         (("predict", "{onnx}", "{tmp}/nothing.jpg"), "nothing.jpg does not exist: expected an image file"),

@@ -16,11 +16,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = ("runtimes", "detr_export", "benchmarks", "cli.py")  # each may import those before it
 HEAVY = ("torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "tensorrt", "transformers", "timm", "safetensors", "scipy")
-HEAVY += ("fastapi", "uvicorn", "prometheus_client")
+HEAVY += ("openvino", "fastapi", "uvicorn", "prometheus_client")
 # Where `runtimes` may import what is not numpy, Pillow or the standard library.
 BACKENDS = {
     "onnxruntime": "runtimes/backends/ort/",
     "onnxruntime_ep_nv_tensorrt_rtx": "runtimes/backends/ort/providers.py",
+    "openvino": "runtimes/backends/openvino/",
     "torch": "runtimes/backends/torch_session.py",
     "tensorrt": "runtimes/backends/tensorrt/api.py",  # rtx_library.py imports TensorRT-RTX by name
     "pycuda": "runtimes/backends/cuda/",

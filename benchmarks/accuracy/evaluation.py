@@ -25,7 +25,7 @@ from detr_export.benchmarks.accuracy.results import Evaluation, ModelAccuracy
 from detr_export.runtimes.errors import AnnotationError, ArtifactError, ImageError, InputError
 from detr_export.runtimes.files import sha256_of_files, user_path
 from detr_export.runtimes.hub import onnx_file
-from detr_export.runtimes.opening import ONNX, kind_of
+from detr_export.runtimes.opening import ONNX, kind_of, spins
 from detr_export.runtimes.predictor import Predictor
 from detr_export.runtimes.processing.annotations import checks
 from detr_export.runtimes.processing.images import load_image
@@ -176,7 +176,7 @@ def _open(
         return _OpenModel(model.metadata.source.get("name", "an open model"), None, model)
     is_onnx = kind_of(model) == ONNX
     place = onnx_file(model) if is_onnx else model
-    spinning = False if not alone and is_onnx else None
+    spinning = False if not alone and spins(model, device) else None
     predictor = stack.enter_context(Predictor.load(place, device, threads, spinning=spinning))
     file = user_path(place)
     return _OpenModel(str(model), sha256_of_files([file]) if file.is_file() else None, predictor)

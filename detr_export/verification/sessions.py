@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from detr_export.runtimes.errors import ArtifactError, InputError, VerificationError
-from detr_export.runtimes.opening import CHECKPOINT, ONNX, kind_of, open_session
+from detr_export.runtimes.opening import CHECKPOINT, kind_of, open_session, spins
 from detr_export.runtimes.processing.images import PathPattern
 from detr_export.runtimes.progress import SILENT, Progress
 from detr_export.runtimes.session import Session, is_end_to_end
@@ -242,7 +242,7 @@ def compare_models(
             attentions = (
                 kind == CHECKPOINT and beside is not None and any(spec.name == _ATTENTION for spec in beside.outputs)
             )
-            spinning = False if kind == ONNX else None  # threads that wait busily slow the other model down
+            spinning = False if spins(path, device) else None  # threads that wait busily slow the other model down
             return stack.enter_context(
                 open_session(path, device, attentions=attentions, spinning=spinning, revision=revision)
             )

@@ -18,6 +18,7 @@ from detr_export.runtimes.errors import BackendError
         ("tensorrt:1", Device("tensorrt", 1)),
         ("tensorrt-rtx", Device("tensorrt-rtx")),
         ("tensorrt-rtx:3", Device("tensorrt-rtx", 3)),
+        ("openvino", Device("openvino")),
     ],
 )
 def test_devices(text: str, expected: Device) -> None:
@@ -29,12 +30,27 @@ def test_devices(text: str, expected: Device) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "cpu:0", "cpu:", "cuda:", "cuda:x", "cuda:-1", "cuda:1:2", "tensorrt:", "tensorrt:x", "rtx", "TensorRT", "gpu"],
+    [
+        "",
+        "cpu:0",
+        "cpu:",
+        "cuda:",
+        "cuda:x",
+        "cuda:-1",
+        "cuda:1:2",
+        "tensorrt:",
+        "tensorrt:x",
+        "rtx",
+        "TensorRT",
+        "gpu",
+        "openvino:",
+        "openvino:0",
+    ],
 )
 def test_refuses(text: str) -> None:
     with pytest.raises(BackendError) as caught:
         parse_device(text)
-    assert str(caught.value) == f"device is {text!r}; expected cpu, cuda[:N], tensorrt[:N] or tensorrt-rtx[:N]"
+    assert str(caught.value) == f"device is {text!r}; expected cpu, cuda[:N], tensorrt[:N], tensorrt-rtx[:N] or openvino"
 
 
 @pytest.mark.parametrize(
@@ -42,6 +58,7 @@ def test_refuses(text: str) -> None:
     [
         ("tensorrt:1", ("cpu", "cuda"), "device is 'tensorrt:1', but PyTorch takes cpu or cuda[:N]"),
         ("cpu", ("cuda",), "device is 'cpu', but PyTorch takes cuda[:N]"),
+        ("openvino", ("cpu", "cuda"), "device is 'openvino', but PyTorch takes cpu or cuda[:N]"),
         ("cuda", ("cpu",), "device is 'cuda:0', but PyTorch takes cpu"),
     ],
 )

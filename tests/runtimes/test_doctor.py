@@ -33,6 +33,7 @@ def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert works(found) == {
         "checkpoints in PyTorch": True,
         "ONNX files on the CPU": True,
+        "ONNX files with OpenVINO": True,
         "ONNX files with CUDA": False,
         "ONNX files with TensorRT": False,
         "TensorRT engines": False,
@@ -41,6 +42,9 @@ def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found.gpu, found.tensorrt, found.issues) == (None, None, ())
     assert found.packages["torch"] == distributions.version("torch")
     assert found.packages["tensorrt"] is None
+    assert (
+        f"yes ONNX files with OpenVINO (--device openvino): OpenVINO {distributions.version('openvino')}" in found.summary()
+    )
     assert "GPU: none" in found.summary()
     assert "no  TensorRT engines" in found.summary()
     assert "pip install 'detr-export[trt]'" in found.summary()

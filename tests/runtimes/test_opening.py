@@ -8,15 +8,21 @@ from typing import Any
 import pytest
 
 from detr_export.runtimes import open_session
+from detr_export.runtimes.backends.openvino.session import OpenVinoSession
 from detr_export.runtimes.backends.ort.session import OrtSession
 from detr_export.runtimes.backends.torch_session import TorchSession
 from detr_export.runtimes.errors import ArtifactError, BackendError, CheckpointError
-from detr_export.runtimes.opening import CHECKPOINT, ENGINE, ENGINE_SUFFIXES, ONNX, kind_of
+from detr_export.runtimes.opening import CHECKPOINT, ENGINE, ENGINE_SUFFIXES, ONNX, kind_of, spins
 
 
-def test_open_session_chooses_the_backend(tiny_onnx: Path, tiny_checkpoint: Path) -> None:
+def test_open_session_chooses_the_backend(
+    tiny_onnx: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with open_session(tiny_onnx) as session:
         assert isinstance(session, OrtSession)
+    with open_session(tiny_onnx, "openvino", threads=1) as session:
+        assert isinstance(session, OpenVinoSession)
     with open_session(str(tiny_checkpoint)) as session:
         assert isinstance(session, TorchSession)
 
@@ -82,6 +88,26 @@ def test_refuses_options_of_other_backends(
     path = {"onnx": tiny_onnx, "checkpoint": tiny_checkpoint, "engine": Path("a.engine")}[kind]
     with pytest.raises(BackendError, match=f"{path.name} is {message}"):
         open_session(path, "cuda" if kind == "engine" else "cpu", **options)
+
+
+@pytest.mark.parametrize("spinning", [True, False])
+def test_openvino_does_not_spin(spinning: bool, tiny_onnx: Path) -> None:
+    message = "an ONNX file on the device openvino, which does not take spinning: .*; leave spinning out"
+    with pytest.raises(BackendError, match=message):
+        open_session(tiny_onnx, "openvino", spinning=spinning)
+
+
+def test_only_onnx_runtime_spins(tiny_onnx: Path, tiny_checkpoint: Path) -> None:
+    assert spins(tiny_onnx, "cpu")
+    assert spins(tiny_onnx, "cuda:1")
+    assert not spins(tiny_onnx, "openvino")
+    assert not spins(tiny_checkpoint, "cpu")
+    assert not spins("a.engine", "cuda")
+
+
+def test_a_checkpoint_does_not_run_in_openvino(tiny_checkpoint: Path) -> None:
+    with pytest.raises(BackendError, match=r"device is 'openvino', but PyTorch takes cpu or cuda\[:N\]"):
+        open_session(tiny_checkpoint, "openvino")
 
 
 def test_takes_the_options_of_its_own_backend(tiny_onnx: Path, tiny_checkpoint: Path) -> None:

@@ -23,7 +23,7 @@ from detr_export.runtimes.backends.ort.providers import (
 )
 from detr_export.runtimes.backends.tensorrt.end_to_end import profiles_of_file, require_readable
 from detr_export.runtimes.backends.tensorrt.profiles import ShapeProfile, shape_profile
-from detr_export.runtimes.devices import CPU, RTX, TENSORRT, Device, parse_device
+from detr_export.runtimes.devices import CPU, CUDA, RTX, TENSORRT, Device, parse_device
 from detr_export.runtimes.errors import ArtifactError, BackendError, DetrError, first_line, missing_extra
 from detr_export.runtimes.files import sha256_of_files
 from detr_export.runtimes.metadata import METADATA_KEY, read_metadata
@@ -90,6 +90,7 @@ class OrtSession(Session):
 
         # The device
         place = parse_device(device)
+        place.require((CPU, CUDA, TENSORRT, RTX), "ONNX Runtime")
         require_provider(place)
         if max_batch is not None and not place.builds_engines:
             raise BackendError(f"max_batch is for the tensorrt devices, which build engines; leave it out with {device!r}")

@@ -1,0 +1,1 @@
+"""OpenVINO: the session, its cache, and what is read off the ONNX file itself."""
