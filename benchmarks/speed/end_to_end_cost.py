@@ -24,10 +24,10 @@ import onnx
 import psutil
 
 from detr_export.benchmarks.speed.environment import describe_environment
-from detr_export.benchmarks.speed.peers import OpenVinoSession
 from detr_export.benchmarks.speed.pictures import synthetic_picture
 from detr_export.benchmarks.speed.settings import parse_size
 from detr_export.graphs.end_to_end.composing import plain_part
+from detr_export.runtimes.backends.openvino.session import OpenVinoSession
 from detr_export.runtimes.backends.ort.session import OrtSession
 from detr_export.runtimes.errors import DetrError, InputError, first_line
 from detr_export.runtimes.image_runner import processor_of
@@ -61,7 +61,7 @@ def measure(plain: Path, files: Sequence[Path], size: tuple[int, int], threads: 
     with tempfile.TemporaryDirectory(prefix="detr-bench-") as folder:
         baseline = Path(folder) / "plain.onnx"
         onnx.save(plain_part(onnx.load(str(files[0]))), str(baseline))
-        for runtime, opened in (("ort", _ort), ("openvino", OpenVinoSession)):
+        for runtime, opened in (("ort", _ort), ("openvino", _openvino)):
             sessions: dict[str, Session] = {"plain graph": opened(baseline, threads), "pipeline": opened(plain, threads)}
             refused: dict[str, str] = {}
             for file in files:
@@ -102,6 +102,10 @@ def _noting(refused: dict[str, str], name: str) -> Iterator[None]:
 
 def _ort(file: Path, threads: int) -> Session:
     return OrtSession(file, threads=threads, spinning=False)  # threads that wait busily slow the next variant down
+
+
+def _openvino(file: Path, threads: int) -> Session:
+    return OpenVinoSession(file, threads=threads)
 
 
 def _run_of(name: str, session: Session, described: Session, image: Any) -> Run:

@@ -1,11 +1,10 @@
-"""What people would use instead, behind the session contract: transformers' own model, and OpenVINO.
+"""What people would use instead, behind the session contract: transformers' own model.
 
-Each library is imported inside the class that needs it, so a process that measures one of them does not load the other.
+transformers is imported inside of the class, so a process that measures something else does not load it.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,10 @@ from typing import Any
 import numpy as np
 
 from detr_export.benchmarks.oracle import import_transformers
-from detr_export.runtimes.errors import ArtifactError, BackendError, CheckpointError, first_line, missing_extra
-from detr_export.runtimes.metadata import METADATA_KEY, OPERATOR, Metadata, read_metadata
-from detr_export.runtimes.session import UNKNOWN, Session, TensorSpec
+from detr_export.runtimes.errors import BackendError, CheckpointError, first_line
+from detr_export.runtimes.session import Session, TensorSpec
 
 _CLASSES = {"detr": "DetrForObjectDetection", "table-transformer": "TableTransformerForObjectDetection"}
-_HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}  # OpenVINO's names of precisions
 
 
 class TransformersSession(Session):
@@ -93,82 +90,7 @@ class TransformersSession(Session):
         self._model = None
 
 
-class OpenVinoSession(Session):
-    """An ONNX file in OpenVINO on the CPU, set for the shortest latency. `run` may be called from several threads.
-
-    OpenVINO is told to compute in the file's precision. By default it computes in bfloat16 wherever the CPU can.
-
-    Args:
-        path: the ONNX file.
-        threads: of one run.
-
-    Raises:
-        BackendError: OpenVINO is not installed.
-        ArtifactError: OpenVINO cannot read the file, or would resize images another way than the file says.
-    """
-
-    def __init__(self, path: str | Path, threads: int) -> None:
-        try:
-            import openvino
-        except ImportError as error:
-            raise missing_extra("openvino", "bench") from error
-        core = openvino.Core()
-        try:
-            model = core.read_model(str(path))
-            self.metadata: Metadata | None = read_metadata(Path(path), _metadata_text(model))
-            _require_right_resize(Path(path), self.metadata)
-            precision = self.metadata.precision if self.metadata else "fp32"
-            settings = {
-                "PERFORMANCE_HINT": "LATENCY",
-                "INFERENCE_PRECISION_HINT": _HINTS.get(precision, "f32"),
-                "INFERENCE_NUM_THREADS": threads,
-            }
-            self._model: Any = core.compile_model(model, "CPU", settings)
-        except RuntimeError as error:
-            raise ArtifactError(f"{path} cannot be loaded by OpenVINO: {first_line(error)}") from error
-        self._requests = threading.local()  # a request serves one caller at a time
-        self.version = str(openvino.__version__).partition("-")[0]
-        self.inputs = tuple(_spec(port) for port in self._model.inputs)
-        self.outputs = tuple(_spec(port) for port in self._model.outputs)
-
-    def _run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        if self._model is None:
-            raise BackendError("the session is closed")
-        try:
-            if not hasattr(self._requests, "own"):
-                self._requests.own = self._model.create_infer_request()
-            # Outputs are copied, since the next run of the request writes over them.
-            found = self._requests.own.infer(dict(inputs), share_inputs=True, share_outputs=False)
-        except RuntimeError as error:
-            raise BackendError(f"OpenVINO failed: {first_line(error)}") from error
-        return {spec.name: found[spec.name] for spec in self.outputs}
-
-    def close(self) -> None:
-        self._model = None
-        self._requests = threading.local()
-
-
 def _load(transformers: Any, directory: str | Path, config: Any, segments: bool) -> Any:
     """The model in float32, and the names of weights that are missing or left over."""
     kind = getattr(transformers, "DetrForSegmentation" if segments else _CLASSES[config.model_type])
     return kind.from_pretrained(directory, config=config, local_files_only=True, output_loading_info=True, dtype="float32")
-
-
-def _require_right_resize(path: Path, metadata: Metadata | None) -> None:
-    """OpenVINO reads ONNX's Resize, but leaves the antialiasing out: pixels are up to 144 of 255 levels off."""
-    if metadata is not None and metadata.end_to_end is not None and metadata.end_to_end.resize == OPERATOR:
-        raise ArtifactError(
-            f"{path} resizes with ONNX's Resize, which OpenVINO computes without antialiasing; "
-            "export it with --resize matmul"
-        )
-
-
-def _metadata_text(model: Any) -> str | None:
-    """The entry of ONNX's metadata_props, which OpenVINO keeps under `framework`."""
-    path = ["framework", METADATA_KEY]
-    return str(model.get_rt_info(path).astype(str)) if model.has_rt_info(path) else None
-
-
-def _spec(port: Any) -> TensorSpec:
-    shape = tuple(UNKNOWN if size.is_dynamic else size.get_length() for size in port.partial_shape)
-    return TensorSpec(port.any_name, str(port.element_type.to_dtype()), shape)

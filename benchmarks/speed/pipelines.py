@@ -18,7 +18,7 @@ from PIL import Image
 
 from detr_export.benchmarks.speed.device_stages import Stages, run_engine_in_stages, run_ort_in_stages
 from detr_export.benchmarks.speed.gpu_state import TF32, has_tf32
-from detr_export.benchmarks.speed.peers import OpenVinoSession, TransformersSession
+from detr_export.benchmarks.speed.peers import TransformersSession
 from detr_export.benchmarks.speed.pictures import USUAL_SIZE
 from detr_export.benchmarks.speed.targets import BACKENDS
 from detr_export.runtimes.files import user_path
@@ -184,8 +184,9 @@ def open_pipeline(backend: str, source: str, threads: int, max_batch: int = 1, u
 
         return EnginePipeline(TensorRTSession(user_path(source), BACKENDS[backend].device), _version("tensorrt"))
     if backend == "openvino":
-        openvino = OpenVinoSession(user_path(source), threads)
-        return OwnPipeline(openvino, openvino.version)
+        from detr_export.runtimes.backends.openvino.session import OpenVinoSession
+
+        return OwnPipeline(OpenVinoSession(user_path(source), threads=threads), distributions.version("openvino"))
     if backend == "transformers":
         transformers = TransformersSession(user_path(source), threads)
         return TransformersPipeline(transformers, transformers.version)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +13,14 @@ from detr_export.benchmarks.cost.model import model_cost
 from detr_export.benchmarks.cost.profiling import profile_ort
 from detr_export.benchmarks.speed import end_to_end_cost
 from detr_export.benchmarks.speed.agreement import largest_differences, relative_detections, tolerance, within
-from detr_export.benchmarks.speed.peers import OpenVinoSession
 from detr_export.benchmarks.speed.pictures import synthetic_picture
 from detr_export.benchmarks.speed.worker import Open, Prepare, Worker
 from detr_export.checkpoints.reading import load_checkpoint
 from detr_export.graphs.end_to_end.composing import pixels_part, plain_part
 from detr_export.graphs.export import ExportOptions, export_onnx
+from detr_export.runtimes.backends.openvino.session import OpenVinoSession
 from detr_export.runtimes.backends.ort.session import OrtSession
-from detr_export.runtimes.errors import ArtifactError, InputError
-from detr_export.runtimes.metadata import METADATA_KEY
+from detr_export.runtimes.errors import InputError
 
 SIZE = (96, 128)
 
@@ -97,39 +95,25 @@ def test_detections_that_are_wrong_are_seen() -> None:
 
 
 def test_openvino_makes_the_same_pixels(whole: Path, tmp_path: Path) -> None:
-    """The same levels, but for a few values in 100,000: OpenVINO rounds a division, and so a weight, another way.
-
-    Where a size is divided, OpenVINO's integers have 32 bits, and some sizes are a pixel off; these sizes are not.
-    """
+    """The same levels. A weight may be rounded otherwise, if a CPU's division is not that of IEEE 754."""
     file = tmp_path / "pixels.onnx"
     onnx.save(pixels_part(onnx.load(str(whole))), str(file))
-    with OrtSession(file, threads=1) as one, OpenVinoSession(file, 1) as other:
-        for size in ((48, 64), (96, 128), (100, 100), (240, 320)):
+    with OrtSession(file, threads=1) as one, OpenVinoSession(file, threads=1) as other:
+        for size in ((48, 64), (37, 61), (100, 100), (240, 320), (1, 298)):
             image = np.random.default_rng(0).integers(0, 256, (2, *size, 3), dtype=np.uint8)
             pixels, theirs = (session.run({"image": image})["pixel_values"] for session in (one, other))
             assert pixels.shape == theirs.shape
-            assert (np.abs(pixels - theirs) > 1e-6).mean() < 1e-3
+            assert (np.abs(pixels - theirs) > 1e-6).mean() < 1e-4
             assert np.abs(pixels - theirs).max() < 0.02  # one level: 1 / 255 / 0.225
 
 
 def test_openvino_finds_the_same(whole: Path) -> None:
     images = np.stack([synthetic_picture(seed, SIZE) for seed in range(2)])
-    with OrtSession(whole, threads=1) as one, OpenVinoSession(whole, 1) as other:
+    with OrtSession(whole, threads=1) as one, OpenVinoSession(whole, threads=1) as other:
         differences = largest_differences(
             *(relative_detections(item.run({"image": images}), [SIZE] * 2) for item in (other, one))
         )
     assert within(differences, {"scores": 1e-2, "labels": 0.0, "boxes": 1e-2})
-
-
-def test_openvino_refuses_the_operator(whole: Path, tmp_path: Path) -> None:
-    model = onnx.load(str(whole))
-    (entry,) = (item for item in model.metadata_props if item.key == METADATA_KEY)
-    document = json.loads(entry.value)
-    document["end_to_end"]["resize"] = "operator"
-    entry.value = json.dumps(document)
-    onnx.save(model, str(tmp_path / "operator.onnx"))
-    with pytest.raises(ArtifactError, match="OpenVINO computes without antialiasing; export it with --resize matmul"):
-        OpenVinoSession(tmp_path / "operator.onnx", 1)
 
 
 # ---- what it costs ------------------------------------------------------------------------------------------------------
