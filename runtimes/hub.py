@@ -52,7 +52,7 @@ def onnx_file(name: str | Path, revision: Optional[str] = None) -> Path:
         from huggingface_hub import hf_hub_download
 
         file = Path(hf_hub_download(repository, inside, revision=revision))
-    data = external_data(file)
+    data = _external_data(file)
     if data is not None:
         raise ArtifactError(
             f"{name} keeps weights in another file, {data}, which is not fetched; download both into one folder, "
@@ -106,7 +106,7 @@ def hub_errors(name: str, wanted: str, revision: Optional[str], kind: type[DetrE
         raise kind(f"{name} could not be fetched from the hub: {error}") from error
 
 
-def external_data(file: Path) -> Optional[str]:
+def _external_data(file: Path) -> Optional[str]:
     """The name of a file that holds weights of an ONNX file, None if it holds them all itself. Needs no `onnx`."""
     if file.stat().st_size == 0:  # which cannot be mapped; whoever opens it says that it is no model
         return None

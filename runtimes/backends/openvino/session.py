@@ -13,11 +13,9 @@ from typing import Any, Optional
 
 import numpy as np
 
-from detr_export.runtimes.backends.openvino.cache import compile_cached
 from detr_export.runtimes.backends.openvino.header import Shape, read_header
 from detr_export.runtimes.devices import OPENVINO, parse_device
 from detr_export.runtimes.errors import ArtifactError, BackendError, missing_extra
-from detr_export.runtimes.hub import external_data
 from detr_export.runtimes.metadata import METADATA_KEY, read_metadata
 from detr_export.runtimes.session import UNKNOWN, Session, TensorSpec
 
@@ -33,8 +31,6 @@ _NOISE = ("Exception from ", "Check '", "FrontEnd API failed", "Summary:")  # ho
 
 class OpenVinoSession(Session):
     """An ONNX file in OpenVINO on the CPU, in float32. Several threads may call `run` at the same time.
-
-    Compiled files are kept in `$XDG_CACHE_HOME/detr-export/openvino`, or `~/.cache/...`, if that can be written to.
 
     Args:
         path: the ONNX file.
@@ -66,12 +62,8 @@ class OpenVinoSession(Session):
                 f"{file} cannot be loaded by OpenVINO: it ignores the antialias of a Resize, so results would be wrong; "
                 "export an end-to-end file with --resize matmul, or use device 'cpu'"
             )
-        core = openvino.Core()
         try:
-            if external_data(file) is not None:  # the cache knows a file by its own content
-                model = core.compile_model(str(file), _CPU, settings)
-            else:
-                model = compile_cached(core, file, _CPU, settings)
+            model = openvino.Core().compile_model(str(file), _CPU, settings)
         except RuntimeError as error:
             raise ArtifactError(f"{file} cannot be loaded by OpenVINO: {_reason(error)}") from error
         if model.get_property(_PRECISION) != openvino.Type.f32:

@@ -12,7 +12,7 @@ from detr_export.runtimes import ArtifactError, ImageError
 from detr_export.runtimes.processing.sizes import SizeDict, as_size, output_size
 from tests.detr_export.graphs.end_to_end.running import model_of, run
 
-_EACH = 8000
+_EACH = 3000
 
 
 RULES: list[SizeDict] = [
@@ -67,7 +67,7 @@ def test_the_sizes_include_those_that_float64_rounds_down() -> None:
         for height, width in zip(heights.tolist(), widths.tolist(), strict=True)
         if min(height, width) * 1333 > max(height, width)
     )
-    assert rounded_down > 500
+    assert rounded_down > 200
     assert [side.item() for side in _resized({"shortest_edge": 800, "longest_edge": 1333}, *np.array([[1], [298]]))] == [
         4,
         1332,

@@ -1,14 +1,12 @@
-"""OpenVINO's session: the gate, its precision, its cache, and what it refuses. test_onnx_sessions.py has the contract."""
+"""OpenVINO's session: the gate, its precision, and what it refuses. test_onnx_sessions.py has the contract."""
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import openvino
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -33,8 +31,6 @@ FORMS: dict[str, dict[str, Any]] = {
     "fp16": {"precision": "fp16"},
     "fp16-io": {"precision": "fp16", "fp16_io": True},
 }
-
-pytestmark = pytest.mark.usefixtures("openvino_cache")
 
 
 def one_node(path: Path, *node: Any, **attributes: Any) -> Path:
@@ -167,64 +163,3 @@ def test_an_output_without_a_shape(tmp_path: Path) -> None:
             "x float32 (b, 3, h, w)",
             "y float32 (1, 3, 20, 30)",
         ]
-
-
-# ---- the cache ----------------------------------------------------------------------------------------------------------
-
-
-def from_cache(file: Path) -> bool:
-    """Opens a file and runs it; whether it came from the cache."""
-    with OpenVinoSession(file, threads=1) as session, OrtSession(file) as other:
-        assert (session.inputs, session.outputs) == (other.inputs, other.outputs)
-        found, expected = session.run(INPUTS), other.run(INPUTS)
-        assert np.abs(found["logits"] - expected["logits"]).max() < 1e-3
-        return bool(session.runtime.get_property("LOADED_FROM_CACHE"))
-
-
-@pytest.fixture
-def copied(tiny_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that may be changed, and an empty cache."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    (tmp_path / "a.onnx").write_bytes(tiny_onnx.read_bytes())
-    return tmp_path / "a.onnx"
-
-
-def test_the_second_time_a_file_comes_from_the_cache(copied: Path) -> None:
-    assert [from_cache(copied) for _ in range(2)] == [False, True]
-    kept = list((copied.parent / "home/detr-export/openvino").iterdir())
-    assert len(kept) == 1
-    assert not kept[0].name.startswith(".")
-
-
-def test_another_file_of_the_same_path_time_and_size_is_another(copied: Path) -> None:
-    """OpenVINO alone would take the old one: it looks at no more than these."""
-    assert not from_cache(copied)
-    proto, time = onnx.load(str(copied)), copied.stat().st_mtime_ns
-    weight = next(
-        item for item in proto.graph.initializer if item.data_type == TensorProto.FLOAT and len(item.raw_data) > 400
-    )
-    weight.raw_data = (np.frombuffer(weight.raw_data, np.float32) * 1.5).astype(np.float32).tobytes()
-    size = copied.stat().st_size
-    onnx.save(proto, str(copied))
-    assert copied.stat().st_size == size
-    os.utime(copied, ns=(time, time))
-    assert not from_cache(copied)
-
-
-def test_a_damaged_cache_is_made_again(copied: Path) -> None:
-    from_cache(copied)
-    for blob in (copied.parent / "home").rglob("*.blob"):
-        content = blob.read_bytes()
-        blob.chmod(0o644)
-        blob.write_bytes(content[: len(content) // 2])
-    assert [from_cache(copied) for _ in range(2)] == [False, True]
-
-
-def test_without_a_cache_that_can_be_written(copied: Path) -> None:
-    (copied.parent / "home").write_text("a file where the folder should be")
-    assert [from_cache(copied) for _ in range(2)] == [False, False]
-
-
-def test_weights_in_another_file_are_not_cached(copied: Path) -> None:
-    onnx.save(onnx.load(str(copied)), str(copied), save_as_external_data=True, location="weights.bin")
-    assert [from_cache(copied) for _ in range(2)] == [False, False]
