@@ -7,21 +7,19 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 from detr_export.runtimes.errors import DetrError, ImageError, InputError, OutputError
 from detr_export.runtimes.files import replacing, require_writable, write_atomically, writing
 from detr_export.runtimes.predictor import Predictor
 from detr_export.runtimes.processing.images import load_image
 from detr_export.runtimes.results.detections import Detections
-from detr_export.runtimes.results.segmentation import Segmentation
-from detr_export.runtimes.results.tables import Table, draw_tables
+from detr_export.runtimes.tasks import TASKS, Result, document_of, drawing_of, run_task
 from detr_export.runtimes.thresholds import require_shares
 
 RESULTS_NAME = "predictions.json"
-TASKS = ("detection", "panoptic", "instances", "semantic", "tables", "attention")
-
-Result = Union[Detections, Segmentation, list[Table]]
+ATTENTION = "attention"
+FILE_TASKS = (*TASKS, ATTENTION)
 
 
 @dataclass(frozen=True)
@@ -53,10 +51,8 @@ class FilePrediction:
             result["picture"] = str(self.picture)
         if self.error is not None:
             result["error"] = str(self.error)
-        if isinstance(self.result, list):
-            result["tables"] = [table.to_dict() for table in self.result]
-        elif self.result is not None:
-            result.update(self.result.to_dict())
+        if self.result is not None:
+            result.update(document_of(self.result))
         return result
 
 
@@ -77,7 +73,7 @@ def predict_files(
         output: a folder for annotated pictures (PNG, named after the image) and `predictions.json`; with None nothing is
             written. The document is written at the end and covers all files, even if some failed.
         overwrite: whether to replace files that exist.
-        task: one of `TASKS`; `attention` detects objects, and draws where the decoder looked for each of them.
+        task: one of `FILE_TASKS`; `attention` detects objects, and draws where the decoder looked for each of them.
 
     Raises:
         InputError: the task or the threshold is invalid.
@@ -86,8 +82,8 @@ def predict_files(
     """
     # Everything that can be refused is refused before the first image runs.
     images = list(images)
-    if task not in TASKS:
-        raise InputError(f"task is {task!r}; expected one of {', '.join(TASKS)}")
+    if task not in FILE_TASKS:
+        raise InputError(f"task is {task!r}; expected one of {', '.join(FILE_TASKS)}")
     require_shares(threshold=threshold)
     pictures = _picture_paths(images, output) if output is not None else {}
     originals = {image.resolve() for image in images}
@@ -115,27 +111,17 @@ def _predict(predictor: Predictor, image: Path, threshold: float, picture: Optio
     result: Result
     attention = None
     try:
-        if task == "panoptic":
-            result = predictor.segment_panoptic(loaded, threshold)
-        elif task == "instances":
-            result = predictor.segment_instances(loaded, threshold)
-        elif task == "semantic":
-            result = predictor.segment_semantic(loaded)
-        elif task == "tables":
-            result = predictor.tables(loaded, threshold)
-        elif task == "attention":
+        if task == ATTENTION:
             result, attention = predictor.explain(loaded, threshold)
         else:
-            result = predictor.detect(loaded, threshold)
+            result = run_task(predictor, task, loaded, threshold)
     except (ImageError, InputError) as error:  # it describes the picture but does not name the file
         raise type(error)(f"{image}: {error}") from error
     if picture is not None:
-        if isinstance(result, list):
-            drawn = draw_tables(loaded, (loaded.height, loaded.width), result)
-        elif attention is not None and isinstance(result, Detections):
+        if attention is not None and isinstance(result, Detections):
             drawn = result.draw_attention(loaded, attention)
         else:
-            drawn = result.draw(loaded)
+            drawn = drawing_of(result, loaded)
         with replacing(picture) as temporary, writing(picture):
             drawn.save(temporary)
     return FilePrediction(image, result, picture)

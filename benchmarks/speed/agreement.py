@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from detr_export.benchmarks.speed.gpu_state import TF32
-from detr_export.runtimes.processing.detection import keep_detections
+from detr_export.runtimes.processing.end_to_end import sorted_detections
 from detr_export.verification.differences import distance
 
 # By precision, as in `tolerances`. `labels` is the share of detections with another label, `boxes` are shares of the
@@ -23,7 +23,6 @@ _DETECTIONS = {
     "fp16": {"scores": 0.15, "labels": 0.3, "boxes": 0.1, "masks": 0.1},
     "int8": {"scores": 0.5, "labels": 0.5, "boxes": 0.3, "masks": 0.3},
 }
-_EVERY_SCORE = -1.0  # a threshold below all
 _BOX_UNIT = 1e-3  # a difference of boxes that weighs as much as one of scores that is tiny, when pairs are chosen
 
 
@@ -66,15 +65,7 @@ def relative_detections(outputs: Mapping[str, np.ndarray], sizes: list[tuple[int
     if "scores" in outputs:
         scale = np.array([[width, height, width, height] for height, width in sizes], dtype=np.float32)[:, None]
         return {**outputs, "boxes": outputs["boxes"] / scale}
-    found: dict[str, list[np.ndarray]] = {"scores": [], "labels": [], "boxes": [], "masks": []}
-    for index, kept in enumerate(keep_detections(outputs, _EVERY_SCORE)):
-        order = np.argsort(-kept.scores, kind="stable")
-        found["scores"].append(kept.scores[order])
-        found["labels"].append(kept.labels[order])
-        found["boxes"].append(kept.boxes[order])
-        if "pred_masks" in outputs:
-            found["masks"].append(np.asarray(outputs["pred_masks"][index], dtype=np.float32)[kept.queries[order]])
-    return {name: np.stack(values) for name, values in found.items() if values}
+    return sorted_detections(outputs)
 
 
 def _detection_differences(
@@ -82,6 +73,7 @@ def _detection_differences(
 ) -> dict[str, float | None]:
     """By output, how far detections are apart, each beside the closest one. One file may return fewer than the other."""
     from detr_export.verification.detecting import paired
+    from detr_export.verification.end_to_end import mask_probabilities
 
     count = min(outputs["scores"].shape[1], reference["scores"].shape[1])
     names = [name for name in ("scores", "labels", "boxes", "masks") if name in outputs and name in reference]
@@ -92,13 +84,9 @@ def _detection_differences(
     found = {"scores": distance(one["scores"], two["scores"]), "boxes": distance(one["boxes"], two["boxes"])}
     found["labels"] = float((one["labels"] != two["labels"]).mean()) if len(one["labels"]) else 0.0
     if "masks" in names:
-        apart = np.abs(_probability(one["masks"]) - _probability(two["masks"])).mean(axis=(1, 2))
+        apart = np.abs(mask_probabilities(one["masks"]) - mask_probabilities(two["masks"])).mean(axis=(1, 2))
         found["masks"] = float(apart.max(initial=0.0))
     return {name: value if math.isfinite(value) else None for name, value in found.items()}
-
-
-def _probability(logits: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-np.clip(logits, -80, 80)))
 
 
 def within(differences: Mapping[str, float | None], tolerance: Mapping[str, float]) -> bool:

@@ -10,13 +10,13 @@ import onnx
 from detr_export.checkpoints.reading import load_checkpoint
 from detr_export.engines.ladder import FIRST, LAST, step_named
 from detr_export.graphs.end_to_end.recast import end_to_end_to_fp16
-from detr_export.graphs.export import export_onnx
+from detr_export.graphs.export import export_onnx, save_model
 from detr_export.graphs.inspection import inspect_onnx
 from detr_export.graphs.options import DEFAULT_OPSET, SUFFIX
 from detr_export.runtimes.backends.tensorrt.api import TENSORRT, library_named
 from detr_export.runtimes.errors import ArtifactError, BackendError
 from detr_export.runtimes.hub import onnx_file
-from detr_export.runtimes.metadata import METADATA_KEY, Metadata
+from detr_export.runtimes.metadata import Metadata
 from detr_export.runtimes.progress import SILENT, Progress
 
 
@@ -62,8 +62,7 @@ def _cast_end_to_end(source: Path, output: Path, metadata: Metadata, step: str) 
     """Writes the fp16 form of an end-to-end file. Nothing compared it with its checkpoint."""
     model = end_to_end_to_fp16(onnx.load(str(source)), metadata, step_named(step).options.keep_fp32)
     about = replace(metadata, precision="fp16", parity=None)
-    onnx.helper.set_model_props(model, {METADATA_KEY: about.to_json()})
-    onnx.save(model, str(output))
+    save_model(model, about, output)
 
 
 def _opset(library: str) -> int:

@@ -153,7 +153,7 @@ def exported(
     with replacing(output) as temporary:
         parity: Parity | None = None
         if options.verify:
-            _save(proto, metadata, temporary)
+            save_model(proto, metadata, temporary)
             session = reference_session(
                 checkpoint, task=options.task, attentions=options.attentions, pixel_mask=options.pixel_mask
             )
@@ -171,7 +171,7 @@ def exported(
                 parity = replace(parity, end_to_end=_compare_end_to_end(proto, metadata, plain, temporary.parent, progress))
                 require(parity, "the exported file")
                 recorded["end_to_end"] = parity.to_dict()["end_to_end"]
-        _save(proto, metadata, temporary)
+        save_model(proto, metadata, temporary)
         yield Draft(temporary, ExportResult(Path(output), temporary.stat().st_size, metadata, parity, fp16))
 
 
@@ -214,7 +214,7 @@ def verify_file(
     plain = replace(session.metadata, precision=metadata.precision)
     with tempfile.TemporaryDirectory(prefix="detr-export-") as folder:
         part = Path(folder) / "plain.onnx"
-        _save(plain_part(proto), plain, part)
+        save_model(plain_part(proto), plain, part)
         with OrtSession(part, spinning=False) as candidate:
             parity = compare(candidate, reference_of(session), progress=progress)
         return replace(parity, end_to_end=_compare_end_to_end(proto, metadata, plain, Path(folder), progress))
@@ -262,7 +262,7 @@ def _compare_end_to_end(
         sessions = []
         for number, (part, about) in enumerate(parts):
             file = Path(inner) / f"{number}.onnx"
-            _save(part, about, file)
+            save_model(part, about, file)
             sessions.append(stack.enter_context(OrtSession(file, spinning=False)))
         whole, before, model = sessions
         return compare_end_to_end(whole, before, model, metadata, progress)
@@ -285,7 +285,7 @@ def _verify_rounded(
         twin, names = rounding_twin(proto, accumulates)
         with tempfile.TemporaryDirectory(prefix=".detr-export-", dir=output.parent) as folder:
             file = Path(folder) / "rounded.onnx"
-            _save(twin, metadata, file)
+            save_model(twin, metadata, file)
             with Watched(OrtSession(file, spinning=False), names) as candidate:
                 parities.append(compare(candidate, reference, progress=progress, stage=f"verifying with {what}"))
                 largest, node = candidate.largest
@@ -300,7 +300,8 @@ def _verify_rounded(
     return Fp16Report(weights, rounded, accumulated, largest, node)
 
 
-def _save(proto: onnx.ModelProto, metadata: Metadata, file: Path) -> None:
+def save_model(proto: onnx.ModelProto, metadata: Metadata, file: Path) -> None:
+    """Writes a graph with its metadata into one file."""
     proto.producer_name = _PRODUCER
     proto.producer_version = metadata.tools.get(_PRODUCER, "")
     onnx.helper.set_model_props(proto, {METADATA_KEY: metadata.to_json()})

@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from detr_export.runtimes.errors import ArtifactError
 from detr_export.runtimes.image_runner import ImageRunner, processor_of
 from detr_export.runtimes.metadata import BGR, IMAGE, RGB, EndToEnd
-from detr_export.runtimes.processing.detection import keep_detections
+from detr_export.runtimes.processing.end_to_end import sorted_detections
 from detr_export.runtimes.session import Session, TensorSpec, is_end_to_end
 from detr_export.verification.end_to_end import end_to_end_images
 
@@ -23,7 +23,6 @@ COUNTS = 0.05  # labels, boxes and masks are compared of detections with a highe
 NOTE = f"detections are compared in pairs, the closest ones; labels, boxes and masks of those with a score above {COUNTS}"
 _SCORE_UNIT, _BOX_UNIT = 2e-3, 0.5  # differences that weigh the same when pairs are chosen
 _OTHER_LABEL = 10.0  # what another label weighs
-_ALL = -1.0  # a threshold that every score is above
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -41,7 +40,7 @@ class DetectingSession(Session):
 
     def __init__(self, session: Session, options: EndToEnd) -> None:
         self._runner, self._options = ImageRunner(session), options
-        self._draws_masks = any(spec.name == "pred_masks" for spec in session.outputs)
+        draws_masks = any(spec.name == "pred_masks" for spec in session.outputs)
         top_k = options.top_k
         self.inputs = (TensorSpec("image", "uint8", ("batch", "height", "width", 3)),)
         self.outputs = (
@@ -49,21 +48,14 @@ class DetectingSession(Session):
             TensorSpec("labels", "int64", ("batch", top_k)),
             TensorSpec("boxes", "float32", ("batch", top_k, 4)),
         )
-        if self._draws_masks:
+        if draws_masks:
             self.outputs += (TensorSpec("masks", "float32", ("batch", top_k, "mask_height", "mask_width")),)
         self.metadata = replace(self._runner.metadata, input=IMAGE, end_to_end=options, ranges={})
 
     def _run(self, inputs: Arrays) -> dict[str, np.ndarray]:
         images = inputs["image"][..., ::-1] if self._options.color == BGR else inputs["image"]
         (batch,) = self._runner.run(list(images), padded=False)
-        found: dict[str, list[np.ndarray]] = {spec.name: [] for spec in self.outputs}
-        for index, kept in enumerate(keep_detections(batch.outputs, _ALL, batch.sizes)):
-            order = np.argsort(-kept.scores, kind="stable")[: self._options.top_k]
-            for name, values in (("scores", kept.scores), ("labels", kept.labels), ("boxes", kept.boxes)):
-                found[name].append(values[order])
-            if self._draws_masks:
-                found["masks"].append(batch.outputs["pred_masks"][index][kept.queries[order]])
-        return {name: np.stack(values) for name, values in found.items()}
+        return sorted_detections(batch.outputs, batch.sizes, self._options.top_k)
 
     def close(self) -> None:
         """Does nothing: the model is its owner's to close."""

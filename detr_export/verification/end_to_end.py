@@ -209,12 +209,13 @@ def detection_differences(
         "boxes": float(boxes[rows_counted, queries_counted].max(initial=0.0)),
     }
     if "masks" in found:
-        pairs = (_probability(found["masks"][rows_counted]), _probability(raw["pred_masks"][queries_counted]))
+        pairs = (mask_probabilities(found["masks"][rows_counted]), mask_probabilities(raw["pred_masks"][queries_counted]))
         found_differences["masks"] = float(np.abs(pairs[0] - pairs[1]).mean(axis=(1, 2)).max(initial=0.0))
     return found_differences
 
 
-def _probability(logits: np.ndarray) -> np.ndarray:
+def mask_probabilities(logits: np.ndarray) -> np.ndarray:
+    """The logistic function, of logits of any size."""
     return 1 / (1 + np.exp(-np.clip(logits, -80, 80)))
 
 

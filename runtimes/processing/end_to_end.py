@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 
 from detr_export.runtimes.metadata import BGR
-from detr_export.runtimes.processing.detection import Kept
+from detr_export.runtimes.processing.detection import Kept, keep_detections
 from detr_export.runtimes.processing.frames import packed
+
+_EVERY_SCORE = -1.0  # a threshold below all
 
 
 def image_batch(pictures: list[Any], color: str) -> dict[str, np.ndarray]:
@@ -37,6 +39,29 @@ def keep_sorted(outputs: Mapping[str, np.ndarray], threshold: float) -> list[Kep
         kept = np.flatnonzero(scores > np.float32(threshold))
         results.append(Kept(kept, scores[kept], labels[kept], boxes[kept]))
     return results
+
+
+def sorted_detections(
+    outputs: Mapping[str, np.ndarray], sizes: Optional[list[tuple[int, int]]] = None, top_k: Optional[int] = None
+) -> dict[str, np.ndarray]:
+    """What an end-to-end file would give, of the raw outputs of a plain one.
+
+    Args:
+        outputs: `logits`, `pred_boxes` and maybe `pred_masks`.
+        sizes: (height, width) of each image; without them the boxes stay relative.
+        top_k: how many queries are returned; None for all.
+
+    Returns:
+        `scores`, `labels` (B, K), `boxes` (B, K, 4) and maybe `masks` (B, K, h, w), the best first.
+    """
+    found: dict[str, list[np.ndarray]] = {"scores": [], "labels": [], "boxes": [], "masks": []}
+    for index, kept in enumerate(keep_detections(outputs, _EVERY_SCORE, sizes)):
+        order = np.argsort(-kept.scores, kind="stable")[:top_k]
+        for name, values in (("scores", kept.scores), ("labels", kept.labels), ("boxes", kept.boxes)):
+            found[name].append(values[order])
+        if "pred_masks" in outputs:
+            found["masks"].append(np.asarray(outputs["pred_masks"][index], dtype=np.float32)[kept.queries[order]])
+    return {name: np.stack(values) for name, values in found.items() if values}
 
 
 def mask_outputs(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

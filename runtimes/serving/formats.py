@@ -8,9 +8,8 @@ from typing import Optional
 
 from PIL import Image
 
-from detr_export.runtimes.folder import Result
 from detr_export.runtimes.serving.refusals import BAD_REQUEST, Refusal
-from detr_export.runtimes.serving.tasks import document_of, drawing_of
+from detr_export.runtimes.tasks import Result, document_of, drawing_of
 
 JSON, PNG, JPEG = "application/json", "image/png", "image/jpeg"
 # What may stand in `format=`, and what may stand in `Accept`.

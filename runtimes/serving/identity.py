@@ -8,7 +8,7 @@ from typing import Any, Optional
 
 from detr_export.runtimes.devices import parse_device
 from detr_export.runtimes.predictor import Predictor
-from detr_export.runtimes.serving.tasks import tasks_of
+from detr_export.runtimes.tasks import tasks_of
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from detr_export.runtimes.serving.refusals import (
     TOO_MANY,
     Refusal,
 )
-from detr_export.runtimes.serving.tasks import TASKS, run_task, tasks_of
+from detr_export.runtimes.tasks import TASKS, run_task, tasks_of
 from detr_export.runtimes.thresholds import require_shares
 
 Value = TypeVar("Value")

@@ -23,9 +23,6 @@ class Value:
     def __add__(self, other: Operand) -> Value:
         return self.nodes.add("Add", self, other)
 
-    def __radd__(self, other: Operand) -> Value:
-        return self.nodes.add("Add", other, self)
-
     def __sub__(self, other: Operand) -> Value:
         return self.nodes.add("Sub", self, other)
 
@@ -34,9 +31,6 @@ class Value:
 
     def __mul__(self, other: Operand) -> Value:
         return self.nodes.add("Mul", self, other)
-
-    def __rmul__(self, other: Operand) -> Value:
-        return self.nodes.add("Mul", other, self)
 
     def __truediv__(self, other: Operand) -> Value:
         return self.nodes.add("Div", self, other)

@@ -31,7 +31,7 @@ def add_pixels(nodes: Nodes, image: Value, processor: DetrImageProcessor, option
     Args:
         nodes: the graph that grows.
         image: uint8 (B, H, W, 3).
-        processor: its settings; they are those that `composing.check_end_to_end` lets through.
+        processor: its settings; they are those that `composing.end_to_end_of` lets through.
         options: the order of the channels, and the way to resize.
 
     Returns:

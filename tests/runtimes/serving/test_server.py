@@ -34,7 +34,7 @@ from detr_export import cli
 from detr_export.runtimes import Predictor, load_image
 from detr_export.runtimes.serving.batching import Batcher
 from detr_export.runtimes.serving.metrics import Metrics
-from detr_export.runtimes.serving.tasks import run_task
+from detr_export.runtimes.tasks import run_task
 
 ROOT = Path(__file__).parents[3]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}

@@ -287,8 +287,8 @@ def test_bad_images(detector: Path) -> None:
 def test_metadata_of_another_kind(detector: Path, tiny_onnx: Path, tmp_path: Path) -> None:
     """A file that says that it is end to end, and is not."""
     whole, plain = onnx.load(detector), onnx.load(tiny_onnx)
-    export._save(plain, OrtSession(detector).metadata, tmp_path / "lies.onnx")  # type: ignore[arg-type]
-    export._save(whole, OrtSession(tiny_onnx).metadata, tmp_path / "lies_too.onnx")  # type: ignore[arg-type]
+    export.save_model(plain, OrtSession(detector).metadata, tmp_path / "lies.onnx")  # type: ignore[arg-type]
+    export.save_model(whole, OrtSession(tiny_onnx).metadata, tmp_path / "lies_too.onnx")  # type: ignore[arg-type]
     for name in ("lies.onnx", "lies_too.onnx"):
         with pytest.raises(ArtifactError, match="describe another model"):
             Predictor.load(tmp_path / name)

@@ -1,15 +1,17 @@
-"""What a model can be asked for over HTTP: a list of pictures in, one result for each; and what a result looks like."""
+"""What a model can be asked for by name: pictures in, one result for each; and what a result looks like."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Union
 
 from PIL import Image
 
-from detr_export.runtimes.folder import Result
 from detr_export.runtimes.predictor import Predictor
-from detr_export.runtimes.results.segmentation import KINDS
-from detr_export.runtimes.results.tables import REQUIRED, draw_tables
+from detr_export.runtimes.results.detections import Detections
+from detr_export.runtimes.results.segmentation import KINDS, Segmentation
+from detr_export.runtimes.results.tables import REQUIRED, Table, draw_tables
+
+Result = Union[Detections, Segmentation, "list[Table]"]
 
 DETECTION, TABLES = "detection", "tables"
 TASKS = (DETECTION, *KINDS, TABLES)  # the names are those of `detr-export predict --task`
@@ -25,19 +27,18 @@ def tasks_of(predictor: Predictor) -> tuple[str, ...]:
     return (DETECTION, *masks, *tables)
 
 
-def run_task(predictor: Predictor, task: str, pictures: list[Image.Image], threshold: float) -> list[Any]:
-    """One `Result` for each picture.
+def run_task(predictor: Predictor, task: str, images: Any, threshold: float) -> Any:
+    """A `Result` for one image, a list of them for several, as the predictor's methods give.
 
     Args:
         predictor: the model.
-        task: one of `tasks_of(predictor)`.
-        pictures: RGB.
+        task: one of `TASKS`.
+        images: as in `Predictor.detect`.
         threshold: as in the predictor's method; semantic maps have none.
 
     Raises:
         ArtifactError, ImageError, InputError, BackendError: as in the predictor's method.
     """
-    images = tuple(pictures)
     if task == DETECTION:
         return predictor.detect(images, threshold)
     if task == TABLES:
