@@ -10,14 +10,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from detr_export.runtimes.errors import ArtifactError
 from detr_export.runtimes.image_runner import ImageRunner, processor_of
 from detr_export.runtimes.metadata import BGR, IMAGE, RGB, EndToEnd
 from detr_export.runtimes.processing.end_to_end import sorted_detections
 from detr_export.runtimes.session import Session, TensorSpec, is_end_to_end
-from detr_export.verification.end_to_end import end_to_end_images
+from detr_export.verification.end_to_end import assigned, end_to_end_images
 
 COUNTS = 0.05  # labels, boxes and masks are compared of detections with a higher score; nobody draws others
 NOTE = f"detections are compared in pairs, the closest ones; labels, boxes and masks of those with a score above {COUNTS}"
@@ -139,6 +138,6 @@ def _pairs(given: Arrays, reference: Arrays, box_unit: float) -> tuple[np.ndarra
     boxes = np.abs(given["boxes"][:, None] - reference["boxes"]).max(axis=-1) / box_unit
     labels = _OTHER_LABEL * (given["labels"][:, None] != reference["labels"])
     cost = np.nan_to_num(scores + boxes + labels, nan=1e9, posinf=1e9)  # a value that is not finite fails later, by name
-    rows, columns = linear_sum_assignment(cost)
+    rows, columns = assigned(cost)
     counts = np.maximum(given["scores"][rows], reference["scores"][columns]) > COUNTS
     return rows[counts], columns[counts]

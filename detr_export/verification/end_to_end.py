@@ -14,9 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
-from detr_export.runtimes.errors import VerificationError
+from detr_export.runtimes.errors import VerificationError, missing_extra
 from detr_export.runtimes.image_runner import ImageRunner, processor_of
 from detr_export.runtimes.metadata import EndToEnd, Metadata
 from detr_export.runtimes.processing.detection import center_to_corners, softmax
@@ -201,7 +200,7 @@ def detection_differences(
     boxes = np.abs(found["boxes"][:, None] * to_resized - expected).max(axis=-1)  # (K, Q)
     theirs = probabilities[:, found["labels"]].T  # (K, Q)
     scores = np.abs(found["scores"][:, None] - theirs) + probabilities.max(axis=-1) - theirs
-    rows, queries = linear_sum_assignment(scores / LIMITS["scores"] + boxes / LIMITS["boxes"])
+    rows, queries = assigned(scores / LIMITS["scores"] + boxes / LIMITS["boxes"])
     counts = found["scores"][rows] > _COUNTS
     rows_counted, queries_counted = rows[counts], queries[counts]
     found_differences = {
@@ -212,6 +211,20 @@ def detection_differences(
         pairs = (mask_probabilities(found["masks"][rows_counted]), mask_probabilities(raw["pred_masks"][queries_counted]))
         found_differences["masks"] = float(np.abs(pairs[0] - pairs[1]).mean(axis=(1, 2)).max(initial=0.0))
     return found_differences
+
+
+def assigned(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of a matrix that belong together: each row with another column, at the least cost in all.
+
+    Raises:
+        BackendError: scipy is not installed. A machine that compares plain files does without it.
+    """
+    try:
+        from scipy.optimize import linear_sum_assignment
+    except ImportError as error:
+        raise missing_extra("scipy", "export") from error
+    rows, columns = linear_sum_assignment(cost)
+    return rows, columns
 
 
 def mask_probabilities(logits: np.ndarray) -> np.ndarray:
