@@ -5,14 +5,16 @@ A picture is a PIL image or a 3-D array. All arrays of a batch have the layout t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Optional, Union
 
 import numpy as np
 from PIL import Image
 
 from detr_export.runtimes.errors import ImageError
+from detr_export.runtimes.processing.byte_scaling import scale_bytes
 from detr_export.runtimes.processing.images import decode_in_place
+from detr_export.runtimes.processing.threads import in_threads
 from detr_export.runtimes.processing.transforms import (
     FIRST,
     LAST,
@@ -20,7 +22,6 @@ from detr_export.runtimes.processing.transforms import (
     as_layout,
     height_width,
     infer_layout,
-    look_up,
     pad,
     to_layout,
 )
@@ -60,30 +61,35 @@ def size_of(picture: Picture, layout: str) -> tuple[int, int]:
 
 
 def scale_and_pad(
-    arrays: list[np.ndarray],
+    pictures: Sequence[Picture],
     layout: str,
     target: str,
     scaling: PixelScaling,
     padded: Optional[tuple[int, int]],
 ) -> Union[np.ndarray, list[np.ndarray]]:
-    """Scales the values of 3-D arrays, pads them to `padded` (height, width) unless None, and lays them out as `target`.
+    """Scales the values of pictures, pads them to `padded` (height, width) unless None, and lays them out as `target`.
 
-    uint8 images, which resized images are, need one table look-up for each channel. They go straight into one 4-D array.
-    Other images give a list of arrays.
+    uint8 images, which resized images are, go straight into one 4-D array (see `byte_scaling`).
+    Other images give a list of arrays. No result shares memory with the pictures.
     """
-    sizes = {height_width(array, layout) for array in arrays}
-    channels = {array.shape[0 if layout == FIRST else 2] for array in arrays}
+    sizes = {size_of(picture, layout) for picture in pictures}
+    channels = {_channels(picture, layout) for picture in pictures}
     size = padded if padded is not None else next(iter(sizes))
     one_size = padded is not None or len(sizes) == 1
-    if not (one_size and len(channels) == 1 and scaling.changes_pixels and all(a.dtype == np.uint8 for a in arrays)):
-        scaled = [scaling.apply(array, layout) for array in arrays]
+    in_bytes = all(isinstance(picture, Image.Image) or picture.dtype == np.uint8 for picture in pictures)
+    if not (one_size and len(channels) == 1 and scaling.changes_pixels and in_bytes):
+        scaled = [scaling.apply(np.array(picture), layout) for picture in pictures]
         return [to_layout(a if padded is None else pad(a, padded, layout), layout, target) for a in scaled]
 
-    table = scaling.table(channels.pop())
-    shape = (len(arrays), len(table), *size) if target == FIRST else (len(arrays), *size, len(table))
+    (count,) = channels
+    table, steps = scaling.table(count), scaling.steps(count)
+    shape = (len(pictures), len(table), *size) if target == FIRST else (len(pictures), *size, len(table))
     batch = np.zeros(shape, dtype=table.dtype)
-    for array, out in zip(arrays, batch):
-        look_up(table, to_layout(array, layout, FIRST), to_layout(out, target, FIRST))
+
+    def fill(index: int) -> None:
+        scale_bytes(_planes(pictures[index], layout), table, steps, to_layout(batch[index], target, FIRST))
+
+    in_threads(fill, range(len(pictures)))
     return batch
 
 
@@ -98,6 +104,19 @@ def stack(arrays: Union[np.ndarray, Sequence[np.ndarray]]) -> np.ndarray:
             "set do_pad=True, or return_tensors=None for a list"
         )
     return np.stack(arrays)
+
+
+def _channels(picture: Picture, layout: str) -> int:
+    if isinstance(picture, Image.Image):
+        return len(picture.getbands())
+    return picture.shape[0 if layout == FIRST else 2]
+
+
+def _planes(picture: Picture, layout: str) -> Iterable[np.ndarray]:
+    """The channels of a picture, each (h, w)."""
+    if isinstance(picture, Image.Image):
+        return [np.asarray(band) for band in picture.split()]
+    return to_layout(picture, layout, FIRST)
 
 
 def _flatten(images: Any) -> Iterator[Picture]:

@@ -115,8 +115,8 @@ def packed(frame: np.ndarray) -> np.ndarray:
     return copy
 
 
-def resize_frame(frame: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:
-    """`frame_to_image(frame).resize(...)` as an array, bit for bit, mostly without a copy of the whole frame.
+def resize_frame(frame: np.ndarray, size: tuple[int, int], resample: int) -> Image.Image:
+    """`frame_to_image(frame).resize(...)`, bit for bit, mostly without a copy of the whole frame.
 
     Pillow resizes the width first, and each row by itself, and then the height. So strips of rows become narrower one after
     the other. What is copied is one strip, which stays in the CPU's cache; BGR pixels are swapped with that. Only a frame
@@ -128,17 +128,17 @@ def resize_frame(frame: np.ndarray, size: tuple[int, int], resample: int) -> np.
         resample: the number of one of Pillow's filters.
 
     Returns:
-        uint8 (height, width, 3).
+        An RGB image.
     """
     height, width = size
     rows, columns = frame.shape[0] - height, frame.shape[1] - width  # that are lost
     if rows > 0 and rows > _ROWS_FIRST * columns:
-        return np.array(frame_to_image(frame).resize((width, height), resample=resample))
+        return frame_to_image(frame).resize((width, height), resample=resample)
     narrowed = Image.new("RGB", (width, frame.shape[0]))
     for top in range(0, frame.shape[0], _STRIP):
         strip = frame_to_image(frame[top : top + _STRIP])
         narrowed.paste(strip.resize((width, strip.height), resample=resample), (0, top))
-    return np.array(narrowed.resize((width, height), resample=resample))
+    return narrowed.resize((width, height), resample=resample)
 
 
 def _buffer(source: object) -> Optional[memoryview]:

@@ -35,12 +35,12 @@ from detr_export.runtimes.processing.post_processor import PostProcessor
 from detr_export.runtimes.processing.processor_options import CONFIG_NAME, DEFAULT_SIZE, FORMATS, ProcessorOptions, as_format
 from detr_export.runtimes.processing.resizing.pillow import as_resample, resize
 from detr_export.runtimes.processing.sizes import SizeDict, as_pad_size, as_size, output_size, padded_size
+from detr_export.runtimes.processing.threads import in_threads
 from detr_export.runtimes.processing.transforms import (
     FIRST,
     Channels,
     PixelScaling,
     as_layout,
-    height_width,
     pad,
     pixel_masks,
     to_layout,
@@ -142,17 +142,15 @@ class DetrImageProcessor(ProcessorOptions, PostProcessor):
         # Resizing, image by image
         if self._pick("do_resize", do_resize):
             wanted = [output_size(*image_size, size) for image_size in sizes]
-            arrays = [self._resize(p, target, resample, layout) for p, target in zip(pictures, wanted)]
+            pictures = in_threads(lambda pair: self._resize(pair[0], pair[1], resample, layout), list(zip(pictures, wanted)))
             targets = [self.resize_annotation(t, old, new) for t, old, new in zip(targets, sizes, wanted)]
-        else:
-            arrays = [np.array(picture) for picture in pictures]  # a copy, because the caller owns the result
-        sizes = [height_width(array, layout) for array in arrays]
+            sizes = wanted
         if converting:
             targets = [self.normalize_annotation(target, image_size) for target, image_size in zip(targets, sizes)]
 
         # Scaling and padding, which make the batch
         padded = padded_size(sizes, pad_size) if self._pick("do_pad", do_pad) else None
-        values = scale_and_pad(arrays, layout, data_format or layout, scaling, padded)
+        values = scale_and_pad(pictures, layout, data_format or layout, scaling, padded)
         batch = BatchFeature(pixel_values=stack(values) if as_numpy else list(values))
         if padded is not None:
             masks = pixel_masks(sizes, padded)
@@ -175,7 +173,7 @@ class DetrImageProcessor(ProcessorOptions, PostProcessor):
         """Resizes one image. Returns uint8, or float32 in [0, 1] for fractions; the layout stays unless you give one."""
         (picture,), layout = collect([image], input_data_format)
         target = output_size(*size_of(picture, layout), as_size(size))
-        resized = self._resize(picture, target, as_resample(resample), layout)
+        resized = np.array(self._resize(picture, target, as_resample(resample), layout))  # the caller owns the result
         return to_layout(resized, layout, as_layout(data_format, "data_format"))
 
     def rescale(
@@ -279,7 +277,7 @@ class DetrImageProcessor(ProcessorOptions, PostProcessor):
 
     # ---- what subclasses replace ------------------------------------------------------------------------------------
 
-    def _resize(self, picture: Picture, size: tuple[int, int], resample: int, layout: str) -> np.ndarray:
+    def _resize(self, picture: Picture, size: tuple[int, int], resample: int, layout: str) -> Picture:
         return resize(picture, size, resample, layout)
 
     def _resize_mask(self, mask: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from detr_export.runtimes.errors import OptionError
 from detr_export.runtimes.processing.annotations.detection import Target
 from detr_export.runtimes.processing.annotations.transforms import pad_target
 from detr_export.runtimes.processing.batch import Picture
+from detr_export.runtimes.processing.byte_scaling import Steps
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 from detr_export.runtimes.processing.resizing.tensors import resize_tensor
 from detr_export.runtimes.processing.transforms import FIRST, PixelScaling, mean_and_std, to_layout
@@ -29,20 +30,32 @@ class FusedScaling(PixelScaling):
         """Scaled values in float32. A float array that is only rescaled keeps its type."""
         if self.mean is not None and self.std is not None:
             array = array.astype(np.float32)
-            mean, std = mean_and_std(self.mean, self.std, array, layout)
-            if self.factor is not None:
-                if self.factor == 0:
-                    raise OptionError(
-                        "rescale_factor is 0, and the mean and deviation are divided by it; expected 1 / 255 or so"
-                    )
-                inverse = np.float32(1.0 / self.factor)
-                mean, std = mean * inverse, std * inverse
+            mean, std = self._mean_and_std(array, layout)
             return (array - mean) / std
         if self.factor is not None:
             wanted = array.dtype if array.dtype.kind == "f" else np.dtype(np.float32)
             precision = np.promote_types(wanted, np.float32).type
             return (array.astype(precision) * precision(self.factor)).astype(wanted)
         return array
+
+    def steps(self, channels: int) -> Steps:
+        """The same steps as in `apply`."""
+        if self.mean is not None and self.std is not None:
+            mean, std = self._mean_and_std(np.empty((channels, 1, 1), dtype=np.float32), FIRST)
+            return [(np.subtract, mean.ravel()), (np.divide, std.ravel())]
+        return [(np.multiply, np.full(channels, 1.0 if self.factor is None else self.factor, dtype=np.float32))]
+
+    def _mean_and_std(self, array: np.ndarray, layout: str) -> tuple[np.ndarray, np.ndarray]:
+        """Those of the unscaled image, a float32 array; shapes as in `mean_and_std`."""
+        assert self.mean is not None
+        assert self.std is not None
+        mean, std = mean_and_std(self.mean, self.std, array, layout)
+        if self.factor is None:
+            return mean, std
+        if self.factor == 0:
+            raise OptionError("rescale_factor is 0, and the mean and deviation are divided by it; expected 1 / 255 or so")
+        inverse = np.float32(1.0 / self.factor)
+        return mean * inverse, std * inverse
 
 
 class DetrImageProcessorFast(DetrImageProcessor):
@@ -67,8 +80,7 @@ class DetrImageProcessorFast(DetrImageProcessor):
 
     def _resize(self, picture: Picture, size: tuple[int, int], resample: int, layout: str) -> np.ndarray:
         image = np.asarray(picture)
-        resized = to_layout(resize_tensor(to_layout(image, layout, FIRST), size, resample), FIRST, layout)
-        return resized.copy() if np.may_share_memory(resized, image) else resized  # the caller owns the result
+        return to_layout(resize_tensor(to_layout(image, layout, FIRST), size, resample), FIRST, layout)
 
     def _resize_mask(self, mask: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:
         return resize_tensor(mask[None], size, resample)[0]

@@ -16,6 +16,7 @@ from typing import Any, Optional, Union
 import numpy as np
 
 from detr_export.runtimes.errors import ImageError, OptionError
+from detr_export.runtimes.processing.byte_scaling import Steps
 
 FIRST = "channels_first"
 LAST = "channels_last"
@@ -115,16 +116,23 @@ class PixelScaling:
         return array
 
     def table(self, channels: int) -> np.ndarray:
-        """float32 (channels, 256): the result of `apply` for every uint8 value. With it, scaling an image is a look-up."""
+        """float32 (channels, 256): the result of `apply` for every uint8 value."""
         ramp = np.broadcast_to(np.arange(256, dtype=np.uint8), (channels, 1, 256))
         return self.apply(ramp, FIRST)[:, 0, :]
 
+    def steps(self, channels: int) -> Steps:
+        """Steps in float32 that give the numbers of `table`, for usual values of `factor`.
 
-def look_up(table: np.ndarray, image: np.ndarray, out: np.ndarray) -> None:
-    """Writes `table[c, image[c]]` into the top left of `out`. `image` is uint8 (C, h, w), `out` float32 (C, H, W)."""
-    _, height, width = image.shape
-    for row, source, target in zip(table, image, out):
-        np.take(row, source, out=target[:height, :width], mode="clip")  # "raise" would copy `out`
+        It divides by 1 / factor: dividing by 255 rounds as a product in float64 does, and multiplying by 1 / 255 does not.
+        """
+        steps: list[tuple[np.ufunc, np.ndarray]] = []
+        if self.factor is not None:
+            with np.errstate(all="ignore"):
+                steps.append((np.divide, np.full(channels, np.divide(1, self.factor)).astype(np.float32)))
+        if self.mean is not None and self.std is not None:
+            mean, std = mean_and_std(self.mean, self.std, np.empty((channels, 1, 1), dtype=np.float32), FIRST)
+            steps += [(np.subtract, mean.ravel()), (np.divide, std.ravel())]
+        return steps
 
 
 def pad(array: np.ndarray, size: tuple[int, int], layout: str, value: Any = 0) -> np.ndarray:

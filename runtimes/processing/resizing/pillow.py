@@ -24,20 +24,28 @@ def as_resample(resample: Any) -> int:
         raise OptionError(f"resample={resample!r}: expected a PIL.Image.Resampling filter ({known})") from error
 
 
-def resize(image: Union[np.ndarray, Image.Image], size: tuple[int, int], resample: int, layout: str) -> np.ndarray:
+def resize(
+    image: Union[np.ndarray, Image.Image], size: tuple[int, int], resample: int, layout: str
+) -> Union[np.ndarray, Image.Image]:
     """Resizes with Pillow in 8 bit. The layout stays the same; a PIL image is channels_last.
 
-    The result is uint8, or float32 in [0, 1] if the input holds fractions in [0, 1]. Raises ImageError for values that are
-    neither fractions in [0, 1] nor whole numbers in 0..255, and for a number of channels that Pillow does not know.
+    The result is uint8, or float32 in [0, 1] if the input holds fractions in [0, 1]. Where it is channels_last uint8 with
+    three channels, it stays a PIL image, because Pillow splits it into channels faster than numpy does.
+
+    Raises ImageError for values that are neither fractions in [0, 1] nor whole numbers in 0..255, and for a number of
+    channels that Pillow does not know.
     """
     height, width = size
     if isinstance(image, Image.Image) and image.mode == "RGB":  # saves two copies, with the same pixels
-        return np.array(image.resize((width, height), resample=resample))
+        return image.resize((width, height), resample=resample)
 
     channels_last = to_layout(np.asarray(image), layout, LAST)
     bytes_, stretched = _to_uint8(channels_last)
     if bytes_.shape[2] == 3:
-        resized = resize_frame(bytes_, size, resample)
+        picture = resize_frame(bytes_, size, resample)
+        if layout == LAST and not stretched:
+            return picture
+        resized = np.array(picture)
     else:
         try:
             picture = Image.fromarray(np.ascontiguousarray(bytes_[..., 0] if bytes_.shape[2] == 1 else bytes_))

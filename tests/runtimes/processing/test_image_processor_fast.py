@@ -27,11 +27,11 @@ from detr_export.runtimes.processing import detection as post_processing
 from detr_export.runtimes.processing import segmentation
 from detr_export.runtimes.processing.image_processor import CONFIG_NAME, DetrFeatureExtractor, DetrImageProcessor
 from detr_export.runtimes.processing.image_processor_fast import DetrImageProcessorFast
+from detr_export.runtimes.processing.resizing.taps import fixed_point
 from detr_export.runtimes.processing.resizing.tensors import (
     BICUBIC,
     BILINEAR,
     NEAREST,
-    fixed_point,
     nearest_exact,
     resize_tensor,
 )

@@ -1,0 +1,45 @@
+"""Work on several images at once. Pillow and numpy let other threads run, and no result depends on how many there are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from detr_export.runtimes.errors import OptionError
+
+THREADS_VARIABLE = "DETR_EXPORT_PROCESSING_THREADS"
+MAX_THREADS = 4  # if the variable is not set: images are small work, and a server has other things to do
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def processing_threads() -> int:
+    """How many threads process a batch: the environment variable, or a thread for each CPU core up to `MAX_THREADS`.
+
+    Raises:
+        OptionError: the variable is not a positive integer.
+    """
+    text = os.environ.get(THREADS_VARIABLE)
+    if text is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(cores, MAX_THREADS)
+    if not text.isdecimal() or int(text) < 1:
+        raise OptionError(
+            f"{THREADS_VARIABLE} is {text!r}, expected a positive integer; set it to 1 for no threads, or unset it"
+        )
+    return int(text)
+
+
+def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """`[work(item) for item in items]`, several at a time. It raises what `work` raises for the first item that fails.
+
+    The threads live as long as the call: a process that forks between two calls needs to know nothing of them.
+    """
+    threads = min(processing_threads(), len(items))
+    if threads < 2:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, items))
