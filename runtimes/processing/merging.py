@@ -11,15 +11,21 @@ differ by float32 rounding only, and the multiplication handles 16 times fewer v
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
 
-from detr_export.runtimes.processing.resizing.masks import resized_rows
+from detr_export.runtimes.processing.resizing.masks import linear_taps, resized_rows
+from detr_export.runtimes.processing.threads import in_threads, processing_threads
 
 # So many rows fit into a uint8 counter, which is the narrowest type and so the fastest to add to.
 COUNTED_ROWS = 255
+
+# Values of the maps that are held at a time (128 MiB of float32): more than those of usual masks, which are one band then.
+BAND_VALUES = 1 << 25
+# Rows of the result whose pixels are counted or numbered at a time.
+COUNTED_BAND = 64
 
 
 def merge_masks(
@@ -48,13 +54,26 @@ def merge_masks(
         segmentation: int32 (height, width), segment ids from 1; 0 where the winning query did not become a segment.
         segments_info: see `assign_segment_ids`.
     """
-    weighted = mask_probs * scores.astype(np.float32)[:, None, None]
-    winners, claimed = largest_map(np.moveaxis(weighted, 0, -1), size, mask_threshold)
-    won = np.bincount(winners.ravel(), minlength=len(scores))
+    queries, height, width = mask_probs.shape
+    weights = scores.astype(np.float32)
+
+    def weighted(rows: slice) -> np.ndarray:
+        maps = np.empty((rows.stop - rows.start, width, queries), dtype=np.float32)
+        for y, row in enumerate(maps, rows.start):
+            np.multiply(mask_probs[:, y].T, weights, out=row)
+        return maps
+
+    winners = np.empty(size, dtype=np.min_scalar_type(queries))
+    claimed = write_largest(weighted, (height, width, queries), winners, mask_threshold)
+    bands = [slice(top, top + COUNTED_BAND) for top in range(0, size[0], COUNTED_BAND)]
+    won = np.sum([np.bincount(winners[band].ravel(), minlength=queries) for band in bands], axis=0)
     ids, segments = assign_segment_ids(
         won, claimed, scores, labels, overlap_mask_area_threshold, label_ids_to_fuse, distinct_ids
     )
-    return ids[winners], segments
+    segmentation = np.empty(size, dtype=ids.dtype)
+    for band in bands:
+        np.take(ids, winners[band], out=segmentation[band], mode="clip")  # no index is clipped; "raise" would copy
+    return segmentation, segments
 
 
 def largest_map(maps: np.ndarray, size: tuple[int, int], threshold: float | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -69,15 +88,51 @@ def largest_map(maps: np.ndarray, size: tuple[int, int], threshold: float | None
         winners: int64 (height, width), the index of the largest map; if several are equal, the lowest index.
         reached: int64 (C,), the number of pixels at which each resized map is at least `threshold`.
     """
-    maps = np.ascontiguousarray(maps, dtype=np.float32)
-    height, width = size
-    channels = maps.shape[-1]
-    winners = np.empty((height, width), dtype=np.intp)
+    winners = np.empty(size, dtype=np.int64)
+    return winners, write_largest(lambda rows: maps[rows], maps.shape, winners, threshold)
+
+
+def write_largest(
+    maps: Callable[[slice], np.ndarray], shape: tuple[int, ...], winners: np.ndarray, threshold: float | None = None
+) -> np.ndarray:
+    """`largest_map` of maps that are made when they are needed, a band of rows at a time, in threads.
+
+    Args:
+        maps: makes some rows of the maps: float32 (rows, w, C), any memory order.
+        shape: (h, w, C) of all maps.
+        winners: integers (height, width), where the result is written.
+        threshold: as in `largest_map`.
+
+    Returns:
+        `reached`, as in `largest_map`.
+    """
+    height, width = winners.shape
+    top, bottom, _ = linear_taps(shape[0], height)
+    held = max(2, BAND_VALUES // (shape[1] * shape[2]))  # rows of the maps
+    reached = np.zeros(shape[2], dtype=np.int64)
+    start = 0
+    while start < height:
+        stop = int(np.searchsorted(bottom, top[start] + held))  # the first row that needs more than is held
+        window = slice(int(top[start]), int(bottom[stop - 1]) + 1)
+        band = np.ascontiguousarray(maps(window), dtype=np.float32)
+
+        def largest(rows: range, band: np.ndarray = band, above: int = window.start) -> np.ndarray:
+            resized = resized_rows(band, (height, width), rows, above, shape[0])
+            return _largest_rows(resized, shape[2], winners[rows.start : rows.stop], threshold)
+
+        reached += sum(in_threads(largest, _parts(start, stop)))
+        start = stop
+    return reached
+
+
+def _largest_rows(resized: Iterator[np.ndarray], channels: int, winners: np.ndarray, threshold: float | None) -> np.ndarray:
+    """Writes the largest channel of each row of pixels, (width, C), into `winners`. Returns `reached` of these rows."""
+    height, width = winners.shape
     reached = np.zeros(channels, dtype=np.int64)
     counter = np.zeros((width, channels), dtype=np.uint8)
     above = np.empty((width, channels), dtype=bool)
-    for y, row in enumerate(resized_rows(maps, size)):
-        np.argmax(row, axis=1, out=winners[y])
+    for y, row in enumerate(resized):
+        winners[y] = row.argmax(axis=1)
         if threshold is None:
             continue
         np.greater_equal(row, np.float32(threshold), out=above)
@@ -85,7 +140,14 @@ def largest_map(maps: np.ndarray, size: tuple[int, int], threshold: float | None
         if (y + 1) % COUNTED_ROWS == 0 or y + 1 == height:
             reached += counter.sum(axis=0, dtype=np.int64)
             counter[:] = 0
-    return winners.astype(np.int64, copy=False), reached
+    return reached
+
+
+def _parts(start: int, stop: int) -> list[range]:
+    """The rows from `start` to `stop`, a part for each thread."""
+    parts = min(processing_threads(), stop - start)
+    edges = [start + (stop - start) * part // parts for part in range(parts + 1)]
+    return [range(*pair) for pair in zip(edges, edges[1:])]
 
 
 def assign_segment_ids(

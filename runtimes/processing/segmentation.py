@@ -17,7 +17,7 @@ import numpy as np
 
 from detr_export.runtimes.errors import InputError
 from detr_export.runtimes.processing.detection import softmax
-from detr_export.runtimes.processing.merging import largest_map, merge_masks
+from detr_export.runtimes.processing.merging import merge_masks, write_largest
 from detr_export.runtimes.processing.resizing.masks import CHUNK_VALUES, checked_size, resize_bilinear
 
 Size = Sequence[int]  # (height, width), pixels
@@ -44,8 +44,13 @@ def post_process_semantic_segmentation(outputs: Any, target_sizes: Sequence[Size
     maps = []
     for image_logits, image_masks, size in zip(logits, masks, sizes):
         classes = softmax(image_logits)[:, :-1]  # (Q, C)
-        weights = np.tensordot(_sigmoid(image_masks), classes, axes=(0, 0))  # (h, w, C)
-        maps.append(largest_map(weights, size)[0])
+
+        def weights(rows: slice, masks: np.ndarray = image_masks, classes: np.ndarray = classes) -> np.ndarray:
+            return np.tensordot(_sigmoid(masks[:, rows]), classes, axes=(0, 0))  # (rows, w, C)
+
+        winners = np.empty(size, dtype=np.int64)
+        write_largest(weights, (*image_masks.shape[1:], classes.shape[1]), winners)
+        maps.append(winners)
     return maps
 
 
@@ -240,5 +245,8 @@ def _checked(outputs: Any, target_sizes: Sequence[Size] | None) -> tuple[np.ndar
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:
     """The logistic function in float32. It gives exactly 0 or 1 where float32 has no nearer number."""
+    values = np.negative(logits)
     with np.errstate(over="ignore"):  # exp of more than 88 is infinite, and 1 / infinity gives 0, as it should
-        return np.reciprocal(1 + np.exp(-logits))
+        np.exp(values, out=values)
+    values += 1
+    return np.reciprocal(values, out=values)

@@ -1,8 +1,9 @@
-"""Work on several images at once. Pillow and numpy let other threads run, and no result depends on how many there are."""
+"""Work in several threads. Pillow and numpy let other threads run, and no result depends on how many there are."""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -15,13 +16,19 @@ MAX_THREADS = 4  # if the variable is not set: images are small work, and a serv
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_worker = threading.local()  # `busy` is set in the threads of `in_threads`
+
 
 def processing_threads() -> int:
-    """How many threads process a batch: the environment variable, or a thread for each CPU core up to `MAX_THREADS`.
+    """How many threads `in_threads` would use: the environment variable, or one for each CPU core up to `MAX_THREADS`.
+
+    Work that is done in one of these threads already gets no more of them.
 
     Raises:
         OptionError: the variable is not a positive integer.
     """
+    if getattr(_worker, "busy", False):
+        return 1
     text = os.environ.get(THREADS_VARIABLE)
     if text is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -41,5 +48,9 @@ def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Re
     threads = min(processing_threads(), len(items))
     if threads < 2:
         return [work(item) for item in items]
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads, initializer=_start) as pool:
         return list(pool.map(work, items))
+
+
+def _start() -> None:
+    _worker.busy = True

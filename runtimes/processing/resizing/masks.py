@@ -13,6 +13,7 @@ constant regions stay exactly constant.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Optional
 
 import numpy as np
 
@@ -77,7 +78,13 @@ def resize_bilinear(masks: np.ndarray, size: Sequence[int]) -> np.ndarray:
     return resized.reshape(*masks.shape[:-2], height, width)
 
 
-def resized_rows(maps: np.ndarray, size: Sequence[int]) -> Iterator[np.ndarray]:
+def resized_rows(
+    maps: np.ndarray,
+    size: Sequence[int],
+    rows: Optional[range] = None,
+    above: int = 0,
+    in_height: Optional[int] = None,
+) -> Iterator[np.ndarray]:
     """The rows of the resized image, top to bottom, one at a time, with the channels last.
 
     This order is for callers that reduce over the channels, for example to find the largest of 100 masks at every pixel.
@@ -86,6 +93,9 @@ def resized_rows(maps: np.ndarray, size: Sequence[int]) -> Iterator[np.ndarray]:
     Args:
         maps: float32 (h, w, C), C-contiguous.
         size: (height, width) of the resized image, each at least 1.
+        rows: which rows of the resized image; all when None.
+        above: for maps that are a band of a larger image: how many rows lie above them.
+        in_height: the height of that image; that of the maps when None.
 
     Yields:
         float32 (width, C). It is the same buffer every time, so use it before you ask for the next row.
@@ -95,19 +105,20 @@ def resized_rows(maps: np.ndarray, size: Sequence[int]) -> Iterator[np.ndarray]:
     height, width = checked_size(maps.shape[:2], size)
     channels = maps.shape[2]
     left, right, x_weight = linear_taps(maps.shape[1], width)
-    top, bottom, y_weight = linear_taps(maps.shape[0], height)
+    top, bottom, y_weight = linear_taps(maps.shape[0] if in_height is None else in_height, height)
     # The weights are repeated, so that the blends run over one long axis and not over `width` short ones.
     x_column = np.repeat(x_weight, channels).reshape(width, channels)
     upper, lower, step, row = (np.empty((width, channels), dtype=np.float32) for _ in range(4))
 
     def stretch(y: int, out: np.ndarray) -> None:
-        np.take(maps[y], left, axis=0, out=out, mode="clip")
-        np.take(maps[y], right, axis=0, out=row, mode="clip")
+        np.take(maps[y - above], left, axis=0, out=out, mode="clip")
+        np.take(maps[y - above], right, axis=0, out=row, mode="clip")
         _blend(out, row, x_column)
 
     # `upper` and `lower` hold the two input rows around the output row, and move down with it
     held = (-1, -1)
-    for y, wanted in enumerate(zip(top.tolist(), bottom.tolist())):
+    for y in range(height) if rows is None else rows:
+        wanted = int(top[y]), int(bottom[y])
         if wanted != held:
             if wanted[0] == held[1]:
                 upper, lower = lower, upper

@@ -12,7 +12,10 @@ from PIL import Image
 
 from detr_export.runtimes.errors import ImageError, OptionError
 from detr_export.runtimes.processing.frames import resize_frame
+from detr_export.runtimes.processing.threads import processing_threads
 from detr_export.runtimes.processing.transforms import LAST, rescale, to_layout
+
+_WORTH_THREADS = 1 << 19  # pixels before and after
 
 
 def as_resample(resample: Any) -> int:
@@ -37,6 +40,8 @@ def resize(
     """
     height, width = size
     if isinstance(image, Image.Image) and image.mode == "RGB":  # saves two copies, with the same pixels
+        if processing_threads() > 1 and image.width * image.height + width * height > _WORTH_THREADS:
+            return resize_frame(image, size, resample)
         return image.resize((width, height), resample=resample)
 
     channels_last = to_layout(np.asarray(image), layout, LAST)
