@@ -5,15 +5,17 @@ A picture is a PIL image or a 3-D array. All arrays of a batch have the layout t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Optional, Union
 
 import numpy as np
 from PIL import Image
 
 from detr_export.runtimes.errors import ImageError
-from detr_export.runtimes.processing.byte_scaling import scale_bytes
+from detr_export.runtimes.processing.byte_scaling import exact, scale_bytes
 from detr_export.runtimes.processing.images import decode_in_place
+from detr_export.runtimes.processing.resizing.strips import ResizedFrame
 from detr_export.runtimes.processing.threads import in_threads
 from detr_export.runtimes.processing.transforms import (
     FIRST,
@@ -27,6 +29,7 @@ from detr_export.runtimes.processing.transforms import (
 )
 
 Picture = Union[Image.Image, np.ndarray]
+Resized = Union[Picture, ResizedFrame]
 
 
 def collect(images: Any, input_data_format: Optional[str] = None) -> tuple[list[Picture], str]:
@@ -53,15 +56,20 @@ def collect(images: Any, input_data_format: Optional[str] = None) -> tuple[list[
     return pictures, layout
 
 
-def size_of(picture: Picture, layout: str) -> tuple[int, int]:
+def size_of(picture: Resized, layout: str) -> tuple[int, int]:
     """(height, width) in pixels."""
-    if isinstance(picture, Image.Image):
-        return picture.height, picture.width
-    return height_width(picture, layout)
+    if isinstance(picture, np.ndarray):
+        return height_width(picture, layout)
+    return picture.height, picture.width
+
+
+def as_array(picture: Resized) -> np.ndarray:
+    """The picture as an array of its own, in the layout of its batch."""
+    return np.array(picture.image() if isinstance(picture, ResizedFrame) else picture)
 
 
 def scale_and_pad(
-    pictures: Sequence[Picture],
+    pictures: Sequence[Resized],
     layout: str,
     target: str,
     scaling: PixelScaling,
@@ -76,20 +84,19 @@ def scale_and_pad(
     channels = {_channels(picture, layout) for picture in pictures}
     size = padded if padded is not None else next(iter(sizes))
     one_size = padded is not None or len(sizes) == 1
-    in_bytes = all(isinstance(picture, Image.Image) or picture.dtype == np.uint8 for picture in pictures)
+    in_bytes = all(not isinstance(picture, np.ndarray) or picture.dtype == np.uint8 for picture in pictures)
     if not (one_size and len(channels) == 1 and scaling.changes_pixels and in_bytes):
-        scaled = [scaling.apply(np.array(picture), layout) for picture in pictures]
+        scaled = [scaling.apply(as_array(picture), layout) for picture in pictures]
         return [to_layout(a if padded is None else pad(a, padded, layout), layout, target) for a in scaled]
 
     (count,) = channels
-    table, steps = scaling.table(count), scaling.steps(count)
+    table = scaling.table(count)
+    steps = exact(scaling.steps(count), table)
     shape = (len(pictures), len(table), *size) if target == FIRST else (len(pictures), *size, len(table))
     batch = np.zeros(shape, dtype=table.dtype)
 
-    def fill(index: int) -> None:
-        scale_bytes(_planes(pictures[index], layout), table, steps, to_layout(batch[index], target, FIRST))
-
-    in_threads(fill, range(len(pictures)))
+    scale = partial(scale_bytes, table=table, steps=steps)
+    in_threads(lambda pair: _fill(pair[0], layout, to_layout(pair[1], target, FIRST), scale), list(zip(pictures, batch)))
     return batch
 
 
@@ -106,17 +113,25 @@ def stack(arrays: Union[np.ndarray, Sequence[np.ndarray]]) -> np.ndarray:
     return np.stack(arrays)
 
 
-def _channels(picture: Picture, layout: str) -> int:
-    if isinstance(picture, Image.Image):
-        return len(picture.getbands())
-    return picture.shape[0 if layout == FIRST else 2]
+def _fill(picture: Resized, layout: str, out: np.ndarray, scale: Callable[[Iterable[np.ndarray], np.ndarray], None]) -> None:
+    """Writes a scaled picture into the top left of `out`, (C, H, W)."""
+    if isinstance(picture, np.ndarray):
+        scale(to_layout(picture, layout, FIRST), out)
+    elif isinstance(picture, Image.Image):
+        scale(_planes(picture), out)
+    else:
+        picture.each_strip(lambda left, strip: scale(_planes(strip), out[:, :, left : left + strip.width]))
 
 
-def _planes(picture: Picture, layout: str) -> Iterable[np.ndarray]:
-    """The channels of a picture, each (h, w)."""
-    if isinstance(picture, Image.Image):
-        return [np.asarray(band) for band in picture.split()]
-    return to_layout(picture, layout, FIRST)
+def _planes(image: Image.Image) -> list[np.ndarray]:
+    """The channels, each uint8 (h, w). Pillow takes them apart faster than numpy does."""
+    return [np.asarray(band) for band in image.split()]
+
+
+def _channels(picture: Resized, layout: str) -> int:
+    if isinstance(picture, np.ndarray):
+        return picture.shape[0 if layout == FIRST else 2]
+    return len(picture.getbands()) if isinstance(picture, Image.Image) else 3
 
 
 def _flatten(images: Any) -> Iterator[Picture]:

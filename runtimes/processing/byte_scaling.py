@@ -8,6 +8,7 @@ table bit for bit, they take its place. Each of them is one instruction for 8 or
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Optional
 
 import numpy as np
 
@@ -17,34 +18,33 @@ Steps = Sequence[tuple[np.ufunc, np.ndarray]]  # an operation, and its second op
 STRIP = 1 << 14
 
 
-def scale_bytes(planes: Iterable[np.ndarray], table: np.ndarray, steps: Steps, out: np.ndarray) -> None:
+def scale_bytes(planes: Iterable[np.ndarray], out: np.ndarray, table: np.ndarray, steps: Optional[Steps]) -> None:
     """Writes `table[c, planes[c]]` into the top left of `out[c]`.
 
     Args:
         planes: C arrays uint8 (h, w), of any strides.
-        table: float32 (C, 256).
-        steps: what should give the same numbers. It is not used if it gives others.
         out: float32 (C, H, W), of any strides, at least as large as the planes.
+        table: float32 (C, 256).
+        steps: what gives the same numbers (see `exact`), or None.
     """
-    calculated = np.array_equal(_by_steps(steps, len(table)), table)
     for channel, (plane, target) in enumerate(zip(planes, out)):
         height, width = plane.shape
         rows = max(1, STRIP // width)
         for top in range(0, height, rows):
             strip = plane[top : top + rows]
             block = target[top : top + len(strip), :width]
-            if calculated:
-                block[...] = strip
-                for operation, values in steps:
-                    operation(block, values[channel], out=block)
-            else:
+            if steps is None:
                 block[...] = table[channel][strip]
+                continue
+            block[...] = strip
+            for operation, values in steps:
+                operation(block, values[channel], out=block)
 
 
-def _by_steps(steps: Steps, channels: int) -> np.ndarray:
-    """float32 (C, 256): what the steps make of every uint8 value."""
-    values = np.tile(np.arange(256, dtype=np.float32), (channels, 1))
-    with np.errstate(all="ignore"):  # steps with infinite operands give other numbers, and are not used then
+def exact(steps: Steps, table: np.ndarray) -> Optional[Steps]:
+    """The steps, if they give every number of the table bit for bit; otherwise None."""
+    values = np.tile(np.arange(256, dtype=np.float32), (len(table), 1))
+    with np.errstate(all="ignore"):  # steps with infinite operands give other numbers
         for operation, operands in steps:
             operation(values, operands[:, None], out=values)
-    return values
+    return steps if np.array_equal(values, table) else None

@@ -6,20 +6,16 @@ strides are any: a crop, padded rows, and BGR pixels are views. Nothing is copie
 
 from __future__ import annotations
 
-from typing import Any, Literal, Optional, Protocol, Union
+from typing import Any, Literal, Optional, Protocol
 
 import numpy as np
 from PIL import Image
 
 from detr_export.runtimes.errors import ImageError, InputError, first_line
-from detr_export.runtimes.processing.threads import in_threads, processing_threads
 
 Color = Literal["rgb", "bgr"]
 
 _IN_HOST_MEMORY = (1, 3, 11)  # DLDeviceType of dlpack.h: the CPU, and memory that CUDA or ROCm pinned
-_ROWS_FIRST = 2  # Pillow 13 resizes the height first if more than this many times as many rows as columns are lost
-_STRIP = 64  # rows that are resized at once: few enough for a CPU's cache, and many enough that a call costs little
-_COLUMNS = 128  # columns, likewise
 
 
 class ArrayInterface(Protocol):
@@ -115,51 +111,6 @@ def packed(frame: np.ndarray) -> np.ndarray:
     for channel in range(3):
         copy[..., channel] = frame[..., channel]
     return copy
-
-
-def resize_frame(frame: Union[np.ndarray, Image.Image], size: tuple[int, int], resample: int) -> Image.Image:
-    """Pillow's `resize` of a frame, bit for bit, in threads and mostly without a copy of the whole frame.
-
-    Pillow resizes the width first, and each row by itself, and then the height, and each column by itself. So strips of
-    rows become narrower, and then strips of columns become shorter. What is copied is one strip, which stays in the CPU's
-    cache; BGR pixels are swapped with that. Only a frame that loses many more rows than columns is resized as a whole,
-    because Pillow 13 begins with its height.
-
-    Args:
-        frame: uint8 (H, W, 3) of any strides, or an RGB image.
-        size: (height, width).
-        resample: the number of one of Pillow's filters.
-
-    Returns:
-        An RGB image.
-    """
-    height, width = size
-    in_height, in_width = (frame.height, frame.width) if isinstance(frame, Image.Image) else frame.shape[:2]
-    rows, columns = in_height - height, in_width - width  # that are lost
-    if rows > 0 and rows > _ROWS_FIRST * columns:
-        return _strip(frame, 0, in_height).resize((width, height), resample=resample)
-    narrowed = Image.new("RGB", (width, in_height))
-
-    def narrow(top: int) -> None:
-        strip = _strip(frame, top, min(top + _STRIP, in_height))
-        narrowed.paste(strip.resize((width, strip.height), resample=resample), (0, top))
-
-    def shorten(left: int) -> None:
-        strip = narrowed.crop((left, 0, min(left + _COLUMNS, width), in_height))
-        resized.paste(strip.resize((strip.width, height), resample=resample), (left, 0))
-
-    in_threads(narrow, range(0, in_height, _STRIP))
-    if processing_threads() == 1:
-        return narrowed.resize((width, height), resample=resample)
-    resized = Image.new("RGB", (width, height))
-    in_threads(shorten, range(0, width, _COLUMNS))
-    return resized
-
-
-def _strip(frame: Union[np.ndarray, Image.Image], top: int, bottom: int) -> Image.Image:
-    if isinstance(frame, Image.Image):
-        return frame.crop((0, top, frame.width, bottom))
-    return frame_to_image(frame[top:bottom])
 
 
 def _buffer(source: object) -> Optional[memoryview]:

@@ -30,12 +30,11 @@ from detr_export.runtimes.processing.annotations.transforms import (
     resize_mask_with_pillow,
     resize_target,
 )
-from detr_export.runtimes.processing.batch import Picture, collect, scale_and_pad, size_of, stack
+from detr_export.runtimes.processing.batch import Picture, Resized, as_array, collect, scale_and_pad, size_of, stack
 from detr_export.runtimes.processing.post_processor import PostProcessor
 from detr_export.runtimes.processing.processor_options import CONFIG_NAME, DEFAULT_SIZE, FORMATS, ProcessorOptions, as_format
 from detr_export.runtimes.processing.resizing.pillow import as_resample, resize
 from detr_export.runtimes.processing.sizes import SizeDict, as_pad_size, as_size, output_size, padded_size
-from detr_export.runtimes.processing.threads import in_threads
 from detr_export.runtimes.processing.transforms import (
     FIRST,
     Channels,
@@ -142,15 +141,17 @@ class DetrImageProcessor(ProcessorOptions, PostProcessor):
         # Resizing, image by image
         if self._pick("do_resize", do_resize):
             wanted = [output_size(*image_size, size) for image_size in sizes]
-            pictures = in_threads(lambda pair: self._resize(pair[0], pair[1], resample, layout), list(zip(pictures, wanted)))
+            resized: list[Resized] = [self._resize(p, target, resample, layout) for p, target in zip(pictures, wanted)]
             targets = [self.resize_annotation(t, old, new) for t, old, new in zip(targets, sizes, wanted)]
             sizes = wanted
+        else:
+            resized = list(pictures)
         if converting:
             targets = [self.normalize_annotation(target, image_size) for target, image_size in zip(targets, sizes)]
 
         # Scaling and padding, which make the batch
         padded = padded_size(sizes, pad_size) if self._pick("do_pad", do_pad) else None
-        values = scale_and_pad(pictures, layout, data_format or layout, scaling, padded)
+        values = scale_and_pad(resized, layout, data_format or layout, scaling, padded)
         batch = BatchFeature(pixel_values=stack(values) if as_numpy else list(values))
         if padded is not None:
             masks = pixel_masks(sizes, padded)
@@ -173,7 +174,7 @@ class DetrImageProcessor(ProcessorOptions, PostProcessor):
         """Resizes one image. Returns uint8, or float32 in [0, 1] for fractions; the layout stays unless you give one."""
         (picture,), layout = collect([image], input_data_format)
         target = output_size(*size_of(picture, layout), as_size(size))
-        resized = np.array(self._resize(picture, target, as_resample(resample), layout))  # the caller owns the result
+        resized = as_array(self._resize(picture, target, as_resample(resample), layout))
         return to_layout(resized, layout, as_layout(data_format, "data_format"))
 
     def rescale(
@@ -277,7 +278,7 @@ class DetrImageProcessor(ProcessorOptions, PostProcessor):
 
     # ---- what subclasses replace ------------------------------------------------------------------------------------
 
-    def _resize(self, picture: Picture, size: tuple[int, int], resample: int, layout: str) -> Picture:
+    def _resize(self, picture: Picture, size: tuple[int, int], resample: int, layout: str) -> Resized:
         return resize(picture, size, resample, layout)
 
     def _resize_mask(self, mask: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:

@@ -22,7 +22,7 @@ _worker = threading.local()  # `busy` is set in the threads of `in_threads`
 def processing_threads() -> int:
     """How many threads `in_threads` would use: the environment variable, or one for each CPU core up to `MAX_THREADS`.
 
-    Work that is done in one of these threads already gets no more of them.
+    A thread that does such work already gets no others for parts of it.
 
     Raises:
         OptionError: the variable is not a positive integer.
@@ -48,9 +48,9 @@ def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Re
     threads = min(processing_threads(), len(items))
     if threads < 2:
         return [work(item) for item in items]
-    with ThreadPoolExecutor(threads, initializer=_start) as pool:
+    with ThreadPoolExecutor(threads, initializer=_become_worker) as pool:
         return list(pool.map(work, items))
 
 
-def _start() -> None:
+def _become_worker() -> None:
     _worker.busy = True

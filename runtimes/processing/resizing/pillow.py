@@ -11,11 +11,8 @@ import numpy as np
 from PIL import Image
 
 from detr_export.runtimes.errors import ImageError, OptionError
-from detr_export.runtimes.processing.frames import resize_frame
-from detr_export.runtimes.processing.threads import processing_threads
+from detr_export.runtimes.processing.resizing.strips import ResizedFrame
 from detr_export.runtimes.processing.transforms import LAST, rescale, to_layout
-
-_WORTH_THREADS = 1 << 19  # pixels before and after
 
 
 def as_resample(resample: Any) -> int:
@@ -29,28 +26,26 @@ def as_resample(resample: Any) -> int:
 
 def resize(
     image: Union[np.ndarray, Image.Image], size: tuple[int, int], resample: int, layout: str
-) -> Union[np.ndarray, Image.Image]:
+) -> Union[np.ndarray, ResizedFrame]:
     """Resizes with Pillow in 8 bit. The layout stays the same; a PIL image is channels_last.
 
     The result is uint8, or float32 in [0, 1] if the input holds fractions in [0, 1]. Where it is channels_last uint8 with
-    three channels, it stays a PIL image, because Pillow splits it into channels faster than numpy does.
+    three channels, it is not resized yet, so that each strip of it can be scaled while it is in the CPU's cache.
 
     Raises ImageError for values that are neither fractions in [0, 1] nor whole numbers in 0..255, and for a number of
     channels that Pillow does not know.
     """
     height, width = size
     if isinstance(image, Image.Image) and image.mode == "RGB":  # saves two copies, with the same pixels
-        if processing_threads() > 1 and image.width * image.height + width * height > _WORTH_THREADS:
-            return resize_frame(image, size, resample)
-        return image.resize((width, height), resample=resample)
+        return ResizedFrame(image, height, width, resample)
 
     channels_last = to_layout(np.asarray(image), layout, LAST)
     bytes_, stretched = _to_uint8(channels_last)
     if bytes_.shape[2] == 3:
-        picture = resize_frame(bytes_, size, resample)
+        frame = ResizedFrame(bytes_, height, width, resample)
         if layout == LAST and not stretched:
-            return picture
-        resized = np.array(picture)
+            return frame
+        resized = np.array(frame.image())
     else:
         try:
             picture = Image.fromarray(np.ascontiguousarray(bytes_[..., 0] if bytes_.shape[2] == 1 else bytes_))

@@ -19,10 +19,11 @@ import torch
 from PIL import Image
 
 from detr_export.runtimes.errors import ImageError, InputError
-from detr_export.runtimes.processing.frames import array_over, packed, resize_frame
+from detr_export.runtimes.processing.frames import array_over, packed
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 from detr_export.runtimes.processing.image_processor_fast import DetrImageProcessorFast
 from detr_export.runtimes.processing.images import borrow_pixels, load_image
+from detr_export.runtimes.processing.resizing.strips import ResizedFrame
 from detr_export.runtimes.processing.transforms import LAST
 
 FRAME = np.random.default_rng(0).integers(0, 256, (150, 70, 3), dtype=np.uint8)  # two strips and a part of one
@@ -112,7 +113,7 @@ def test_every_layout_gives_the_same_pixels_as_a_plain_copy(layout: str) -> None
     assert np.array_equal(frame, FRAME)
     assert np.array_equal(np.asarray(load_image(frame)), FRAME)
     wanted = np.asarray(Image.fromarray(FRAME).resize((41, 97), Image.Resampling.BILINEAR))
-    assert np.array_equal(resize_frame(frame, (97, 41), Image.Resampling.BILINEAR), wanted)
+    assert np.array_equal(ResizedFrame(frame, 97, 41, Image.Resampling.BILINEAR).image(), wanted)
     for processor in (DetrImageProcessor, DetrImageProcessorFast):
         given, expected = (
             processor(size={"height": 97, "width": 41}).preprocess(pixels, return_tensors="np", input_data_format=LAST)
@@ -136,7 +137,7 @@ def test_a_packed_frame_is_one_block(layout: str) -> None:
 def test_strips_give_the_pixels_of_pillow(source: tuple[int, int], target: tuple[int, int], resample: int) -> None:
     frame = np.ascontiguousarray(np.resize(FRAME, (*source, 3)))
     wanted = np.asarray(Image.fromarray(frame).resize(target[::-1], resample))
-    assert np.array_equal(resize_frame(frame, target, resample), wanted)
+    assert np.array_equal(ResizedFrame(frame, *target, resample).image(), wanted)
 
 
 @pytest.mark.parametrize("source", [(100, 100), (240, 100), (300, 90), (100, 300)])
@@ -147,7 +148,7 @@ def test_strips_where_pillow_may_begin_with_the_height(source: tuple[int, int], 
     frame = np.ascontiguousarray(np.resize(FRAME, (*source, 3)))
     target = source[0] - 2 * columns - surplus, source[1] - columns
     wanted = np.asarray(Image.fromarray(frame).resize(target[::-1], Image.Resampling.BILINEAR))
-    assert np.array_equal(resize_frame(frame, target, Image.Resampling.BILINEAR), wanted)
+    assert np.array_equal(ResizedFrame(frame, *target, Image.Resampling.BILINEAR).image(), wanted)
 
 
 @pytest.mark.parametrize("holder", HOLDERS)
@@ -196,7 +197,8 @@ COPIES = r"""
 import json, re
 import numpy as np
 from PIL import Image
-from detr_export.runtimes.processing.frames import frame_to_image, resize_frame
+from detr_export.runtimes.processing.frames import frame_to_image
+from detr_export.runtimes.processing.resizing.strips import ResizedFrame
 
 def peak():  # of this process, bytes
     return int(re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())[1]) * 1024
@@ -206,9 +208,9 @@ crop = block[:, 50:-50]
 frame_to_image(block[:64]).resize((64, 64))
 grown = {}
 for name, work in {
-    "resized": lambda: resize_frame(block, (64, 64), 2),
-    "crop": lambda: resize_frame(crop, (64, 64), 2),
-    "bgr": lambda: resize_frame(block[..., ::-1], (64, 64), 2),
+    "resized": lambda: ResizedFrame(block, 64, 64, 2).image(),
+    "crop": lambda: ResizedFrame(crop, 64, 64, 2).image(),
+    "bgr": lambda: ResizedFrame(block[..., ::-1], 64, 64, 2).image(),
     "copied": lambda: frame_to_image(block),
 }.items():
     before = peak()
