@@ -33,7 +33,10 @@ class ProcessorReport:
     rounds: int
     images: Sequence[tuple[int, int]]  # (height, width), pixels
     torch_threads: int
+    processing_threads: int  # of our pre-processing and mask merging
     machine: str
+    instruction_sets: Sequence[str]  # of the CPU
+    load: float | None  # processes that wanted a CPU in the minute before
     versions: Mapping[str, str]
     rows: Sequence[Row]
 
@@ -43,7 +46,10 @@ class ProcessorReport:
             "rounds": self.rounds,
             "images_px": [list(size) for size in self.images],
             "torch_threads": self.torch_threads,
+            "processing_threads": self.processing_threads,
             "machine": self.machine,
+            "instruction_sets": list(self.instruction_sets),
+            "load_before": self.load,
             "versions": dict(self.versions),
             "rows": [asdict(row) for row in self.rows],
         }
@@ -64,4 +70,6 @@ class ProcessorReport:
         ]
         about = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         how = f"{self.rounds} rounds; milliseconds an image; ratio = ours / theirs; torch threads {self.torch_threads}"
-        return "\n".join([*aligned(table, 5), "", f"{how}; {about}"])
+        sets = " ".join(self.instruction_sets) or self.machine
+        where = f"our threads {self.processing_threads}; {sets}; load before {self.load}"
+        return "\n".join([*aligned(table, 5), "", where, f"{how}; {about}"])

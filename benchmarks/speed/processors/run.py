@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from detr_export.benchmarks.oracle import import_transformers
+from detr_export.benchmarks.speed.instruction_sets import instruction_sets
 from detr_export.benchmarks.speed.pictures import synthetic_picture
 from detr_export.benchmarks.speed.processors.equality import (
     require_equal_detections,
@@ -25,10 +28,12 @@ from detr_export.benchmarks.speed.statistics import percentiles, timing
 from detr_export.runtimes.errors import InputError, missing_extra
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 from detr_export.runtimes.processing.image_processor_fast import DetrImageProcessorFast
+from detr_export.runtimes.processing.threads import processing_threads
 from detr_export.runtimes.progress import SILENT, Progress
 
 TARGET_SIZE = (800, 1066)  # COCO's usual 480x640 after the processor's resizing
 PICTURE_SIZES = ((480, 640), (427, 640), (640, 480))  # (height, width), the usual ones of COCO
+LARGE_SIZES = ((800, 1066), (1080, 1920))  # one that needs no resizing, and a larger photo
 KEPT = (100, 20)
 FUSED_LABELS = frozenset(range(125, CLASSES))  # half of the classes
 # The fast class gives the same bits where torch has an AVX2 or AVX512 kernel for uint8 images. Elsewhere it goes through
@@ -36,6 +41,14 @@ FUSED_LABELS = frozenset(range(125, CLASSES))  # half of the classes
 PIXEL_STEP = 1.001 / 255 / 0.224
 
 SLOW, FAST = "DetrImageProcessor", "DetrImageProcessorFast"  # on both sides
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is preprocessed in one round."""
+
+    name: str
+    batches: Sequence[Sequence[Image.Image]]
 
 
 def run_processors(
@@ -47,7 +60,8 @@ def run_processors(
     """Compares and times the processors.
 
     Args:
-        images: RGB; three seeded ones of COCO's usual sizes when None.
+        images: RGB, which are processed one by one, and as a batch. When None: three seeded ones of COCO's usual sizes, and
+            two larger ones, each of which has a row of its own.
         rounds: how often each step is timed.
         torch_threads: for the side of transformers; torch's own choice when None.
         progress: what is told of the stages.
@@ -60,13 +74,18 @@ def run_processors(
     for name, count in (("rounds", rounds), ("torch_threads", torch_threads)):
         if count is not None and count < 1:
             raise InputError(f"{name} is {count}; expected at least 1")
-    pictures = images
-    if pictures is None:
-        pictures = [Image.fromarray(synthetic_picture(seed, size)) for seed, size in enumerate(PICTURE_SIZES)]
+    pictures = _seeded(PICTURE_SIZES) if images is None else list(images)
     if not pictures:
         raise InputError("there are no images; expected at least one")
+    large = _seeded(LARGE_SIZES) if images is None else []
+    inputs = [
+        Inputs(_named(pictures, "each by itself"), [[picture] for picture in pictures]),
+        *(Inputs(_named([picture], ""), [[picture]]) for picture in large),
+        Inputs(_named([*pictures, *large], "in one batch"), [[*pictures, *large]]),
+    ]
 
     # Both classes of transformers are needed; the fast one needs torchvision.
+    load = _load()
     transformers = import_transformers()
     if importlib.util.find_spec("torchvision") is None:
         raise missing_extra("torchvision", "oracle")
@@ -78,7 +97,7 @@ def run_processors(
     torch.set_num_threads(torch_threads or before)
     try:
         progress.stage("preprocess")
-        rows = _preprocessing(pictures, slow, fast, rounds)
+        rows = [row for each in inputs for row in _preprocessing(each, slow, fast, rounds)]
         for kept in KEPT:
             for step in ("detections", "instances", "panoptic"):
                 progress.stage(f"{step}, {kept} of {QUERIES} queries kept")
@@ -88,9 +107,12 @@ def run_processors(
         torch.set_num_threads(before)
     return ProcessorReport(
         rounds=rounds,
-        images=[(image.height, image.width) for image in pictures],
+        images=[(image.height, image.width) for image in [*pictures, *large]],
         torch_threads=threads,
+        processing_threads=processing_threads(),
         machine=platform.machine(),
+        instruction_sets=instruction_sets(),
+        load=load,
         versions={
             "python": platform.python_version(),
             "numpy": np.__version__,
@@ -137,11 +159,11 @@ def make_row(
     return Row(step, input, *names, agreement, ours, theirs, middle, low, high)
 
 
-def _preprocessing(pictures: Sequence[Image.Image], slow: Any, fast: Any, rounds: int) -> list[Row]:
+def _preprocessing(inputs: Inputs, slow: Any, fast: Any, rounds: int) -> list[Row]:
     """Our two classes and their two, all in the same rounds."""
 
     def side(processor: Any, tensors: str) -> Callable[[], list[Any]]:
-        return lambda: [processor(images=image, return_tensors=tensors) for image in pictures]
+        return lambda: [processor(images=batch, return_tensors=tensors) for batch in inputs.batches]
 
     # transformers' fast class computes in torch, and returns nothing but tensors
     sides = [side(DetrImageProcessor(), "np"), side(slow, "np"), side(DetrImageProcessorFast(), "np"), side(fast, "pt")]
@@ -151,13 +173,14 @@ def _preprocessing(pictures: Sequence[Image.Image], slow: Any, fast: Any, rounds
         for pair, step in (((ours, theirs), 0.0), ((ours_fast, theirs_fast), PIXEL_STEP))
     ]
     seconds = interleaved(sides, rounds)
-    what = "the image of " + _size(pictures[0]) if len(pictures) == 1 else f"{len(pictures)} images, each by itself"
-    return [
-        make_row("preprocess", what, (SLOW, SLOW), _agreement(largest[0]), (seconds[0], seconds[1]), len(pictures)),
-        make_row("preprocess", what, (FAST, FAST), _agreement(largest[1]), (seconds[2], seconds[3]), len(pictures)),
+    count = sum(len(batch) for batch in inputs.batches)
+    rows = [
+        ((SLOW, SLOW), _agreement(largest[0]), (seconds[0], seconds[1])),
+        ((FAST, FAST), _agreement(largest[1]), (seconds[2], seconds[3])),
         # Pillow's arithmetic against torchvision's: the results differ by design, so they are not compared
-        make_row("preprocess", what, (SLOW, FAST), "other resizing", (seconds[0], seconds[3]), len(pictures)),
+        ((SLOW, FAST), "other resizing", (seconds[0], seconds[3])),
     ]
+    return [make_row("preprocess", inputs.name, *row, count) for row in rows]
 
 
 def _post_processing(step: str, kept: int, slow: Any, rounds: int) -> Row:
@@ -188,5 +211,16 @@ def _agreement(largest: float) -> str:
     return f"within {largest:.1e}" if largest else "bit-equal"
 
 
-def _size(image: Image.Image) -> str:
-    return f"{image.height}x{image.width}"
+def _seeded(sizes: Sequence[tuple[int, int]]) -> list[Image.Image]:
+    return [Image.fromarray(synthetic_picture(seed, size)) for seed, size in enumerate(sizes)]
+
+
+def _named(pictures: Sequence[Image.Image], how: str) -> str:
+    if len(pictures) == 1:
+        return f"the image of {pictures[0].height}x{pictures[0].width}"
+    return f"{len(pictures)} images, {how}"
+
+
+def _load() -> float | None:
+    """How many processes wanted a CPU in the last minute, before this one did."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from detr_export.benchmarks.speed.instruction_sets import instruction_sets
 from detr_export.benchmarks.speed.pictures import synthetic_picture
 from detr_export.benchmarks.speed.processors import outputs as imaginary
 from detr_export.benchmarks.speed.processors import run as processors
@@ -38,23 +39,26 @@ def test_all_steps_are_compared_and_timed() -> None:
     threads = torch.get_num_threads()
     pictures = [Image.fromarray(synthetic_picture(0, (60, 80))), Image.fromarray(synthetic_picture(1, (50, 40)))]
     report = run_processors(pictures, rounds=2, torch_threads=1, progress=watcher)
-    assert [(row.step, row.ours, row.reference) for row in report.rows[:3]] == [
+    assert [(row.step, row.ours, row.reference) for row in report.rows[:6]] == 2 * [
         ("preprocess", "DetrImageProcessor", "DetrImageProcessor"),
         ("preprocess", "DetrImageProcessorFast", "DetrImageProcessorFast"),
         ("preprocess", "DetrImageProcessor", "DetrImageProcessorFast"),
     ]
-    assert report.rows[0].agreement == "bit-equal"
-    assert [row.step for row in report.rows[3:]] == 2 * ["detections", "instances", "panoptic"]
-    assert {row.input for row in report.rows[3:]} == {"100 of 100 queries kept", "20 of 100 queries kept"}
+    assert report.rows[0].agreement == report.rows[3].agreement == "bit-equal"
+    assert [row.input for row in report.rows[:6:3]] == ["2 images, each by itself", "2 images, in one batch"]
+    assert [row.step for row in report.rows[6:]] == 2 * ["detections", "instances", "panoptic"]
+    assert {row.input for row in report.rows[6:]} == {"100 of 100 queries kept", "20 of 100 queries kept"}
     assert len(watcher.stages) == 7
     assert all(len(row.ours_ms.samples) == len(row.reference_ms.samples) == 2 for row in report.rows)
     assert report.torch_threads == 1
     assert torch.get_num_threads() == threads
     document = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert document["images_px"] == [[60, 80], [50, 40]]
+    assert document["instruction_sets"] == instruction_sets()
+    assert document["processing_threads"] >= 1
     assert document["rows"][0]["ours_ms"]["p50"] == report.rows[0].ours_ms.p50
     lines = report.summary().splitlines()
-    assert len(lines) == 1 + len(report.rows) + 2
+    assert len(lines) == 1 + len(report.rows) + 3
     assert lines[0].split()[:2] == ["step", "input"]
     assert "transformers 4." in lines[-1]
     assert max(map(len, lines[:-1])) < 180
