@@ -42,9 +42,9 @@ def scale_bytes(planes: Iterable[np.ndarray], out: np.ndarray, table: np.ndarray
 
 
 def exact(steps: Steps, table: np.ndarray) -> Optional[Steps]:
-    """The steps, if they give every number of the table bit for bit; otherwise None."""
+    """The steps, if they give every number of the table bit for bit, and all are finite; otherwise None."""
     values = np.tile(np.arange(256, dtype=np.float32), (len(table), 1))
     with np.errstate(all="ignore"):  # steps with infinite operands give other numbers
         for operation, operands in steps:
             operation(values, operands[:, None], out=values)
-    return steps if np.array_equal(values, table) else None
+    return steps if np.array_equal(values, table) and np.isfinite(values).all() else None

@@ -43,7 +43,7 @@ def bands(in_size: int, out_size: int, resample: int) -> Sequence[Band]:
     """
     first, weights = filter_taps(in_size, out_size, resample)
     numbers, precision = fixed_point(weights)
-    largest = 255 * int(np.abs(numbers).sum(axis=1).max()) + (1 << precision)
+    largest = 255 * int(np.abs(numbers).sum(axis=1).max()) + ((1 << precision) >> 1)  # with what rounding adds
     dtype = np.float32 if largest < 1 << 24 else np.float64
     scaled = (numbers / (1 << precision)).astype(dtype)  # exact, because it divides by a power of two
     taps = np.arange(weights.shape[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,12 +14,15 @@ from transformers import DetrImageProcessor
 from transformers.models.detr import image_processing_detr as upstream
 
 from detr_export.runtimes.errors import InputError
+from detr_export.runtimes.processing import merging
 from detr_export.runtimes.processing.merging import assign_segment_ids, largest_map, merge_masks
+from detr_export.runtimes.processing.resizing.masks import resized_rows
 from detr_export.runtimes.processing.segmentation import (
     binary_mask_to_rle,
     post_process_instance_segmentation,
     post_process_panoptic_segmentation,
     post_process_semantic_segmentation,
+    query_masks,
     segmentation_to_rle,
 )
 
@@ -322,3 +326,56 @@ def test_outputs_may_be_an_object_and_stay_unchanged():
 def test_refuses(run, change, target_sizes, message):
     with pytest.raises(InputError, match=message):
         run({**model_outputs(0), **change}, target_sizes=target_sizes)
+
+
+@pytest.mark.parametrize("threads", ["1", "3"])
+@pytest.mark.parametrize("band_values", [1, 3000, 1 << 25])
+def test_bands_and_threads_change_nothing(monkeypatch, threads, band_values):
+    monkeypatch.setenv("DETR_EXPORT_PROCESSING_THREADS", threads)
+    probs = np.random.default_rng(3).random((7, 23, 31), dtype=np.float32)
+    scores, labels = np.linspace(0.5, 1, 7, dtype=np.float32), np.arange(7)
+    maps = np.moveaxis(probs * scores[:, None, None], 0, -1)
+    for size in ((1, 1), (23, 31), (300, 40), (9, 77)):
+        resized = np.stack([row.copy() for row in resized_rows(np.ascontiguousarray(maps), size)])
+        monkeypatch.setattr(merging, "BAND_VALUES", band_values)
+        winners, reached = largest_map(maps, size, threshold=0.6)
+        assert np.array_equal(winners, resized.argmax(axis=-1))
+        assert np.array_equal(reached, (resized >= np.float32(0.6)).sum(axis=(0, 1)))
+        segmentation, segments = merge_masks(probs, scores, labels, size, 0.6, 0.0, ())
+        ids = {segment["label_id"]: segment["id"] for segment in segments}
+        assert np.array_equal(segmentation, np.vectorize(lambda query, ids=ids: ids.get(query, 0))(winners))
+
+
+def peak_mb(work) -> float:
+    """What `work` allocates at most, in megabytes, beside its result."""
+    tracemalloc.start()
+    try:
+        result = work()
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert result is not None
+    return (peak - kept) / 1e6
+
+
+def test_merging_a_hundred_masks_takes_little_memory():
+    """All of them resized would be 340 MB."""
+    random = np.random.default_rng(4)
+    logits = np.zeros((1, 100, 11), dtype=np.float32)
+    logits[0, np.arange(100), random.integers(0, 10, 100)] = 9
+    outputs = {"logits": logits, "pred_masks": random.normal(size=(1, 100, 200, 267)).astype(np.float32)}
+    assert peak_mb(lambda: post_process_panoptic_segmentation(outputs, target_sizes=[(800, 1066)])) < 100
+    assert peak_mb(lambda: query_masks(outputs["pred_masks"][0], (800, 1066))) < 40
+
+
+def test_a_large_semantic_map_is_made_in_bands(monkeypatch):
+    """The weights of all classes at all pixels of the mask would be 160 MB."""
+    random = np.random.default_rng(5)
+    outputs = {
+        "logits": random.normal(size=(1, 2, 251)).astype(np.float32),
+        "pred_masks": random.normal(size=(1, 2, 400, 400)).astype(np.float32),
+    }
+    whole = post_process_semantic_segmentation(outputs)[0]
+    monkeypatch.setattr(merging, "BAND_VALUES", 1 << 22)
+    assert peak_mb(lambda: post_process_semantic_segmentation(outputs)) < 60
+    assert np.mean(post_process_semantic_segmentation(outputs)[0] == whole) > 0.9999
