@@ -116,16 +116,11 @@ def stack(arrays: Union[np.ndarray, Sequence[np.ndarray]]) -> np.ndarray:
 def _fill(picture: Resized, layout: str, out: np.ndarray, scale: Callable[[Iterable[np.ndarray], np.ndarray], None]) -> None:
     """Writes a scaled picture into the top left of `out`, (C, H, W)."""
     if isinstance(picture, np.ndarray):
-        scale(to_layout(picture, layout, FIRST), out)
-    elif isinstance(picture, Image.Image):
-        scale(_planes(picture), out)
-    else:
-        picture.each_strip(lambda left, strip: scale(_planes(strip), out[:, :, left : left + strip.width]))
-
-
-def _planes(image: Image.Image) -> list[np.ndarray]:
-    """The channels, each uint8 (h, w). Pillow takes them apart faster than numpy does."""
-    return [np.asarray(band) for band in image.split()]
+        planes: Iterable[np.ndarray] = to_layout(picture, layout, FIRST)
+    else:  # Pillow takes the channels apart faster than numpy does
+        image = picture.image() if isinstance(picture, ResizedFrame) else picture
+        planes = [np.asarray(band) for band in image.split()]
+    scale(planes, out)
 
 
 def _channels(picture: Resized, layout: str) -> int:

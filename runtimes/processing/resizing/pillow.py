@@ -30,7 +30,7 @@ def resize(
     """Resizes with Pillow in 8 bit. The layout stays the same; a PIL image is channels_last.
 
     The result is uint8, or float32 in [0, 1] if the input holds fractions in [0, 1]. Where it is channels_last uint8 with
-    three channels, it is not resized yet, so that each strip of it can be scaled while it is in the CPU's cache.
+    three channels, it is not resized yet, so that a batch can do that in threads, with less memory.
 
     Raises ImageError for values that are neither fractions in [0, 1] nor whole numbers in 0..255, and for a number of
     channels that Pillow does not know.
