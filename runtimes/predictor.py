@@ -71,6 +71,10 @@ class Predictor:
             session.close()
             raise
 
+    def model_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The (height, width) at which the model gets an image of (height, width) pixels; see `ImageRunner.model_size`."""
+        return self._runner.model_size(size)
+
     @property
     def draws_masks(self) -> bool:
         """Whether the model segments. A model that does not can only `detect`."""
