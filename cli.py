@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from detr_export.choices import (
+    CacheOption,
     CheckpointArgument,
     DemoKind,
     DeviceOption,
@@ -436,6 +437,7 @@ def predict(
     threads: ThreadsOption = None,
     trust_engine: TrustOption = False,
     strict: StrictOption = False,
+    cache: CacheOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find or segment objects in images, or read tables. An unreadable image is reported, and the others still run."""
@@ -460,6 +462,7 @@ def predict(
         trust_engine=trust_engine,
         processor=value_of(processor),
         strict=strict,
+        cache=cache,
     ) as predictor:
         largest = largest_batch(predictor, device)
         if largest is not None and batch > largest:
@@ -515,6 +518,7 @@ def serve(
     threads: ThreadsOption = None,
     trust_engine: TrustOption = False,
     strict: StrictOption = False,
+    cache: CacheOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="When the server is ready, print one line of JSON instead of text.")
     ] = False,
@@ -542,7 +546,7 @@ def serve(
     with (
         reserved_port(host, port) as taken,
         Predictor.load(
-            model, device, threads, trust_engine=trust_engine, processor=value_of(processor), strict=strict
+            model, device, threads, trust_engine=trust_engine, processor=value_of(processor), strict=strict, cache=cache
         ) as predictor,
         Server(predictor, taken, options, identify(predictor, model, device, __version__)) as server,
     ):

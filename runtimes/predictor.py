@@ -62,9 +62,12 @@ class Predictor:
         trust_engine: bool = False,
         processor: Optional[str] = None,
         strict: bool = False,
+        cache: str | Path | None = None,
     ) -> Predictor:
         """Opens a file or checkpoint; arguments and errors as in `open_session`."""
-        session = open_session(path, device, threads, attentions, spinning, trust_engine, processor=processor, strict=strict)
+        session = open_session(
+            path, device, threads, attentions, spinning, trust_engine, processor=processor, strict=strict, cache=cache
+        )
         try:
             return cls(session)
         except BaseException:
