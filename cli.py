@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from detr_export.choices import (
+    CacheOption,
     CheckpointArgument,
     DemoKind,
     DeviceOption,
@@ -417,42 +418,67 @@ def predict(
         Optional[Path], typer.Option("--output", "-o", help="A folder for annotated pictures and predictions.json.")
     ] = None,
     overwrite: OverwriteOption = False,
+    batch: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Most images of one run of the model. Images of one size run together."),
+    ] = 1,
+    max_padding: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            metavar="SHARE",
+            help="Images of several sizes may share a batch if at most this share of its pixels is padding. Padding changes "
+            "what a DETR finds. Not for segmentation.",
+        ),
+    ] = 0.0,
     processor: ProcessorOption = None,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
     trust_engine: TrustOption = False,
     strict: StrictOption = False,
+    cache: CacheOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find or segment objects in images, or read tables. An unreadable image is reported, and the others still run."""
     if explain and task is not PredictTask.detection:
         raise typer.BadParameter("--explain draws detections; leave --task out")
+    from detr_export.runtimes.errors import InputError
     from detr_export.runtimes.folder import predict_files
-    from detr_export.runtimes.opening import CHECKPOINT, kind_of
+    from detr_export.runtimes.opening import CHECKPOINT, kind_of, spins
     from detr_export.runtimes.predictor import Predictor
     from detr_export.runtimes.processing.images import iter_image_paths
+    from detr_export.runtimes.tasks import largest_batch
 
     paths = iter_image_paths(images)
-    outcomes = []
+    outcomes, failed = [], False
     attentions = explain and kind_of(model) == CHECKPOINT  # a file was exported with them, or does not have them
     with Predictor.load(
         model,
         device,
         threads,
         attentions=attentions,
+        spinning=False if spins(model, device) else None,  # other threads read and draw while the model runs
         trust_engine=trust_engine,
         processor=value_of(processor),
         strict=strict,
+        cache=cache,
     ) as predictor:
-        for outcome in predict_files(predictor, paths, threshold, output, overwrite, "attention" if explain else task.value):
-            outcomes.append(outcome.to_dict())
+        largest = largest_batch(predictor, device)
+        if largest is not None and batch > largest:
+            raise InputError(f"--batch is {batch}, but the model on the device {device} takes {largest} at most")
+        what = "attention" if explain else task.value
+        for outcome in predict_files(predictor, paths, threshold, output, overwrite, what, batch, max_padding):
             if outcome.error is not None:
                 print_error(outcome.error)
+                failed = True
             elif not as_json:
                 typer.echo(outcome.summary())
+            if as_json:
+                outcomes.append(outcome.to_dict())
     if as_json:
         print_json(outcomes)
-    if any("error" in outcome for outcome in outcomes):
+    if failed:
         raise typer.Exit(1)
 
 
@@ -492,6 +518,7 @@ def serve(
     threads: ThreadsOption = None,
     trust_engine: TrustOption = False,
     strict: StrictOption = False,
+    cache: CacheOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="When the server is ready, print one line of JSON instead of text.")
     ] = False,
@@ -519,7 +546,7 @@ def serve(
     with (
         reserved_port(host, port) as taken,
         Predictor.load(
-            model, device, threads, trust_engine=trust_engine, processor=value_of(processor), strict=strict
+            model, device, threads, trust_engine=trust_engine, processor=value_of(processor), strict=strict, cache=cache
         ) as predictor,
         Server(predictor, taken, options, identify(predictor, model, device, __version__)) as server,
     ):

@@ -4,6 +4,7 @@ Annotations stay unquoted here, as in `terminal`.
 """
 
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
@@ -111,6 +112,14 @@ DeviceOption = Annotated[
 GpuOption = Annotated[str, typer.Option("--device", help="The GPU to build on: cuda or cuda:N.")]
 TrustOption = Annotated[
     bool, typer.Option("--trust-engine", help="Run an engine although no sidecar names it. An engine is code.")
+]
+CacheOption = Annotated[
+    Optional[Path],
+    typer.Option(
+        "--cache",
+        metavar="DIR",
+        help="With --device openvino: keep compiled models there, to open them faster the next time.",
+    ),
 ]
 StrictOption = Annotated[
     bool, typer.Option("--strict", help="Refuse an engine that was never compared with its checkpoint.")

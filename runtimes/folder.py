@@ -3,57 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Optional
 
-from detr_export.runtimes.errors import DetrError, ImageError, InputError, OutputError
-from detr_export.runtimes.files import replacing, require_writable, write_atomically, writing
+from detr_export.runtimes.errors import InputError, OutputError
+from detr_export.runtimes.file_batches import (
+    FILE_TASKS,
+    FileOptions,
+    FilePrediction,
+    predict_batch,
+    require_batches,
+    size_in_model,
+)
+from detr_export.runtimes.files import require_writable, write_atomically
+from detr_export.runtimes.grouping import Size, group_by_size, size_of_file
+from detr_export.runtimes.pipeline import WORKERS, ModelThread, in_order
 from detr_export.runtimes.predictor import Predictor
-from detr_export.runtimes.processing.images import load_image
-from detr_export.runtimes.results.detections import Detections
-from detr_export.runtimes.tasks import TASKS, Result, document_of, drawing_of, run_task
 from detr_export.runtimes.thresholds import require_shares
 
+__all__ = ["FILE_TASKS", "RESULTS_NAME", "FilePrediction", "predict_files"]
+
 RESULTS_NAME = "predictions.json"
-ATTENTION = "attention"
-FILE_TASKS = (*TASKS, ATTENTION)
-
-
-@dataclass(frozen=True)
-class FilePrediction:
-    """The outcome for one file. Either `result` or `error` is set."""
-
-    image: Path
-    result: Optional[Result] = None
-    picture: Optional[Path] = None  # the annotated copy, if there is an output folder
-    error: Optional[DetrError] = None
-
-    def summary(self) -> str:
-        """One line for people: the file and the objects in it, the most frequent class first; or the sizes of its tables."""
-        if self.result is None:
-            return f"{self.image}: {self.error}"
-        if isinstance(self.result, list):
-            found = [f"a table of {len(table.rows)} rows and {len(table.columns)} columns" for table in self.result]
-        else:
-            objects = (
-                self.result.names if isinstance(self.result, Detections) else [item.name for item in self.result.segments]
-            )
-            found = [f"{count} {name}" for name, count in Counter(objects).most_common()]
-        return f"{self.image}: {', '.join(found) or 'nothing found'}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """The outcome in types that JSON has."""
-        result: dict[str, Any] = {"image": str(self.image)}
-        if self.picture is not None:
-            result["picture"] = str(self.picture)
-        if self.error is not None:
-            result["error"] = str(self.error)
-        if self.result is not None:
-            result.update(document_of(self.result))
-        return result
 
 
 def predict_files(
@@ -63,20 +35,35 @@ def predict_files(
     output: Optional[Path] = None,
     overwrite: bool = False,
     task: str = "detection",
-) -> Iterator[FilePrediction]:
-    """Predicts file by file, and yields each outcome as soon as it is there.
+    batch: int = 1,
+    max_padding: float = 0.0,
+    workers: int = WORKERS,
+) -> Generator[FilePrediction, None, None]:
+    """Predicts on files, and yields the outcomes in the order of the files, each as soon as those before it are there.
+
+    While the model runs, threads read and prepare the next images, and draw and write the last ones. They have ended when
+    the iterator has: at its end, after an exception, and when it is closed. Pictures that were finished by then stay.
 
     Args:
-        predictor: the model.
+        predictor: the model. One that runs in ONNX Runtime on the CPU should be loaded with `spinning=False`, or its idle
+            threads take the cores from the others.
         images: the files.
         threshold: as in `Predictor.detect`.
         output: a folder for annotated pictures (PNG, named after the image) and `predictions.json`; with None nothing is
             written. The document is written at the end and covers all files, even if some failed.
         overwrite: whether to replace files that exist.
         task: one of `FILE_TASKS`; `attention` detects objects, and draws where the decoder looked for each of them.
+        batch: most images of one run of the model. They are grouped by the size at which the model gets them, see
+            `group_by_size`; an end-to-end file gets them as they are.
+        max_padding: the largest share of a batch's pixels that may be padding. Padding changes what a DETR finds. With 0
+            images of one size run together, and results are those of one image at a time, up to rounding.
+        workers: threads beside the model's own. At most twice as many batches of results are in memory, and of images as
+            many batches as workers; with `batch` above 1 also the results that wait for a batch that fills slowly. 0 means
+            no threads: one batch is read, run and drawn after another.
 
     Raises:
-        InputError: the task or the threshold is invalid.
+        InputError: the task, the threshold, `batch`, `max_padding` or `workers` is invalid, or the model or the task does
+            not have such batches.
         OutputError: a picture or the document exists and `overwrite` is false, or it cannot be written.
         BackendError: the backend failed. A file that is not a usable image does not raise; its outcome has the error.
     """
@@ -85,6 +72,9 @@ def predict_files(
     if task not in FILE_TASKS:
         raise InputError(f"task is {task!r}; expected one of {', '.join(FILE_TASKS)}")
     require_shares(threshold=threshold)
+    if workers < 0:
+        raise InputError(f"workers is {workers}; expected a number of threads, or 0 for none")
+    require_batches(predictor, task, batch, max_padding)
     pictures = _picture_paths(images, output) if output is not None else {}
     originals = {image.resolve() for image in images}
     for path in pictures.values():
@@ -94,37 +84,42 @@ def predict_files(
     if output is not None:
         require_writable(output / RESULTS_NAME, overwrite)
 
-    outcomes = []
-    for image in images:
-        try:
-            outcome = _predict(predictor, image, threshold, pictures.get(image), task)
-        except (ImageError, InputError) as error:
-            outcome = FilePrediction(image, error=error)
-        outcomes.append(outcome.to_dict())
-        yield outcome
+    # Batches finish in another order than that of the files, so an outcome waits here for those before it.
+    options = FileOptions(task, threshold, batch, max_padding)
+    waiting: dict[int, FilePrediction] = {}
+    documents: list[dict[str, Any]] = []
+    with closing(_finished_batches(predictor, images, options, pictures, workers)) as batches:
+        for finished in batches:
+            waiting.update(finished)
+            while (number := len(documents)) in waiting:
+                outcome = waiting.pop(number)
+                documents.append(outcome.to_dict())
+                yield outcome
     if output is not None:
-        write_atomically(output / RESULTS_NAME, (json.dumps(outcomes, indent=2) + "\n").encode())
+        write_atomically(output / RESULTS_NAME, (json.dumps(documents, indent=2) + "\n").encode())
 
 
-def _predict(predictor: Predictor, image: Path, threshold: float, picture: Optional[Path], task: str) -> FilePrediction:
-    loaded = load_image(image)
-    result: Result
-    attention = None
-    try:
-        if task == ATTENTION:
-            result, attention = predictor.explain(loaded, threshold)
-        else:
-            result = run_task(predictor, task, loaded, threshold)
-    except (ImageError, InputError) as error:  # it describes the picture but does not name the file
-        raise type(error)(f"{image}: {error}") from error
-    if picture is not None:
-        if attention is not None and isinstance(result, Detections):
-            drawn = result.draw_attention(loaded, attention)
-        else:
-            drawn = drawing_of(result, loaded)
-        with replacing(picture) as temporary, writing(picture):
-            drawn.save(temporary)
-    return FilePrediction(image, result, picture)
+def _finished_batches(
+    predictor: Predictor, images: list[Path], options: FileOptions, pictures: Mapping[Path, Path], workers: int
+) -> Generator[list[tuple[int, FilePrediction]], None, None]:
+    """The outcomes of one batch after another, with the positions of their files."""
+
+    def finish(batch: list[int], predictor: Predictor) -> list[tuple[int, FilePrediction]]:
+        files = [images[number] for number in batch]
+        return list(zip(batch, predict_batch(predictor, files, options, pictures)))
+
+    def sized() -> Iterator[tuple[int, Optional[Size]]]:
+        for number, image in enumerate(images):
+            yield number, None if options.batch == 1 else size_in_model(predictor, size_of_file(image))
+
+    batches = group_by_size(sized(), options.batch, options.max_padding)
+    if not workers:
+        yield from (finish(batch, predictor) for batch in batches)
+        return
+    with ModelThread(predictor.session) as model:
+        threaded = Predictor(model)
+        with closing(in_order(lambda batch: finish(batch, threaded), batches, workers, model.stop)) as finished:
+            yield from finished
 
 
 def _picture_paths(images: list[Path], output: Path) -> dict[Path, Path]:

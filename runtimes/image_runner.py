@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Optional
@@ -14,7 +15,7 @@ from detr_export.runtimes.processing.batch import Picture, size_of
 from detr_export.runtimes.processing.end_to_end import image_batch
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 from detr_export.runtimes.processing.image_processor_fast import processor_from_dict
-from detr_export.runtimes.processing.sizes import as_size, output_size
+from detr_export.runtimes.processing.sizes import as_pad_size, as_size, output_size, padded_size
 from detr_export.runtimes.processing.transforms import LAST
 from detr_export.runtimes.processing.uint8_batch import uint8_batch
 from detr_export.runtimes.session import Session, as_declared, is_end_to_end, require_detr, takes_padding
@@ -79,32 +80,60 @@ class ImageRunner:
         """
         if not padded and self.processor.pad_size is not None:
             raise ArtifactError("the model's processor pads every image to pad_size, and its maps would cover the padding")
-        for indices in _divided(pictures, padded and self._takes_mask):
+        for indices in self._divided(pictures, padded and self._takes_mask):
             chosen = [pictures[index] for index in indices]
             outputs = self._session.run(self.prepare(chosen))
             sizes = [size_of(picture, LAST) for picture in chosen]
             yield RawBatch(indices, sizes, {name: _widened(value) for name, value in outputs.items()})
 
     def prepare(self, pictures: list[Picture]) -> Outputs:
-        """The session's inputs for one batch of RGB images, which have one size if the model takes no mask."""
+        """The session's inputs for one batch of RGB images, which have one `model_size` if the model takes no mask."""
         end_to_end = self.metadata.end_to_end
         if end_to_end is not None:
             if self.processor.do_resize:  # the graph makes a side of no pixels one pixel wide; here it is an error
                 output_size(*size_of(pictures[0], LAST), as_size(self.processor.size))
             return image_batch(pictures, end_to_end.color)
-        try:
+        with self._usable_settings():
             if self.metadata.input == UINT8:
                 return as_declared(self._session.inputs, uint8_batch(self.processor, pictures))
             batch = self.processor.preprocess(pictures, return_tensors="np", input_data_format=LAST)
-        except ValueError as error:  # from an option; an image raises ImageError
-            raise ArtifactError(
-                f"the model's image settings are not usable: {error}; correct the checkpoint's preprocessor_config.json"
-            ) from error
         names = [spec.name for spec in self._session.inputs]
         if "pixel_mask" in names and "pixel_mask" not in batch:  # the settings say do_pad=False
             pixels = batch["pixel_values"]
             batch["pixel_mask"] = np.ones((pixels.shape[0], *pixels.shape[2:]), dtype=np.int64)
         return as_declared(self._session.inputs, batch)
+
+    def model_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The (height, width) at which the model gets an image of (height, width) pixels, before padding to other images.
+
+        An end-to-end file gets it as it is.
+
+        Raises:
+            ArtifactError: an option of the processor is invalid.
+            ImageError: the image is too thin, or does not fit into the processor's `pad_size`.
+        """
+        if self.metadata.end_to_end is not None:
+            return size
+        processor = self.processor
+        with self._usable_settings():
+            resized = output_size(*size, as_size(processor.size)) if processor.do_resize else size
+            return padded_size([resized], as_pad_size(processor.pad_size)) if processor.do_pad else resized
+
+    def _divided(self, pictures: list[Picture], together: bool) -> list[list[int]]:
+        """Indices of the images of each batch: one batch for all, or one for each size that the model gets."""
+        by_size: dict[Any, list[int]] = {}
+        for index, picture in enumerate(pictures):
+            by_size.setdefault(None if together else self.model_size(size_of(picture, LAST)), []).append(index)
+        return list(by_size.values())
+
+    @contextlib.contextmanager
+    def _usable_settings(self) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:  # from an option; an image raises ImageError
+            raise ArtifactError(
+                f"the model's image settings are not usable: {error}; correct the checkpoint's preprocessor_config.json"
+            ) from error
 
 
 def processor_of(metadata: Metadata) -> DetrImageProcessor:
@@ -117,14 +146,6 @@ def processor_of(metadata: Metadata) -> DetrImageProcessor:
         return processor_from_dict(metadata.processor)
     except (ValueError, TypeError) as error:
         raise ArtifactError(f"the file's image settings are not usable: {error}; export it again") from error
-
-
-def _divided(pictures: list[Picture], together: bool) -> list[list[int]]:
-    """Indices of the images of each batch: one batch for all, or one for each size."""
-    by_size: dict[Any, list[int]] = {}
-    for index, picture in enumerate(pictures):
-        by_size.setdefault(None if together else size_of(picture, LAST), []).append(index)
-    return list(by_size.values())
 
 
 def _widened(output: np.ndarray) -> np.ndarray:

@@ -48,6 +48,7 @@ _OPTIONS = (
     _Option("revision", (ONNX, OPENVINO, CHECKPOINT), "only the hub has revisions; leave revision (--revision) out"),
     _Option("processor", (CHECKPOINT,), "a file has the processor that it was exported with; leave processor out"),
     _Option("trust_engine", (ENGINE,), "only an engine needs trust; leave trust_engine (--trust-engine) out"),
+    _Option("cache", (OPENVINO,), "only OpenVINO compiles for so long that a cache pays; leave cache (--cache) out"),
     _Option("strict", (ENGINE,), "only an engine may be compiled where it cannot run; leave strict (--strict) out"),
 )
 
@@ -62,6 +63,7 @@ def open_session(
     revision: Optional[str] = None,
     processor: Optional[str] = None,
     strict: bool = False,
+    cache: str | Path | None = None,
 ) -> Session:
     """Opens a file or checkpoint with the backend that it is for.
 
@@ -79,11 +81,14 @@ def open_session(
         revision: for a name on the hub: a branch, tag or commit.
         processor: for a checkpoint: whose pixels it gets, `pil` or `torchvision`; None takes what the checkpoint names.
         strict: for an engine: refuse it if it was never compared with its checkpoint. Else a warning says so.
+        cache: for an ONNX file on the device openvino: a folder for compiled models, from which a file opens faster the next
+            time. They are code for the CPU, so nobody else should be able to write there.
 
     Raises:
         ArtifactError: the file is missing, damaged or of an unknown kind.
         CheckpointError: the checkpoint is missing, damaged or not a DETR.
         BackendError: the device or an extra is missing, or the file's kind does not have an option that was given.
+        OutputError: the cache cannot be written to.
     """
     kind = kind_of(path)
     given = {
@@ -94,6 +99,7 @@ def open_session(
         "trust_engine": trust_engine,
         "processor": processor is not None,
         "strict": strict,
+        "cache": cache is not None,
     }
     place = OPENVINO if kind == ONNX and parse_device(device).kind == OPENVINO else kind
     for option in _OPTIONS:
@@ -103,7 +109,7 @@ def open_session(
     if place == OPENVINO:
         from detr_export.runtimes.backends.openvino.session import OpenVinoSession
 
-        return OpenVinoSession(onnx_file(path, revision), device, threads)
+        return OpenVinoSession(onnx_file(path, revision), device, threads, cache)
     if kind == ONNX:
         from detr_export.runtimes.backends.ort.session import OrtSession
 

@@ -62,14 +62,21 @@ class Predictor:
         trust_engine: bool = False,
         processor: Optional[str] = None,
         strict: bool = False,
+        cache: str | Path | None = None,
     ) -> Predictor:
         """Opens a file or checkpoint; arguments and errors as in `open_session`."""
-        session = open_session(path, device, threads, attentions, spinning, trust_engine, processor=processor, strict=strict)
+        session = open_session(
+            path, device, threads, attentions, spinning, trust_engine, processor=processor, strict=strict, cache=cache
+        )
         try:
             return cls(session)
         except BaseException:
             session.close()
             raise
+
+    def model_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The (height, width) at which the model gets an image of (height, width) pixels; see `ImageRunner.model_size`."""
+        return self._runner.model_size(size)
 
     @property
     def draws_masks(self) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 from PIL import Image
 
+from detr_export.runtimes.devices import parse_device
 from detr_export.runtimes.predictor import Predictor
 from detr_export.runtimes.results.detections import Detections
 from detr_export.runtimes.results.segmentation import KINDS, Segmentation
@@ -25,6 +26,15 @@ def tasks_of(predictor: Predictor) -> tuple[str, ...]:
     names = {name.lower() for name in predictor.id2label.values()}
     tables = (TABLES,) if names.issuperset(REQUIRED) else ()
     return (DETECTION, *masks, *tables)
+
+
+def largest_batch(predictor: Predictor, device: str = "cpu") -> Optional[int]:
+    """How many pictures one run of a model may have, on a device that may limit it, too; None for any number."""
+    if parse_device(device).builds_engines:
+        return 1  # ONNX Runtime builds an engine for one picture
+    limits = [predictor.metadata.ranges.get("batch", (1, None))[1]]
+    limits += [spec.shape[0] for spec in predictor.session.inputs if isinstance(spec.shape[0], int)]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def run_task(predictor: Predictor, task: str, images: Any, threshold: float) -> Any:

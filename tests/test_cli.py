@@ -142,6 +142,7 @@ def test_the_console_script_and_the_module() -> None:
         (("predict", "a", "b", "--threshold", "1.5"), "Invalid value for '--threshold'"),
         (("predict", "a", "b", "--threshold", "nan"), "Invalid value for '--threshold'"),
         (("predict", "a", "b", "--threads", "0"), "Invalid value for '--threads'"),
+        (("predict", "a", "b", "--batch", "0"), "Invalid value for '--batch'"),
     ],
 )
 def test_wrong_usage(arguments: tuple[str, ...], message: str) -> None:
@@ -303,6 +304,8 @@ def test_inspect(tiny_onnx: Path) -> None:
             ("predict", "{onnx}", "{photo}", "--device", "tpu"),
             "device is 'tpu'; expected cpu, cuda[:N], tensorrt[:N], tensorrt-rtx[:N] or openvino",
         ),
+        (("predict", "{onnx}", "{photo}", "--cache", "{tmp}"), "which does not take cache: only OpenVINO compiles"),
+        (("predict", "{onnx}", "{photo}", "--max-padding", "0.1"), "batch (--batch) is 1; give a larger one"),
         (("predict", "{tiny}", "{photo}", "--device", "cpu:"), "device is 'cpu:'; expected"),
         (("predict", "{onnx}", "{tmp}/nothing.jpg"), "nothing.jpg does not exist: expected an image file"),
         (("predict", "{onnx}", "{tmp}/empty"), "contains no images"),
@@ -362,6 +365,20 @@ def test_predict_json_and_pictures(tiny_onnx: Path, images: Path, tmp_path: Path
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert run("predict", tiny_onnx, images, "-o", out, "--overwrite", "--threshold", "1").returncode == 0
     assert {path.name: path.read_bytes() for path in out.iterdir()} != before
+
+
+def test_predict_in_batches_and_with_a_cache(tiny_onnx: Path, images: Path, tmp_path: Path) -> None:
+    arguments = ("predict", tiny_onnx, images, "--threshold", "0", "--json", "--device", "openvino")
+    alone = json.loads(run(*arguments).stdout)
+    for _ in range(2):
+        done = run(*arguments, "--batch", "2", "--cache", tmp_path / "cache")
+        together = json.loads(done.stdout)
+        assert [item["image"] for item in together] == [item["image"] for item in alone]
+        for one, other in zip(together, alone, strict=True):
+            assert one.keys() == other.keys()
+            found, expected = ([entry["score"] for entry in item.get("detections", [])] for item in (one, other))
+            np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
 def test_predict_with_a_checkpoint(tiny_checkpoint: Path, tiny_onnx: Path, photo: Path) -> None:

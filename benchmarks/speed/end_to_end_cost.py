@@ -23,8 +23,7 @@ from typing import Any
 import onnx
 import psutil
 
-from detr_export.benchmarks.speed.environment import describe_environment
-from detr_export.benchmarks.speed.instruction_sets import instruction_sets
+from detr_export.benchmarks.speed.environment import describe_environment, instruction_sets
 from detr_export.benchmarks.speed.pictures import synthetic_picture
 from detr_export.benchmarks.speed.settings import parse_size
 from detr_export.graphs.end_to_end.composing import plain_part

@@ -113,12 +113,17 @@ def draw_segments(source: ImageSource, ids: np.ndarray, segments: Sequence[Segme
         ImageError: the image cannot be read, or has another size than `ids`.
     """
     image = matching_image(source, (ids.shape[0], ids.shape[1]))
-    pixels = np.asarray(image).astype(np.float32)
+    largest = max((segment.id for segment in segments), default=0)
+    kept = np.ones(
+        (max(largest, int(ids.max())) + 1, 1), dtype=np.float32
+    )  # for each id the share of the image's own colour
+    added = np.zeros((len(kept), 3), dtype=np.float32)
     for segment in segments:
-        mask = ids == segment.id
-        pixels[mask] = pixels[mask] * (1 - _TINT) + np.array(color_of(segment.id), dtype=np.float32) * _TINT
+        kept[segment.id] = 1 - _TINT
+        added[segment.id] = np.array(color_of(segment.id), dtype=np.float32) * _TINT
+    pixels = (np.asarray(image) * kept[ids] + added[ids]).round().astype(np.uint8)
     pixels[_borders(ids)] = 255
-    image = Image.fromarray(pixels.round().astype(np.uint8))
+    image = Image.fromarray(pixels)
     draw, font = ImageDraw.Draw(image), font_for(image)
     for segment in segments:
         if segment.area >= _CAPTION_AREA * ids.size:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import PurePath
-from typing import Any, Optional
+from typing import Any
 
 from detr_export.runtimes.devices import parse_device
 from detr_export.runtimes.predictor import Predictor
@@ -29,12 +29,3 @@ class Identity:
 def identify(predictor: Predictor, model: str, device: str, version: str) -> Identity:
     """Names a model that was opened under the name `model` on `device`, and the version of detr-export."""
     return Identity(PurePath(model).name, predictor.metadata.task, tasks_of(predictor), str(parse_device(device)), version)
-
-
-def largest_batch(predictor: Predictor, device: str) -> Optional[int]:
-    """How many pictures one run of a model may have; None for any number."""
-    if parse_device(device).builds_engines:
-        return 1  # ONNX Runtime builds an engine for one picture
-    limits = [predictor.metadata.ranges.get("batch", (1, None))[1]]
-    limits += [spec.shape[0] for spec in predictor.session.inputs if isinstance(spec.shape[0], int)]
-    return min((limit for limit in limits if limit is not None), default=None)

@@ -19,10 +19,11 @@ from PIL import Image
 from detr_export.runtimes.errors import BackendError, InputError
 from detr_export.runtimes.predictor import Predictor
 from detr_export.runtimes.serving.app import make_app
-from detr_export.runtimes.serving.identity import Identity, largest_batch
+from detr_export.runtimes.serving.identity import Identity
 from detr_export.runtimes.serving.metrics import Metrics
 from detr_export.runtimes.serving.options import ServerOptions
 from detr_export.runtimes.serving.service import Service
+from detr_export.runtimes.tasks import largest_batch
 
 _BACKLOG = 512  # connections that the kernel holds until they are accepted
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,12 +84,15 @@ def test_without_an_output_nothing_is_written(predictor: Predictor, images: list
     assert outcomes[0].summary() == f"{images[0]}: nothing found"
 
 
-def test_outcomes_come_one_by_one(predictor: Predictor, images: list[Path], tmp_path: Path) -> None:
-    outcomes = predict_files(predictor, images, 0.5, tmp_path / "out")
+@pytest.mark.parametrize("workers", [0, 1, 4])
+def test_outcomes_come_one_by_one(workers: int, predictor: Predictor, images: list[Path], tmp_path: Path) -> None:
+    before = threading.enumerate()
+    outcomes = predict_files(predictor, images, 0.5, tmp_path / "out", workers=workers)
     next(outcomes)
-    assert names(tmp_path / "out") == ["a.png"]
+    assert "a.png" in names(tmp_path / "out")
     outcomes.close()
-    assert names(tmp_path / "out") == ["a.png"]
+    assert set(names(tmp_path / "out")) <= ({"a.png", "c.png"} if workers else {"a.png"})
+    assert [thread for thread in threading.enumerate() if thread not in before] == []
 
 
 def test_the_same_stem_gets_a_number(predictor: Predictor, photo: Path, tmp_path: Path) -> None:

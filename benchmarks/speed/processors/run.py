@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from detr_export.benchmarks.oracle import import_transformers
-from detr_export.benchmarks.speed.instruction_sets import instruction_sets
+from detr_export.benchmarks.speed.environment import instruction_sets
 from detr_export.benchmarks.speed.pictures import synthetic_picture
 from detr_export.benchmarks.speed.processors.equality import (
     require_equal_detections,

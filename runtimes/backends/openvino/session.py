@@ -13,6 +13,7 @@ from typing import Any, Optional
 
 import numpy as np
 
+from detr_export.runtimes.backends.openvino.cache import compile_cached
 from detr_export.runtimes.backends.openvino.header import Shape, read_header
 from detr_export.runtimes.devices import OPENVINO, parse_device
 from detr_export.runtimes.errors import ArtifactError, BackendError, missing_extra
@@ -36,14 +37,18 @@ class OpenVinoSession(Session):
         path: the ONNX file.
         device: `openvino`.
         threads: CPU threads of one run; None takes OpenVINO's default.
+        cache: a folder for compiled models, from which a file opens faster the next time; see `compile_cached`.
 
     Raises:
         ArtifactError: the file is missing, damaged or not an ONNX model, or has an operator that OpenVINO does not read.
             OpenVINO reads an antialiased Resize, and was seen (2026.4) to ignore that it is one, so it is refused, too.
         BackendError: the device is another one, or `threads` is below 1.
+        OutputError: the cache cannot be written to.
     """
 
-    def __init__(self, path: str | Path, device: str = OPENVINO, threads: Optional[int] = None) -> None:
+    def __init__(
+        self, path: str | Path, device: str = OPENVINO, threads: Optional[int] = None, cache: str | Path | None = None
+    ) -> None:
         file = Path(path)
         if not file.is_file():
             raise ArtifactError(f"{file} does not exist or is not a file")
@@ -63,7 +68,11 @@ class OpenVinoSession(Session):
                 "export an end-to-end file with --resize matmul, or use device 'cpu'"
             )
         try:
-            model = openvino.Core().compile_model(str(file), _CPU, settings)
+            core = openvino.Core()
+            if cache is None:
+                model = core.compile_model(str(file), _CPU, settings)
+            else:
+                model = compile_cached(core, file, settings, cache)
         except RuntimeError as error:
             raise ArtifactError(f"{file} cannot be loaded by OpenVINO: {_reason(error)}") from error
         if model.get_property(_PRECISION) != openvino.Type.f32:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from detr_export.benchmarks.speed.instruction_sets import instruction_sets
+from detr_export.benchmarks.speed.environment import instruction_sets
 from detr_export.benchmarks.speed.pictures import synthetic_picture
 from detr_export.benchmarks.speed.processors import outputs as imaginary
 from detr_export.benchmarks.speed.processors import run as processors

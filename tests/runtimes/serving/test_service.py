@@ -21,11 +21,12 @@ from PIL import Image
 from detr_export.runtimes import BackendError, Detections, InputError, Metadata
 from detr_export.runtimes.serving import service as service_module
 from detr_export.runtimes.serving.app import make_app
-from detr_export.runtimes.serving.identity import identify, largest_batch
+from detr_export.runtimes.serving.identity import identify
 from detr_export.runtimes.serving.metrics import Metrics
 from detr_export.runtimes.serving.options import ServerOptions
 from detr_export.runtimes.serving.service import Service
 from detr_export.runtimes.session import TensorSpec
+from detr_export.runtimes.tasks import largest_batch
 from tests.runtimes.serving.asgi import Call, begin, until
 
 SECONDS = 30

@@ -1,0 +1,115 @@
+"""Divides a stream of pictures into batches by their sizes, so that little of a batch is padding."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, Optional, TypeVar
+
+from PIL import Image
+
+from detr_export.runtimes.errors import InputError
+
+Item = TypeVar("Item")
+Size = tuple[int, int]  # (height, width), pixels
+
+AHEAD = 8  # for how many batches the stream is read ahead of the oldest item that waits
+_EXIF_ORIENTATION = 0x0112
+_TIFF_WIDTH = 0x0100
+_LYING = (5, 6, 7, 8)  # its values that exchange height and width (EXIF 2.3, tag 0x0112)
+
+
+@dataclass
+class _Group(Generic[Item]):
+    """Items that will share a batch, and wait for more."""
+
+    first: int  # how many items of the stream came before the oldest one
+    height: int = 0  # of the padded batch
+    width: int = 0
+    pixels: int = 0  # of the images, without padding
+    items: list[Item] = field(default_factory=list)
+
+    def padding_with(self, size: Size) -> float:
+        """The share of padding in the batch's pixels if an image of this size joined it."""
+        height, width = max(self.height, size[0]), max(self.width, size[1])
+        return 1 - (self.pixels + size[0] * size[1]) / ((len(self.items) + 1) * height * width)
+
+    def add(self, item: Item, size: Size) -> None:
+        self.height, self.width = max(self.height, size[0]), max(self.width, size[1])
+        self.pixels += size[0] * size[1]
+        self.items.append(item)
+
+
+def group_by_size(
+    items: Iterable[tuple[Item, Optional[Size]]], batch: int, max_padding: float = 0.0
+) -> Iterator[list[Item]]:
+    """Divides a stream into batches. It is read as batches are taken, so it may be endless.
+
+    An item joins the waiting batch that has the least padding with it. A batch is given when it is full. It is also given,
+    full or not, when its oldest item has waited while `AHEAD` times `batch` others came, and at the end of the stream.
+
+    Args:
+        items: each item and the (height, width) that its image has in a batch, before padding; None for an item that must be
+            alone.
+        batch: most items of a batch.
+        max_padding: the largest share of a batch's pixels that may be padding, from 0 to 1 without 1. With 0 all images of
+            a batch have exactly one size.
+
+    Yields:
+        The items of one batch, in the order of the stream.
+
+    Raises:
+        InputError: `batch` is below 1, or `max_padding` is out of its range.
+    """
+    require_grouping(batch, max_padding)
+    return _grouped(items, batch, max_padding)
+
+
+def require_grouping(batch: int, max_padding: float) -> None:
+    """Refuses arguments that `group_by_size` does not take. Raises InputError."""
+    if batch < 1:
+        raise InputError(f"batch is {batch}; expected at least 1")
+    if not 0 <= max_padding < 1:
+        raise InputError(f"max_padding is {max_padding}; expected a share of the pixels, from 0 to below 1")
+
+
+def _grouped(items: Iterable[tuple[Item, Optional[Size]]], batch: int, max_padding: float) -> Iterator[list[Item]]:
+    waiting: list[_Group[Item]] = []  # the oldest first
+    for number, (item, size) in enumerate(items):
+        if size is None or batch == 1:
+            yield [item]
+        else:
+            fitting = [group for group in waiting if group.padding_with(size) <= max_padding]
+            group = min(fitting, key=lambda found: found.padding_with(size), default=None)
+            if group is None:
+                group = _Group(number)
+                waiting.append(group)
+            group.add(item, size)
+            if len(group.items) == batch:
+                waiting.remove(group)
+                yield group.items
+        while waiting and number - waiting[0].first >= AHEAD * batch:
+            yield waiting.pop(0).items
+    for group in waiting:
+        yield group.items
+
+
+def size_of_file(path: str | os.PathLike[str]) -> Optional[Size]:
+    """The (height, width) of an image file once it stands upright, from its header. The pixels are not decoded.
+
+    Returns:
+        None if the file cannot be opened as an image; `load_image` then says why. A header may also be wrong, so batches
+        are checked again when the pixels are there.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            # The method of the base class: that of PNG files decodes the pixels to find EXIF data behind them
+            exif = Image.Image.getexif(image)
+            lying = exif.get(_EXIF_ORIENTATION) in _LYING
+            if image.format == "TIFF" and exif.get(_TIFF_WIDTH) != width:
+                lying = False  # newer versions of Pillow give the upright size
+    except Exception:  # Pillow raises all kinds of errors for damaged files
+        return None
+    return (width, height) if lying else (height, width)
