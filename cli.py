@@ -88,6 +88,14 @@ def onnx_command(
     no_mask: Annotated[
         bool, typer.Option("--no-mask", help="Leave pixel_mask out: all images of a batch then have one size.")
     ] = False,
+    one_graph: Annotated[
+        bool,
+        typer.Option(
+            "--one-graph",
+            help="Of a panoptic checkpoint: write one file that draws all masks. By default there are two files, and only "
+            "the masks that are wanted are drawn.",
+        ),
+    ] = False,
     opset: Annotated[
         Optional[int], typer.Option(min=17, max=25, help="Version of ONNX's operators; 18 if left out.")
     ] = None,
@@ -170,6 +178,7 @@ def onnx_command(
         task=None if task is ExportTask.auto else task.value,
         attentions=with_attentions,
         pixel_mask=not no_mask,
+        one_graph=one_graph,
         opset=opset or DEFAULT_OPSET,
         precision=precision.value,
         fp16_io=fp16_io,

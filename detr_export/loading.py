@@ -111,9 +111,10 @@ def reference_of_file(
     progress.stage(f"reading {source}")
     loaded = load_checkpoint(source, dilation, revision)
     outputs = {spec.name for spec in about.outputs}
+    masks_apart = about.metadata is not None and about.metadata.mask_head is not None
     return reference_session(
         loaded,
-        task="segmentation" if outputs & {"pred_masks", "masks"} else "detection",
+        task="segmentation" if masks_apart or outputs & {"pred_masks", "masks"} else "detection",
         attentions="cross_attention" in outputs,
         pixel_mask=takes_padding(about.inputs),
     )

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,3 +101,32 @@ def sha256_of_files(paths: list[Path]) -> str:
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
     return digest.hexdigest()
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hex SHA-256 over the content of a file."""
+    return sha256_of_files([path])
+
+
+@contextlib.contextmanager
+def replacing_together(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """As `replacing`, for a file with others that belong to it.
+
+    The temporary path is in a folder of its own, and has the name of `path`. All files that the block leaves there move to
+    the folder of `path`, and the one at the temporary path is the last.
+    """
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = target.with_name(f".{target.stem}-{secrets.token_hex(6)}")
+        folder.mkdir()
+    except OSError as error:
+        raise OutputError(f"cannot write to {target.parent}: {error.strerror or error}") from error
+    try:
+        yield folder / target.name
+        made = sorted(folder.iterdir(), key=lambda file: (file.name == target.name, file.name))
+        for file in made:
+            with writing(target.with_name(file.name)):
+                os.replace(file, target.with_name(file.name))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -11,17 +11,19 @@ import mmap
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Optional
+from pathlib import Path, PurePosixPath
+from typing import Optional, Union
 
 from detr_export.runtimes.errors import ArtifactError, BackendError, DetrError, missing_extra
 from detr_export.runtimes.files import user_path
+from detr_export.runtimes.mask_head import mask_head_file
 
 # A repository, which is two names, and a path inside it. No part begins like a path of this machine.
 _PART = r"(?![.~-])[\w.-]+"
 _ONNX_NAME = re.compile(rf"({_PART}/{_PART})/((?:{_PART}/)*{_PART}\.onnx)", re.ASCII)
 # How protobuf writes the entry `location` of a tensor whose values lie in another file; the length of the name comes next.
 _LOCATION = re.compile(rb"\n\x08location\x12([\x01-\x7f])", re.DOTALL)
+_MASK_HEAD = re.compile(rb'"mask_head": "[0-9a-f]{64}"')  # as `Metadata.to_json` writes it
 
 
 def onnx_file(name: str | Path, revision: Optional[str] = None) -> Path:
@@ -48,10 +50,9 @@ def onnx_file(name: str | Path, revision: Optional[str] = None) -> Path:
     if match is None:
         return file
     repository, inside = match.groups()
-    with hub_errors(str(name), inside, revision, ArtifactError):
-        from huggingface_hub import hf_hub_download
-
-        file = Path(hf_hub_download(repository, inside, revision=revision))
+    file = _fetched(str(name), repository, inside, revision)
+    if _names_mask_head(file):
+        _fetched(str(name), repository, str(mask_head_file(PurePosixPath(inside))), revision)
     data = _external_data(file)
     if data is not None:
         raise ArtifactError(
@@ -106,10 +107,32 @@ def hub_errors(name: str, wanted: str, revision: Optional[str], kind: type[DetrE
         raise kind(f"{name} could not be fetched from the hub: {error}") from error
 
 
+def _fetched(name: str, repository: str, inside: str, revision: Optional[str]) -> Path:
+    """Where a file of a repository lies after it was fetched."""
+    with hub_errors(name, inside, revision, ArtifactError):
+        from huggingface_hub import hf_hub_download
+
+        return Path(hf_hub_download(repository, inside, revision=revision))
+
+
 def _external_data(file: Path) -> Optional[str]:
     """The name of a file that holds weights of an ONNX file, None if it holds them all itself. Needs no `onnx`."""
-    if file.stat().st_size == 0:  # which cannot be mapped; whoever opens it says that it is no model
-        return None
-    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with _content(file) as content:
         match = _LOCATION.search(content)
         return None if match is None else content[match.end() : match.end() + match[1][0]].decode(errors="replace")
+
+
+def _names_mask_head(file: Path) -> bool:
+    """Whether an ONNX file says that another one draws its masks. Needs no `onnx`."""
+    with _content(file) as content:
+        return _MASK_HEAD.search(content) is not None
+
+
+@contextlib.contextmanager
+def _content(file: Path) -> Iterator[Union[bytes, mmap.mmap]]:
+    """A file's bytes, which are read where they are needed."""
+    if file.stat().st_size == 0:  # which cannot be mapped; whoever opens it says that it is no model
+        yield b""
+        return
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        yield content

@@ -18,7 +18,7 @@ from detr_export.runtimes.processing.image_processor_fast import processor_from_
 from detr_export.runtimes.processing.sizes import as_pad_size, as_size, output_size, padded_size
 from detr_export.runtimes.processing.transforms import LAST
 from detr_export.runtimes.processing.uint8_batch import uint8_batch
-from detr_export.runtimes.session import Session, as_declared, is_end_to_end, require_detr, takes_padding
+from detr_export.runtimes.session import Choose, Session, as_declared, is_end_to_end, require_detr, takes_padding
 
 Outputs = dict[str, np.ndarray]
 Sizes = list[tuple[int, int]]  # (height, width) of original images, pixels
@@ -67,12 +67,13 @@ class ImageRunner:
         self._session = session
         self._takes_mask = takes_padding(session.inputs)
 
-    def run(self, pictures: list[Picture], padded: bool) -> Iterator[RawBatch]:
+    def run(self, pictures: list[Picture], padded: bool, choose: Optional[Choose] = None) -> Iterator[RawBatch]:
         """Runs the model batch by batch.
 
         Args:
             pictures: RGB PIL images or uint8 arrays (height, width, 3) of any strides.
             padded: whether images of different sizes may share a batch. They never do where the model takes no mask.
+            choose: says whose masks are wanted, see `Session.run_chosen`; all when None.
 
         Raises:
             ArtifactError: an option of the processor is invalid, or it pads every image although `padded` is False.
@@ -82,7 +83,8 @@ class ImageRunner:
             raise ArtifactError("the model's processor pads every image to pad_size, and its maps would cover the padding")
         for indices in self._divided(pictures, padded and self._takes_mask):
             chosen = [pictures[index] for index in indices]
-            outputs = self._session.run(self.prepare(chosen))
+            inputs = self.prepare(chosen)
+            outputs = self._session.run(inputs) if choose is None else self._session.run_chosen(inputs, choose)
             sizes = [size_of(picture, LAST) for picture in chosen]
             yield RawBatch(indices, sizes, {name: _widened(value) for name, value in outputs.items()})
 

@@ -32,7 +32,7 @@ class EndToEnd:
 class Metadata:
     """The document, field by field."""
 
-    task: str  # "detection" or "segmentation"
+    task: str  # "detection" or "segmentation"; "masks" of a mask head, see `mask_head`
     id2label: Mapping[int, str]  # names of the classes; the class after the last is "no object"
     processor: Mapping[str, Any]  # the content of preprocessor_config.json
     pixel_mask: bool  # whether the model takes padded batches
@@ -42,6 +42,7 @@ class Metadata:
     # takes `image` (B, H, W, 3) uint8 of any size.
     input: str = FLOAT
     end_to_end: Optional[EndToEnd] = None  # of an end-to-end file
+    mask_head: Optional[str] = None  # SHA-256 of the ONNX file that draws the masks, if that is another one
     opset: Optional[int] = None
     ranges: Mapping[str, Range] = field(default_factory=dict)  # sizes of "batch", "height" and "width" that the model takes
     label_ids_to_fuse: tuple[int, ...] = ()  # classes of stuff; a panoptic map joins their regions

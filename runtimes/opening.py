@@ -6,6 +6,7 @@ A backend needs its framework, so it is imported here, inside the function, when
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -14,6 +15,7 @@ from detr_export.runtimes.devices import OPENVINO, parse_device
 from detr_export.runtimes.errors import ArtifactError, BackendError
 from detr_export.runtimes.files import user_path
 from detr_export.runtimes.hub import onnx_file
+from detr_export.runtimes.mask_head import with_mask_head
 from detr_export.runtimes.session import Session
 
 ONNX, ENGINE, CHECKPOINT = "onnx", "engine", "checkpoint"
@@ -109,20 +111,29 @@ def open_session(
     if place == OPENVINO:
         from detr_export.runtimes.backends.openvino.session import OpenVinoSession
 
-        return OpenVinoSession(onnx_file(path, revision), device, threads, cache)
+        return _open_onnx(path, revision, lambda file: OpenVinoSession(file, device, threads, cache))
     if kind == ONNX:
         from detr_export.runtimes.backends.ort.session import OrtSession
 
-        return OrtSession(onnx_file(path, revision), device, threads, spinning=spinning is not False)
+        return _open_onnx(path, revision, lambda file: OrtSession(file, device, threads, spinning=spinning is not False))
     if kind == ENGINE:
         from detr_export.runtimes.backends.tensorrt.admission import check_verified
         from detr_export.runtimes.backends.tensorrt.session import TensorRTSession
+        from detr_export.runtimes.backends.tensorrt.sidecar import source_of
 
-        check_verified(user_path(path), strict)
-        return TensorRTSession(user_path(path), device, trust_engine)
+        file = user_path(path)
+        check_verified(file, strict)
+        engine = TensorRTSession(file, device, trust_engine)
+        return with_mask_head(file, engine, lambda other: TensorRTSession(other, device, trust_engine), digest_of=source_of)
     from detr_export.runtimes.backends.torch_session import TorchSession
 
     return TorchSession.open(path, device, threads, attentions=attentions, revision=revision, processor=processor)
+
+
+def _open_onnx(path: str | Path, revision: Optional[str], open_file: Callable[[Path], Session]) -> Session:
+    """Opens an ONNX file, with its mask head where it has one."""
+    file = onnx_file(path, revision)
+    return with_mask_head(file, open_file(file), open_file)
 
 
 def spins(path: str | Path, device: str) -> bool:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from detr_export.runtimes.session import Session
+from detr_export.runtimes.session import Choose, Session
 
 Task = TypeVar("Task")
 Done = TypeVar("Done")
@@ -36,6 +36,9 @@ class ModelThread(Session):
 
     def _run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return self._thread.submit(self._session.run, inputs).result()
+
+    def run_chosen(self, inputs: Mapping[str, np.ndarray], choose: Choose) -> dict[str, np.ndarray]:
+        return self._thread.submit(self._session.run_chosen, inputs, choose).result()
 
     def stop(self) -> None:
         """Starts no more runs: those that wait, and later ones, fail. It does not wait for the run that is going on."""

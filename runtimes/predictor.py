@@ -12,7 +12,7 @@ import numpy as np
 from detr_export.runtimes.errors import ArtifactError, InputError
 from detr_export.runtimes.image_runner import ImageRunner, Outputs, Sizes
 from detr_export.runtimes.opening import open_session
-from detr_export.runtimes.processing.detection import Kept, keep_detections
+from detr_export.runtimes.processing.detection import Kept, keep_detections, softmax
 from detr_export.runtimes.processing.end_to_end import keep_sorted, mask_outputs
 from detr_export.runtimes.processing.frames import Color
 from detr_export.runtimes.processing.images import ImageSource, borrow_pixels
@@ -25,10 +25,11 @@ from detr_export.runtimes.processing.segmentation import (
 from detr_export.runtimes.results.detections import Detections, make_detections
 from detr_export.runtimes.results.segmentation import Segmentation, make_segmentation
 from detr_export.runtimes.results.tables import REQUIRED, Table, tables_from_detections
-from detr_export.runtimes.session import Session
+from detr_export.runtimes.session import Choose, Session
 from detr_export.runtimes.thresholds import require_shares
 
 _NO_MASKS = "draws no masks; export a segmentation checkpoint with: detr-export onnx --task segmentation"
+_NONE_BELOW = -1.0  # a threshold below all scores
 
 ImageList = Union["list[ImageSource]", "tuple[ImageSource, ...]"]
 Images = Union[ImageSource, ImageList]
@@ -114,7 +115,7 @@ class Predictor:
             found = self._kept(outputs, threshold, sizes)
             return [make_detections(kept, size, self.id2label) for kept, size in zip(found, sizes)]
 
-        return self._each(images, detect, color)
+        return self._each(images, detect, color, _no_masks)
 
     @overload
     def tables(self, images: ImageSource, threshold: float = ..., color: Color = ...) -> list[Table]: ...
@@ -200,7 +201,7 @@ class Predictor:
             threshold=threshold, mask_threshold=mask_threshold, overlap_mask_area_threshold=overlap_mask_area_threshold
         )
         self._require_output(self._masks, _NO_MASKS)
-        return self._each(images, segment, color, padded=False)
+        return self._each(images, segment, color, _masks_above(threshold), padded=False)
 
     @overload
     def detect_and_segment(
@@ -269,7 +270,7 @@ class Predictor:
             overlap_mask_area_threshold=overlap_mask_area_threshold,
         )
         self._require_output(self._masks, _NO_MASKS)
-        return self._each(images, both, color, padded=False)
+        return self._each(images, both, color, _masks_above(min(threshold, panoptic_threshold)), padded=False)
 
     @overload
     def segment_instances(
@@ -309,7 +310,7 @@ class Predictor:
             threshold=threshold, mask_threshold=mask_threshold, overlap_mask_area_threshold=overlap_mask_area_threshold
         )
         self._require_output(self._masks, _NO_MASKS)
-        return self._each(images, segment, color, padded=False)
+        return self._each(images, segment, color, _masks_above(threshold), padded=False)
 
     @overload
     def segment_semantic(self, images: ImageSource, color: Color = ...) -> Segmentation: ...
@@ -328,7 +329,7 @@ class Predictor:
             if self.metadata.end_to_end is None
             else "is an end-to-end file, which gives the best class of a query only; export it without --end-to-end",
         )
-        return self._each(images, segment, color, padded=False)
+        return self._each(images, segment, color, _masks_above(_NONE_BELOW), padded=False)
 
     def explain(self, image: ImageSource, threshold: float = 0.5, color: Color = "rgb") -> tuple[Detections, np.ndarray]:
         """Finds objects in one image, and shows where the decoder looked for each of them.
@@ -352,7 +353,7 @@ class Predictor:
             attention = outputs["cross_attention"][0].mean(axis=0)  # (Q, h, w)
             return [(make_detections(kept, sizes[0], self.id2label), attention[kept.queries])]
 
-        return self._each(image, explained, color, padded=False)
+        return self._each(image, explained, color, _no_masks, padded=False)
 
     @property
     def _masks(self) -> str:
@@ -411,6 +412,7 @@ class Predictor:
         images: Images,
         finish: Callable[[Outputs, list[tuple[int, int]]], list[Any]],
         color: Color,
+        choose: Choose,
         padded: bool = True,
     ) -> Any:
         """Runs images in batches and returns their results: a list for a list of images, one result for one image.
@@ -419,13 +421,14 @@ class Predictor:
             images: one or several.
             finish: turns the raw outputs of a batch and the (height, width) of its images into one result for each.
             color: the order of the channels of arrays.
+            choose: says whose masks `finish` reads.
             padded: whether images of different sizes may share a batch.
         """
         several = isinstance(images, (list, tuple))
         sources = images if isinstance(images, (list, tuple)) else [images]
         pictures = [borrow_pixels(source, color) for source in sources]
         results: list[Any] = [None] * len(pictures)
-        for batch in self._runner.run(pictures, padded):
+        for batch in self._runner.run(pictures, padded, choose):
             for index, result in zip(batch.indices, finish(batch.outputs, batch.sizes)):
                 results[index] = result
         return results if several else results[0]
@@ -439,3 +442,18 @@ class Predictor:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _masks_above(threshold: float) -> Choose:
+    """Chooses the queries whose best real class is above a threshold. All that become segments are among them."""
+
+    def choose(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        probabilities = softmax(np.asarray(outputs["logits"], dtype=np.float32))
+        chosen: np.ndarray = probabilities[..., :-1].max(axis=-1) > np.float32(threshold)
+        return chosen
+
+    return choose
+
+
+def _no_masks(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    return np.zeros(outputs["logits"].shape[:2], dtype=bool)

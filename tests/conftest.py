@@ -95,6 +95,13 @@ def segmenter_onnx(segmenter: Path) -> Path:
     return export_onnx(load_checkpoint(segmenter), segmenter.parent / "segmenter.onnx", options).path
 
 
+@pytest.fixture(scope="session")
+def segmenter_one_graph(segmenter: Path) -> Path:
+    """The same with its masks in the same graph; not to be changed."""
+    options = ExportOptions(simplify=False, verify=False, one_graph=True)
+    return export_onnx(load_checkpoint(segmenter), segmenter.parent / "one_graph.onnx", options).path
+
+
 @pytest.fixture
 def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty cache of the hub, in offline mode; `models.publish` puts files into it."""

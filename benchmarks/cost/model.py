@@ -20,7 +20,9 @@ from pathlib import Path
 import onnx
 
 from detr_export.benchmarks.cost.parts import PARTS, parts_of
+from detr_export.graphs.inspection import inspect_onnx
 from detr_export.runtimes.errors import ArtifactError, InputError, first_line, missing_extra
+from detr_export.runtimes.mask_head import require_mask_head, size_of_dimension
 
 try:
     import onnx_ir as ir
@@ -47,25 +49,51 @@ class Cost:
     parts: Mapping[str, float]  # gmac by part of the model, of `parts.PARTS`
     operators: Mapping[str, float]  # gmac by operator, most first
 
+    def plus(self, other: Cost) -> Cost:
+        """The work of both."""
+        operators = Counter(self.operators)
+        operators.update(other.operators)
+        return Cost(
+            self.gmac + other.gmac,
+            self.moved_bytes + other.moved_bytes,
+            {part: gmac + other.parts[part] for part, gmac in self.parts.items()},
+            dict(operators.most_common()),
+        )
+
     def gflop_per_s(self, session_ms: float) -> float:
         """The rate at which a run of that many milliseconds did the work, in 1e9 FLOP per second."""
         return 2 * self.gmac / (session_ms / 1e3)
 
 
-def model_cost(path: Path, height: int, width: int, batch: int) -> Cost:
-    """Counts the work of an ONNX file.
+def model_cost(path: Path, height: int, width: int, batch: int, queries: int | None = None) -> Cost:
+    """Counts the work of an ONNX file, and of its mask head where it has one.
 
     Args:
         path: a DETR, simplified or not. Files of other exporters count as well, with more of them under "other".
         height, width: of the batch, in pixels.
         batch: images.
+        queries: of each image, whose masks are drawn by a mask head in a file of its own; all when None.
 
     Raises:
         ArtifactError: the file is missing, damaged, holds operators whose multiplications are not counted, or its sizes
             cannot be worked out.
         InputError: a size is not positive, or the file is for another one.
     """
-    graph, parts = _sized_graph(path, {"batch": batch, "height": height, "width": width})
+    sizes = {"batch": batch, "height": height, "width": width}
+    cost = _graph_cost(path, sizes)
+    metadata = inspect_onnx(path).metadata
+    if metadata is None or metadata.mask_head is None:
+        return cost
+    beside = require_mask_head(path, metadata.mask_head)
+    if queries is None:
+        drawing = inspect_onnx(beside).metadata
+        assert drawing is not None  # its digest is the one that the detector names
+        queries = drawing.ranges["queries"][1]
+    return cost.plus(_graph_cost(beside, {**sizes, "queries": queries})) if queries else cost
+
+
+def _graph_cost(path: Path, sizes: Mapping[str, int]) -> Cost:
+    graph, parts = _sized_graph(path, sizes)
     by_part, by_operator, moved_bytes = dict.fromkeys(PARTS, 0), Counter[str](), 0
     for node in graph:
         if node.op_type in _REFUSED or node.domain not in ("", "ai.onnx"):
@@ -128,6 +156,12 @@ def _sized_graph(path: Path, sizes: Mapping[str, int]) -> tuple[ir.Graph, dict[s
 def _give_sizes(value: onnx.ValueInfoProto, sizes: Mapping[str, int]) -> None:
     """Writes the sizes into an input, by the names or, where it has none, the order of its dimensions."""
     dimensions = value.type.tensor_type.shape.dim
+    if "queries" in sizes:  # a mask head, whose dimensions have names
+        for dimension in dimensions:
+            size = size_of_dimension(dimension.dim_param, sizes)
+            if size is not None:
+                dimension.dim_value = size
+        return
     by_order = {4: ("batch", "", "height", "width"), 3: ("batch", "height", "width"), 2: ("batch", "")}.get(
         len(dimensions), ()
     )

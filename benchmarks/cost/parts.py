@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 
 import onnx
 
+from detr_export.runtimes.mask_head import KEYS, PYRAMID, SHARED
+
 # The encoder includes what it starts from: the projection of the feature map, the resized mask, the position encoding.
 # "processing" is what an end-to-end file has before and behind the model.
 PARTS = ("processing", "backbone", "encoder", "decoder", "mask_head", "heads", "other")
@@ -26,7 +28,15 @@ _WEIGHTS = (
 )
 _PROJECTION = re.compile(r"(^|\.)input_proj(ection)?\.")  # what reads the backbone's last feature map
 _PROCESSING = re.compile(r"(processor|results)/")  # how `graphs.end_to_end.composing` names its nodes
-_OUTPUTS = {"cross_attention": "decoder", "logits": "heads", "pred_boxes": "heads", "pred_masks": "mask_head"}
+_OUTPUTS = {
+    "cross_attention": "decoder",
+    "logits": "heads",
+    "pred_boxes": "heads",
+    "pred_masks": "mask_head",
+    KEYS: "mask_head",
+    SHARED: "mask_head",
+    **dict.fromkeys(PYRAMID, "mask_head"),  # what a detector gives to it
+}
 _FLOW = (
     "processing",
     "backbone",

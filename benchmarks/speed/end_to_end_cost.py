@@ -2,20 +2,16 @@
 
     python -m detr_export.benchmarks.speed.end_to_end_cost PLAIN.onnx END-TO-END.onnx... [--size 1080x1920] > report.json
 
-`detr-bench` gives each variant a process of its own. Here a difference of a few percent is looked for, so all variants live
-in one process and take turns run by run: what else the machine does meets all of them alike.
+All variants live in one process, see `interleaved`.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,19 +20,16 @@ import onnx
 import psutil
 
 from detr_export.benchmarks.speed.environment import describe_environment, instruction_sets
+from detr_export.benchmarks.speed.interleaved import Run, interleaved_times, noting, summarize
 from detr_export.benchmarks.speed.pictures import synthetic_picture
 from detr_export.benchmarks.speed.settings import parse_size
 from detr_export.graphs.end_to_end.composing import plain_part
 from detr_export.runtimes.backends.openvino.session import OpenVinoSession
 from detr_export.runtimes.backends.ort.session import OrtSession
-from detr_export.runtimes.errors import DetrError, InputError, first_line
+from detr_export.runtimes.errors import DetrError, InputError
 from detr_export.runtimes.image_runner import processor_of
 from detr_export.runtimes.predictor import Predictor
 from detr_export.runtimes.session import Session, as_declared
-
-_WARM_UP = 2
-
-Run = Callable[[], object]
 
 
 def measure(plain: Path, files: Sequence[Path], size: tuple[int, int], threads: int, rounds: int) -> dict[str, Any]:
@@ -64,39 +57,13 @@ def measure(plain: Path, files: Sequence[Path], size: tuple[int, int], threads: 
             sessions: dict[str, Session] = {"plain graph": opened(baseline, threads), "pipeline": opened(plain, threads)}
             refused: dict[str, str] = {}
             for file in files:
-                with _noting(refused, file.name):
+                with noting(refused, file.name):
                     sessions[file.name] = opened(file, threads)
             runs = {name: _run_of(name, session, sessions["pipeline"], image) for name, session in sessions.items()}
-            found[runtime] = {**summarize(_times(runs, rounds, refused)), "refused": refused}
+            found[runtime] = {**summarize(interleaved_times(runs, rounds, refused)), "refused": refused}
             for session in sessions.values():
                 session.close()
     return found
-
-
-def summarize(times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Milliseconds by variant, and their ratios to those of the first one."""
-    first, *_ = times.values()
-    return {
-        "ms": {name: [round(value, 2) for value in values] for name, values in times.items()},
-        "median_ms": {name: round(statistics.median(values), 2) for name, values in times.items()},
-        "ratio_of_medians": {
-            name: round(statistics.median(values) / statistics.median(first), 4) for name, values in times.items()
-        },
-        "ratio_of_minima": {name: round(min(values) / min(first), 4) for name, values in times.items()},
-        "median_of_ratios": {
-            name: round(statistics.median(one / other for one, other in zip(values, first, strict=True)), 4)
-            for name, values in times.items()
-        },
-    }
-
-
-@contextlib.contextmanager
-def _noting(refused: dict[str, str], name: str) -> Iterator[None]:
-    """Notes why a variant does not take part."""
-    try:
-        yield
-    except DetrError as error:
-        refused[name] = first_line(error)
 
 
 def _ort(file: Path, threads: int) -> Session:
@@ -118,22 +85,6 @@ def _run_of(name: str, session: Session, described: Session, image: Any) -> Run:
         inputs = as_declared(session.inputs, batch)
         return lambda: session.run(inputs)
     return lambda: session.run({"image": image[None]})
-
-
-def _times(runs: Mapping[str, Run], rounds: int, refused: dict[str, str]) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {}
-    for name, run in runs.items():
-        with _noting(refused, name):
-            for _ in range(_WARM_UP):
-                run()
-            times[name] = []
-    for number in range(rounds):
-        order = list(times)
-        for name in order[number % len(order) :] + order[: number % len(order)]:  # nobody always follows the same one
-            begin = time.perf_counter()
-            runs[name]()
-            times[name].append((time.perf_counter() - begin) * 1e3)
-    return times
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

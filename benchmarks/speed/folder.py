@@ -25,8 +25,8 @@ from typing import Any, TypeVar
 import numpy as np
 import psutil
 
-from detr_export.benchmarks.speed.end_to_end_cost import summarize
 from detr_export.benchmarks.speed.environment import checked_threads, describe_environment, instruction_sets
+from detr_export.benchmarks.speed.interleaved import interleaved_times, summarize
 from detr_export.checkpoints.reading import load_checkpoint
 from detr_export.graphs.export import ExportOptions, export_onnx
 from detr_export.runtimes.errors import DetrError, InputError
@@ -84,7 +84,6 @@ def measure(model: Path, pictures: Sequence[Path], task: str, threads: int, roun
     """
     variants = {**VARIANTS, **(PADDED if task == "detection" else {})}
     sessions = {spinning: Predictor.load(model, threads=threads, spinning=spinning) for spinning in (True, False)}
-    times: dict[str, list[float]] = {name: [] for name in variants}
 
     def run(variant: Variant, images: Sequence[Path]) -> None:
         predictor = sessions[variant.spinning]
@@ -97,12 +96,11 @@ def measure(model: Path, pictures: Sequence[Path], task: str, threads: int, roun
 
     for variant in variants.values():
         run(variant, pictures[:_WARM_UP])
-    for number in range(rounds):
-        order = list(variants)
-        for name in order[number % len(order) :] + order[: number % len(order)]:  # nobody always follows the same one
-            begin = time.perf_counter()
-            run(variants[name], pictures)
-            times[name].append((time.perf_counter() - begin) * 1e3)
+    runs = {name: partial(run, variant, pictures) for name, variant in variants.items()}
+    refused: dict[str, str] = {}
+    times = interleaved_times(runs, rounds, refused, warm_up=0)
+    if refused:
+        raise InputError(f"the folder does not run: {next(iter(refused.values()))}")
     changes = {}
     if task == "detection":
         every = {name: _every_score(sessions[False], pictures, variant) for name, variant in variants.items()}

@@ -81,10 +81,19 @@ class TransformersSession(Session):
 
     def post_process(self, outputs: Mapping[str, np.ndarray], threshold: float, sizes: list[tuple[int, int]]) -> Any:
         """`DetrImageProcessor.post_process_object_detection` of what `run` gave."""
+        return self.processor.post_process_object_detection(self._tensors(outputs), threshold, sizes)
+
+    def segment_panoptic(self, picture: np.ndarray, threshold: float) -> Any:
+        """The whole way from an RGB picture (height, width, 3) uint8 to a panoptic segmentation, as its users go it."""
+        inputs = self.processor(picture, return_tensors="np", input_data_format="channels_last")
+        outputs = self.run({spec.name: np.asarray(inputs[spec.name]) for spec in self.inputs})
+        sizes = [picture.shape[:2]]
+        return self.processor.post_process_panoptic_segmentation(self._tensors(outputs), threshold, target_sizes=sizes)
+
+    def _tensors(self, outputs: Mapping[str, np.ndarray]) -> Any:
         from types import SimpleNamespace
 
-        tensors = SimpleNamespace(**{name: self._torch.from_numpy(value) for name, value in outputs.items()})
-        return self.processor.post_process_object_detection(tensors, threshold, sizes)
+        return SimpleNamespace(**{name: self._torch.from_numpy(value) for name, value in outputs.items()})
 
     def close(self) -> None:
         self._model = None

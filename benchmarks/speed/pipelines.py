@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata as distributions
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,8 @@ from detr_export.benchmarks.speed.gpu_state import TF32, has_tf32
 from detr_export.benchmarks.speed.peers import TransformersSession
 from detr_export.benchmarks.speed.pictures import USUAL_SIZE
 from detr_export.benchmarks.speed.targets import BACKENDS
-from detr_export.runtimes.files import user_path
+from detr_export.runtimes.files import sha256_of_file, user_path
+from detr_export.runtimes.mask_head import with_mask_head
 from detr_export.runtimes.metadata import RGB, UINT8
 from detr_export.runtimes.processing.end_to_end import image_batch, keep_sorted
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
@@ -181,12 +183,16 @@ def open_pipeline(backend: str, source: str, threads: int, max_batch: int = 1, u
         return _open_ort(backend, source, threads, max_batch)
     if backend == "tensorrt":
         from detr_export.runtimes.backends.tensorrt.session import TensorRTSession
+        from detr_export.runtimes.backends.tensorrt.sidecar import source_of
 
-        return EnginePipeline(TensorRTSession(user_path(source), BACKENDS[backend].device), _version("tensorrt"))
+        engine = _whole(source, lambda file: TensorRTSession(file, BACKENDS[backend].device), source_of)
+        kind = EnginePipeline if isinstance(engine, TensorRTSession) else OwnPipeline
+        return kind(engine, _version("tensorrt"))
     if backend == "openvino":
         from detr_export.runtimes.backends.openvino.session import OpenVinoSession
 
-        return OwnPipeline(OpenVinoSession(user_path(source), threads=threads), distributions.version("openvino"))
+        session = _whole(source, lambda file: OpenVinoSession(file, threads=threads))
+        return OwnPipeline(session, distributions.version("openvino"))
     if backend == "transformers":
         transformers = TransformersSession(user_path(source), threads)
         return TransformersPipeline(transformers, transformers.version)
@@ -198,14 +204,20 @@ def _open_ort(backend: str, source: str, threads: int, max_batch: int) -> Pipeli
 
     device, version = _ORT_DEVICES[backend], _version("onnxruntime", "onnxruntime-gpu")
     if device == "cpu":
-        return OwnPipeline(OrtSession(user_path(source), device, threads), version)
-    session = OrtSession(user_path(source), device, max_batch=None if device == "cuda" else max_batch)
+        return OwnPipeline(_whole(source, lambda file: OrtSession(file, device, threads)), version)
+    session = _whole(source, lambda file: OrtSession(file, device, max_batch=None if device == "cuda" else max_batch))
     # NVIDIA's libraries compute the float32 products of a file in TF32 unless they are told otherwise; nobody tells them.
     file = session.metadata.precision if session.metadata else "fp32"
     precision = TF32 if file == "fp32" and has_tf32() else file
-    # The plugin's memory has a name of its own, so its runs are not taken apart.
-    kind = OwnPipeline if device == "tensorrt-rtx" else CudaPipeline
-    return kind(session, version, precision)
+    # The plugin's memory has a name of its own, so its runs are not taken apart; nor are those of two graphs.
+    whole = isinstance(session, OrtSession) and device != "tensorrt-rtx"
+    return (CudaPipeline if whole else OwnPipeline)(session, version, precision)
+
+
+def _whole(source: str, open_file: Callable[[Path], Session], digest_of: Callable[[Path], str] = sha256_of_file) -> Session:
+    """A file with its mask head, where it has one; then every run draws the masks of all queries."""
+    file = user_path(source)
+    return with_mask_head(file, open_file(file), open_file, digest_of=digest_of)
 
 
 def _open_torch(backend: str, source: str, threads: int, uint8: bool) -> Pipeline:

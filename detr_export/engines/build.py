@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import onnx
 
@@ -26,65 +25,25 @@ from detr_export.engines.kernels import KernelReport, kernel_report
 from detr_export.engines.ladder import LADDER, Step
 from detr_export.engines.lock import build_lock
 from detr_export.engines.options import EngineOptions
-from detr_export.engines.place import Place, find_place, targets_text
+from detr_export.engines.place import Place, find_place
 from detr_export.engines.records import Kernel, kernels_of_inspector, kernels_of_log
+from detr_export.engines.result import EngineResult
 from detr_export.engines.source import make_graph
 from detr_export.graphs.inspection import Inspection, inspect_onnx
 from detr_export.graphs.tensorrt import readable_graph
 from detr_export.loading import reference_of_file
-from detr_export.runtimes.backends.tensorrt.api import TITLES
 from detr_export.runtimes.backends.tensorrt.end_to_end import profiles_of_file, require_readable
-from detr_export.runtimes.backends.tensorrt.profiles import EngineProfile, shape_profile
+from detr_export.runtimes.backends.tensorrt.profiles import EngineProfile, shape_profile, single_images
 from detr_export.runtimes.backends.tensorrt.sidecar import EngineSidecar, read_sidecar, write_sidecar
 from detr_export.runtimes.errors import ArtifactError, BackendError, OutputError, VerificationError
 from detr_export.runtimes.files import require_writable, write_atomically
+from detr_export.runtimes.mask_head import mask_head_file, require_mask_head, require_no_mask_head
 from detr_export.runtimes.metadata import Metadata
 from detr_export.runtimes.opening import ENGINE_SUFFIXES
 from detr_export.runtimes.progress import SILENT, Progress
 from detr_export.verification.comparison import Parity
 from detr_export.verification.end_to_end import EndToEndParity
 from detr_export.verification.reference import Reference, reference_of
-
-
-@dataclass(frozen=True)
-class EngineResult:
-    """What was made."""
-
-    path: Path
-    size_bytes: int
-    sidecar: EngineSidecar
-    parity: Parity | EndToEndParity | None  # None when verification was switched off, or another process had built it
-    built_here: bool  # False: another process was building the same engine, and this one waited for it
-    report: KernelReport | None = None  # on the kernels of the first profile; None if the builder logged none
-
-    def summary(self) -> str:
-        """For people."""
-        about = self.sidecar
-        built_for = about.gpu or targets_text(about.targets)
-        library = f"{TITLES[about.library]} {about.library_version}"
-        lines = [f"{self.path}  {self.size_bytes / 1e6:.1f} MB, {about.precision}, {library}, {built_for}"]
-        if about.fallback is not None:
-            lines.append(f"fell back to {about.fallback}")
-        if self.report is not None:
-            lines.append(self.report.summary())
-        if self.parity is not None:
-            lines.append(self.parity.summary())
-        elif not self.built_here:
-            lines.append("built by another process in the meantime")
-        elif about.gpu is None:
-            lines.append(f"compiled, never run: nobody knows its numbers; on its GPU run detr-export verify {self.path}")
-        else:
-            lines.append("not verified: --no-verify")
-        return "\n".join(lines)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "path": str(self.path),
-            "size_bytes": self.size_bytes,
-            "built_here": self.built_here,
-            "sidecar": json.loads(self.sidecar.to_json()),
-        }
 
 
 def build_engine(
@@ -117,6 +76,8 @@ def build_engine(
     target = Path(output)
     _require_target(target, options.overwrite)
     order = _read_order(Path(onnx_file), options)
+    if order.mask_head is not None:
+        require_writable(mask_head_file(target), options.overwrite)
     reference = None
     if order.compares:
         if order.metadata.end_to_end is not None:
@@ -126,20 +87,17 @@ def build_engine(
     with build_lock(order.key, progress, "waiting for another process that builds the same engine"):
         if target.exists() and not options.overwrite:  # it did not when this began
             return _built_elsewhere(target, order.key)
-        progress.stage(f"building for {order.place} with {order.place.library}, {len(order.profiles)} profiles")
-        plan = _build(order, progress)
-        logged = kernels_of_log(plan.log)
-        report = kernel_report(logged, order.model, plan_bytes=len(plan.content)) if logged else None
-        sidecar = _describe(plan, order, _attest(plan, order, logged), report, step if fell_back else None)
+        fallback = step if fell_back else None
+        built = [_build(part, fallback, progress) for part in (order, order.mask_head) if part is not None]
         parity = None
         if reference is not None:
-            parity = _compare(plan.content, sidecar, reference, options.device, progress)
+            parity = _compare(built, reference, options.device, progress)
             require_engine(parity, target.name, step or order.precision)
-            sidecar = verified(sidecar, parity)
-        # The sidecar first: a reader who opens the pair in between finds digests that differ, and refuses.
-        write_sidecar(target, sidecar)
-        write_atomically(target, plan.content)
-    return EngineResult(target, len(plan.content), sidecar, parity, built_here=True, report=report)
+            built = [replace(item, sidecar=verified(item.sidecar, parity)) for item in built]
+        # The mask head first, and sidecars first: a reader who opens them in between finds digests that differ, and refuses.
+        _write(built, target)
+    results = [EngineResult(*place, item.sidecar, parity, True, item.report) for place, item in _places(built, target)]
+    return results[0] if len(results) == 1 else replace(results[0], mask_head=results[1])
 
 
 def build_from_source(
@@ -215,6 +173,7 @@ class _Order:
     profiles: tuple[EngineProfile, ...]
     options: EngineOptions
     place: Place
+    mask_head: _Order | None = None  # that of the file beside it, which draws the masks
 
     @property
     def compares(self) -> bool:
@@ -231,6 +190,15 @@ class _Order:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class _Built:
+    """An engine that is not written yet."""
+
+    plan: Plan
+    sidecar: EngineSidecar
+    report: KernelReport | None
+
+
 def _read_order(source: Path, options: EngineOptions) -> _Order:
     """Finds out what is to be built, and refuses what cannot be built."""
     place = find_place(options)
@@ -240,6 +208,16 @@ def _read_order(source: Path, options: EngineOptions) -> _Order:
             "it to detr-export verify on the engine's GPU"
         )
     about = inspect_onnx(source)
+    require_no_mask_head(source, about.metadata)
+    order = _read_graph(about, source, options, place)
+    if order.metadata.mask_head is None:
+        return order
+    beside = require_mask_head(source, order.metadata.mask_head)
+    mask_head = _read_graph(inspect_onnx(beside), beside, options, place)
+    return replace(order, mask_head=replace(mask_head, profiles=tuple(single_images(order.profiles))))
+
+
+def _read_graph(about: Inspection, source: Path, options: EngineOptions, place: Place) -> _Order:
     metadata = _require_metadata(about)
     require_readable(source, metadata, int(place.library.reads_as.split(".")[0]))
     model = readable_graph(onnx.load(str(source)), place.library.reads_as)
@@ -250,9 +228,19 @@ def _read_order(source: Path, options: EngineOptions) -> _Order:
     return _Order(about, metadata, model, precision, profiles, options, place)
 
 
-def _build(order: _Order, progress: Progress) -> Plan:
+def _build(order: _Order, fallback: str | None, progress: Progress) -> _Built:
+    """Builds an engine and checks its precision."""
+    progress.stage(f"building for {order.place} with {order.place.library}, {len(order.profiles)} profiles")
+    plan = _plan(order, progress)
+    logged = kernels_of_log(plan.log)
+    report = kernel_report(logged, order.model, plan_bytes=len(plan.content)) if logged else None
+    return _Built(plan, _describe(plan, order, _attest(plan, order, logged), report, fallback), report)
+
+
+def _plan(order: _Order, progress: Progress) -> Plan:
     """Runs the builder; reads the timing cache before and writes it after."""
     options, place = order.options, order.place
+    _, queries = order.metadata.ranges.get("queries", (1, None))
     with contextlib.ExitStack() as stack:
         timed = None
         if place.library.generation.has_timing_cache:
@@ -267,7 +255,7 @@ def _build(order: _Order, progress: Progress) -> Plan:
             library=place.library,
             onnx_file=readable,
             model=order.model,
-            profiles=tuple(shape_profile(profile, order.about.inputs) for profile in order.profiles),
+            profiles=tuple(shape_profile(profile, order.about.inputs, queries) for profile in order.profiles),
             precision=order.precision,
             settings=options.settings,
             targets=place.targets,
@@ -348,14 +336,23 @@ def _built_elsewhere(target: Path, key: str) -> EngineResult:
     return EngineResult(target, target.stat().st_size, sidecar, None, built_here=False)
 
 
-def _compare(
-    plan: bytes, sidecar: EngineSidecar, reference: Reference, device: int, progress: Progress
-) -> Parity | EndToEndParity:
+def _compare(built: Sequence[_Built], reference: Reference, device: int, progress: Progress) -> Parity | EndToEndParity:
     with tempfile.TemporaryDirectory(prefix="detr-export-") as folder:
         trial = Path(folder) / "trial.engine"
-        write_sidecar(trial, sidecar)
-        write_atomically(trial, plan)
-        return compare_engine(trial, sidecar, reference, f"cuda:{device}", progress)
+        _write(built, trial)
+        return compare_engine(trial, built[0].sidecar, reference, f"cuda:{device}", progress)
+
+
+def _places(built: Sequence[_Built], target: Path) -> list[tuple[tuple[Path, int], _Built]]:
+    """The file and the size of each engine: the model's, and its mask head's."""
+    files = (target, mask_head_file(target))
+    return [((file, len(item.plan.content)), item) for file, item in zip(files, built, strict=False)]
+
+
+def _write(built: Sequence[_Built], target: Path) -> None:
+    for (file, _), item in reversed(_places(built, target)):
+        write_sidecar(file, item.sidecar)
+        write_atomically(file, item.plan.content)
 
 
 def _read_timing_cache(path: Path | None) -> bytes:

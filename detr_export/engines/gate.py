@@ -15,9 +15,16 @@ from detr_export.engines.ladder import step_after
 from detr_export.engines.options import gpu_number
 from detr_export.loading import reference_of_file
 from detr_export.runtimes.backends.tensorrt.profiles import EngineProfile, parse_profile
-from detr_export.runtimes.backends.tensorrt.sidecar import EngineSidecar, read_sidecar, sidecar_path, write_sidecar
+from detr_export.runtimes.backends.tensorrt.sidecar import (
+    EngineSidecar,
+    read_sidecar,
+    sidecar_path,
+    source_of,
+    write_sidecar,
+)
 from detr_export.runtimes.errors import ArtifactError, VerificationError
 from detr_export.runtimes.files import user_path
+from detr_export.runtimes.mask_head import mask_head_file, with_mask_head
 from detr_export.runtimes.progress import SILENT, Progress
 from detr_export.verification.cases import Case, cases_of_size
 from detr_export.verification.comparison import Parity, compare
@@ -72,7 +79,11 @@ def compare_engine(
     from detr_export.runtimes.backends.tensorrt.session import TensorRTSession
 
     profiles = [parse_profile(text) for text in sidecar.profiles]
-    with TensorRTSession(engine, device, contexts=1) as candidate:
+
+    def open_file(file: Path) -> TensorRTSession:
+        return TensorRTSession(file, device, contexts=1)
+
+    with with_mask_head(engine, open_file(engine), open_file, digest_of=source_of) as candidate:
         if sidecar.metadata.end_to_end is not None:
             return compare_end_to_end_engine(candidate, sidecar.metadata, profiles, reference, progress)
         return compare(candidate, reference, engine_grid(profiles), progress)
@@ -120,5 +131,8 @@ def verify_engine(
     reference = reference_of(reference_of_file(file, sidecar, checkpoint, dilation, revision, progress))
     parity = compare_engine(file, sidecar, reference, device, progress)
     require_engine(parity, file.name, sidecar.fallback or sidecar.precision)
-    write_sidecar(file, verified(sidecar, parity))
+    for engine_file in (mask_head_file(file), file) if sidecar.metadata.mask_head is not None else (file,):
+        described = read_sidecar(engine_file)
+        assert described is not None  # it was opened just now
+        write_sidecar(engine_file, verified(described, parity))
     return parity

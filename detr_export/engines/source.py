@@ -10,9 +10,10 @@ import onnx
 from detr_export.checkpoints.reading import load_checkpoint
 from detr_export.engines.ladder import FIRST, LAST, step_named
 from detr_export.graphs.end_to_end.recast import end_to_end_to_fp16
-from detr_export.graphs.export import export_onnx, save_model
+from detr_export.graphs.export import export_onnx
 from detr_export.graphs.inspection import inspect_onnx
 from detr_export.graphs.options import DEFAULT_OPSET, SUFFIX
+from detr_export.graphs.parts import save_model
 from detr_export.runtimes.backends.tensorrt.api import TENSORRT, library_named
 from detr_export.runtimes.errors import ArtifactError, BackendError
 from detr_export.runtimes.hub import onnx_file

@@ -4,8 +4,7 @@ The file reaches its place only after ONNX Runtime ran it over the verification 
 It replaces what stood there in one move. Batch, height and width stay free, and `pixel_values` and `pixel_mask` share
 their names for them.
 
-An fp16 file is compared three times: as it is, with every result rounded to fp16 (`fp16_rounding`), as a GPU does and ONNX
-Runtime's CPU does not, and with attentions that also add in fp16, as some GPU kernels do.
+A segmentation model becomes two files, see `runtimes.mask_head`, unless one graph is asked for.
 """
 
 from __future__ import annotations
@@ -31,44 +30,26 @@ from detr_export.graphs.end_to_end.composing import (
     plain_part,
 )
 from detr_export.graphs.fp16.casting import Fp16Weights, to_fp16
-from detr_export.graphs.options import SUFFIX, ExportOptions, check_options
+from detr_export.graphs.fp16_gate import Fp16Report, verify_rounded
+from detr_export.graphs.mask_head import mask_head_dims, name_shared_outputs, trace_mask_head
+from detr_export.graphs.options import SUFFIX, ExportOptions, check_options, makes_two_files
+from detr_export.graphs.parts import Parts, save_model, save_parts
 from detr_export.graphs.simplification import simplify
 from detr_export.graphs.tracing import count_layer_norms, input_dims, trace
 from detr_export.loading import load_model, reference_of_file, reference_session
 from detr_export.modeling.deployed import DeployedModel
 from detr_export.modeling.fused_transformer import fuse
-from detr_export.runtimes.errors import VerificationError, missing_extra
-from detr_export.runtimes.files import replacing, require_writable, writing
+from detr_export.runtimes.errors import missing_extra
+from detr_export.runtimes.files import replacing_together, require_writable
 from detr_export.runtimes.hub import onnx_file
-from detr_export.runtimes.metadata import METADATA_KEY, Metadata
+from detr_export.runtimes.mask_head import mask_head_file
+from detr_export.runtimes.metadata import Metadata
+from detr_export.runtimes.opening import open_session
 from detr_export.runtimes.progress import SILENT, Progress
+from detr_export.runtimes.session import require_detr
 from detr_export.verification.comparison import Parity, compare, require
 from detr_export.verification.end_to_end import EndToEndParity, compare_end_to_end
 from detr_export.verification.reference import Reference, reference_of
-
-_PRODUCER = "detr-export"
-
-
-@dataclass(frozen=True)
-class Fp16Report:
-    """What fp16 did to a model."""
-
-    weights: Fp16Weights
-    rounded: Parity | None = None  # with every result rounded to fp16; None when verification was switched off
-    accumulated: Parity | None = None  # the same, with attentions that also add in fp16
-    largest: float | None = None  # magnitude over the verification grid of what is stored in fp16; its limit is 65504
-    largest_node: str | None = None
-
-    def summary(self) -> str:
-        """For people."""
-        lines = [self.weights.summary()]
-        if self.rounded is not None:
-            lines.append(f"every result rounded to fp16: {self.rounded.summary()}")
-        if self.accumulated is not None:
-            lines.append(f"attentions that also add in fp16: {self.accumulated.summary()}")
-        if self.largest is not None:
-            lines.append(f"largest fp16 value {self.largest:.4g} of 65504, from {self.largest_node}")
-        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -76,16 +57,18 @@ class ExportResult:
     """What was made."""
 
     path: Path
-    size_bytes: int
+    size_bytes: int  # of all files
     metadata: Metadata
     parity: Parity | None  # None when verification was switched off
     fp16: Fp16Report | None = None  # of an fp16 file
+    mask_head: Path | None = None  # the file that draws the masks, if that is another one
 
     def summary(self) -> str:
         """For people."""
         about = self.metadata
+        beside = "" if self.mask_head is None else f" and {self.mask_head.name}"
         lines = [
-            f"{self.path}  {self.size_bytes / 1e6:.1f} MB, {about.task}, {about.precision}, opset {about.opset}",
+            f"{self.path}{beside}  {self.size_bytes / 1e6:.1f} MB, {about.task}, {about.precision}, opset {about.opset}",
             self.parity.summary() if self.parity is not None else "not verified: --no-verify",
         ]
         if self.fp16 is not None:
@@ -95,7 +78,8 @@ class ExportResult:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         fp16 = {} if self.fp16 is None else {"fp16": asdict(self.fp16)}
-        return {"path": str(self.path), "size_bytes": self.size_bytes, "metadata": asdict(self.metadata), **fp16}
+        beside = {} if self.mask_head is None else {"mask_head": str(self.mask_head)}
+        return {"path": str(self.path), **beside, "size_bytes": self.size_bytes, "metadata": asdict(self.metadata), **fp16}
 
 
 @dataclass(frozen=True)
@@ -134,45 +118,48 @@ def exported(
     require_writable(output, options.overwrite, SUFFIX)
     _require_tools(options)
     check_options(options, checkpoint)
+    if makes_two_files(options, checkpoint):
+        require_writable(mask_head_file(Path(output)), options.overwrite)
     end_to_end = end_to_end_of(checkpoint, options)
     if end_to_end is not None:
         options = replace(options, pixel_mask=False)  # the images of a batch have one size
 
-    # Make the graph.
+    # Make the graphs.
     metadata = describe(
         checkpoint, options.pixel_mask, options.precision, opset=options.opset, task=options.task, input=options.input
     )
-    proto = _make_graph(checkpoint, options, progress)
+    parts = _make_parts(checkpoint, options, progress)
     fp16: Fp16Report | None = None
     if options.precision == "fp16":
         progress.stage("casting to fp16")
-        proto, weights = to_fp16(proto, not options.fp16_io, options.keep_fp32)
+        parts, weights = _to_fp16(parts, options)
         fp16 = Fp16Report(weights)
 
-    # Write it beside its place, verify it there, and record what the verification found.
-    with replacing(output) as temporary:
+    # Write them beside their place, verify them there, and record what the verification found.
+    with replacing_together(output) as temporary:
         parity: Parity | None = None
         if options.verify:
-            save_model(proto, metadata, temporary)
             session = reference_session(
                 checkpoint, task=options.task, attentions=options.attentions, pixel_mask=options.pixel_mask
             )
             reference = reference_of(session)
+            save_parts(parts, metadata, temporary)
             parity = _verify(temporary, reference, progress)
             recorded = parity.to_dict()
             if fp16 is not None:
-                fp16 = _verify_rounded(proto, fp16.weights, metadata, temporary, reference, progress)
+                fp16 = verify_rounded(parts, fp16.weights, metadata, temporary, reference, progress)
                 recorded["fp16"] = asdict(fp16)
             metadata = replace(metadata, parity=recorded)
         if end_to_end is not None:
             plain, metadata = metadata, described_end_to_end(metadata, end_to_end)
-            proto = compose(proto, checkpoint.processor, end_to_end)
+            parts = Parts(compose(parts.model, checkpoint.processor, end_to_end))
             if parity is not None:
-                parity = replace(parity, end_to_end=_compare_end_to_end(proto, metadata, plain, temporary.parent, progress))
+                found = _compare_end_to_end(parts.model, metadata, plain, temporary.parent, progress)
+                parity = replace(parity, end_to_end=found)
                 require(parity, "the exported file")
                 recorded["end_to_end"] = parity.to_dict()["end_to_end"]
-        save_model(proto, metadata, temporary)
-        yield Draft(temporary, ExportResult(Path(output), temporary.stat().st_size, metadata, parity, fp16))
+        metadata = save_parts(parts, metadata, temporary)
+        yield Draft(temporary, _result(Path(output), temporary, metadata, parity, fp16))
 
 
 def export_onnx(
@@ -199,10 +186,7 @@ def verify_file(
         ArtifactError: the file is missing, damaged, not a DETR, or names no source where one is needed.
         CheckpointError: the checkpoint is missing, damaged, or not a DETR.
     """
-    from detr_export.runtimes.backends.ort.session import OrtSession
-    from detr_export.runtimes.session import require_detr
-
-    with OrtSession(onnx_file(file), spinning=False) as candidate:
+    with open_session(file, spinning=False) as candidate:
         require_detr(candidate)
         session = reference_of_file(file, candidate, checkpoint, dilation, revision, progress)
         if candidate.metadata is None or candidate.metadata.end_to_end is None:
@@ -215,7 +199,7 @@ def verify_file(
     with tempfile.TemporaryDirectory(prefix="detr-export-") as folder:
         part = Path(folder) / "plain.onnx"
         save_model(plain_part(proto), plain, part)
-        with OrtSession(part, spinning=False) as candidate:
+        with open_session(part, spinning=False) as candidate:
             parity = compare(candidate, reference_of(session), progress=progress)
         return replace(parity, end_to_end=_compare_end_to_end(proto, metadata, plain, Path(folder), progress))
 
@@ -228,27 +212,52 @@ def _require_tools(options: ExportOptions) -> None:
         import detr_export.runtimes.backends.ort.session  # noqa: F401  # says what to install
 
 
-def _make_graph(checkpoint: Checkpoint, options: ExportOptions, progress: Progress) -> onnx.ModelProto:
-    """The checked fp32 graph."""
+def _make_parts(checkpoint: Checkpoint, options: ExportOptions, progress: Progress) -> Parts:
+    """The checked fp32 graphs."""
     config = checkpoint.config
-    model = DeployedModel(load_model(checkpoint, options.task), options.attentions)
+    apart = makes_two_files(options, checkpoint)
+    model = DeployedModel(load_model(checkpoint, options.task), options.attentions, masks_apart=apart)
     fuse(model.model.base)
     progress.stage("tracing")
-    proto = trace(model, checkpoint, options)
+    parts = Parts(trace(model, checkpoint, options))
+    if model.masks_apart:
+        parts = Parts(parts.model, trace_mask_head(model, checkpoint, options))
     if options.simplify:
         progress.stage("simplifying")
-        proto = simplify(proto)
-    check_graph(proto, count_layer_norms(config), options.opset, input_dims(config, options))
-    return proto
+        parts = parts.each(simplify)
+    check_graph(parts.model, count_layer_norms(config), options.opset, input_dims(config, options))
+    if parts.mask_head is not None:
+        dims = mask_head_dims(parts.mask_head)
+        check_graph(parts.mask_head, 0, options.opset, dims)
+        name_shared_outputs(parts.model, dims)
+    return parts
+
+
+def _to_fp16(parts: Parts, options: ExportOptions) -> tuple[Parts, Fp16Weights]:
+    weights = []
+
+    def cast(graph: onnx.ModelProto) -> onnx.ModelProto:
+        typed, found = to_fp16(graph, not options.fp16_io, options.keep_fp32)
+        weights.append(found)
+        return typed
+
+    return parts.each(cast), Fp16Weights.total(weights)
 
 
 def _verify(file: Path, reference: Reference, progress: Progress) -> Parity:
-    from detr_export.runtimes.backends.ort.session import OrtSession  # a box that exports with --no-verify needs no runtime
-
-    with OrtSession(file, spinning=False) as candidate:
+    with open_session(file, spinning=False) as candidate:
         parity = compare(candidate, reference, progress=progress)
     require(parity, "the exported file")
     return parity
+
+
+def _result(
+    output: Path, temporary: Path, metadata: Metadata, parity: Parity | None, fp16: Fp16Report | None
+) -> ExportResult:
+    """What the files at `temporary` are once they have moved to `output`."""
+    mask_head = None if metadata.mask_head is None else mask_head_file(output)
+    size = sum(file.stat().st_size for file in temporary.parent.iterdir())
+    return ExportResult(output, size, metadata, parity, fp16, mask_head)
 
 
 def _compare_end_to_end(
@@ -266,44 +275,3 @@ def _compare_end_to_end(
             sessions.append(stack.enter_context(OrtSession(file, spinning=False)))
         whole, before, model = sessions
         return compare_end_to_end(whole, before, model, metadata, progress)
-
-
-def _verify_rounded(
-    proto: onnx.ModelProto,
-    weights: Fp16Weights,
-    metadata: Metadata,
-    output: Path,
-    reference: Reference,
-    progress: Progress,
-) -> Fp16Report:
-    """Compares an fp16 model with its checkpoint twice more, as GPUs round; the twins lie beside `output`."""
-    from detr_export.graphs.fp16_rounding import Watched, rounding_twin
-    from detr_export.runtimes.backends.ort.session import OrtSession
-
-    parities: list[Parity] = []
-    for accumulates, what in ((False, "every result rounded to fp16"), (True, "attentions that also add in fp16")):
-        twin, names = rounding_twin(proto, accumulates)
-        with tempfile.TemporaryDirectory(prefix=".detr-export-", dir=output.parent) as folder:
-            file = Path(folder) / "rounded.onnx"
-            save_model(twin, metadata, file)
-            with Watched(OrtSession(file, spinning=False), names) as candidate:
-                parities.append(compare(candidate, reference, progress=progress, stage=f"verifying with {what}"))
-                largest, node = candidate.largest
-                overflows = candidate.overflows
-        if overflows:
-            raise VerificationError(
-                f"{len(overflows)} results do not fit into fp16, which ends at 65504; the first is that of {overflows[0]}, "
-                f"the largest is {largest:.4g}; export with --precision fp32"
-            )
-        require(parities[-1], f"the exported file, with {what},")
-    rounded, accumulated = parities
-    return Fp16Report(weights, rounded, accumulated, largest, node)
-
-
-def save_model(proto: onnx.ModelProto, metadata: Metadata, file: Path) -> None:
-    """Writes a graph with its metadata into one file."""
-    proto.producer_name = _PRODUCER
-    proto.producer_version = metadata.tools.get(_PRODUCER, "")
-    onnx.helper.set_model_props(proto, {METADATA_KEY: metadata.to_json()})
-    with writing(file):
-        onnx.save_model(proto, str(file), format="protobuf", save_as_external_data=False)

@@ -29,6 +29,7 @@ class ExportOptions:
     color: str = RGB  # end to end: or "bgr", the order of the image's channels
     resize: str = MATMUL  # end to end: or "operator", ONNX's own Resize
     top_k: int | None = None  # end to end: how many queries are returned; all when None
+    one_graph: bool = False  # of a segmentation model: one file that draws all masks, and not two, see `runtimes.mask_head`
     simplify: bool = True
     verify: bool = True
     overwrite: bool = False
@@ -57,5 +58,12 @@ def check_options(options: ExportOptions, checkpoint: Checkpoint) -> None:
             f"the checkpoint takes images of {checkpoint.config.num_channels} channels, and uint8 images are RGB; "
             "use --input float"
         )
+    if options.one_graph and (options.end_to_end or (options.task or checkpoint.task) != "segmentation"):
+        raise ArtifactError("a detector and an end-to-end file have one graph anyway; leave --one-graph out")
     if not options.pixel_mask and checkpoint.processor.pad_size is not None:
         raise ArtifactError("the checkpoint's processor pads every image to pad_size; such a model needs its pixel_mask")
+
+
+def makes_two_files(options: ExportOptions, checkpoint: Checkpoint) -> bool:
+    """Whether an export writes a detector and its mask head."""
+    return (options.task or checkpoint.task) == "segmentation" and not (options.one_graph or options.end_to_end)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from typing import Any
 
 import onnx
 import torch
@@ -16,6 +17,7 @@ from detr_export.graphs.modules import keep_modules
 from detr_export.graphs.options import ExportOptions
 from detr_export.modeling.deployed import DeployedModel, Uint8Model
 from detr_export.runtimes.errors import ArtifactError, first_line
+from detr_export.runtimes.mask_head import FEATURE_MASK
 from detr_export.runtimes.metadata import UINT8
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 
@@ -28,13 +30,13 @@ _LEAST_SIDE = 33  # pixels
 class _Positional(nn.Module):
     """Takes and gives tensors by position, as the exporter names them."""
 
-    def __init__(self, model: DeployedModel | Uint8Model) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
         self.eval()
 
-    def forward(self, pixel_values: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...]:
-        return tuple(self.model(pixel_values, sizes).values())
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.model(*tensors).values())
 
 
 def trace(model: DeployedModel, checkpoint: Checkpoint, options: ExportOptions) -> onnx.ModelProto:
@@ -47,8 +49,37 @@ def trace(model: DeployedModel, checkpoint: Checkpoint, options: ExportOptions) 
     names = input_dims(checkpoint.config, options)
     sizes = {"batch": torch.export.Dim("batch")}
     sizes |= {name: torch.export.Dim(name, min=_LEAST_SIDE) for name in ("height", "width")}
+    outputs = [*model.output_names, *([FEATURE_MASK] if model.masks_apart and options.pixel_mask else [])]
+    proto = export_module(module, example, names, outputs, sizes, options.opset)
+    keep_modules(proto, "model.model." if isinstance(module, DeployedModel) else "model.model.model.")
+    if options.input == UINT8:
+        _measure_after_cast(proto)
+    return proto
+
+
+def export_module(
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    inputs: dict[str, tuple[str | int, ...]],
+    outputs: list[str],
+    sizes: dict[str, Any],
+    opset: int,
+) -> onnx.ModelProto:
+    """Runs PyTorch's exporter.
+
+    Args:
+        module: maps tensors to a dict of tensors.
+        example: what it is traced with.
+        inputs: their names and dimensions, a string for one that varies.
+        outputs: their names, in the dict's order.
+        sizes: by the name of a dimension, the `torch.export.Dim`.
+        opset: of the graph.
+
+    Raises:
+        ArtifactError: the exporter cannot trace it.
+    """
     dynamic = tuple(
-        {axis: sizes[name] for axis, name in enumerate(shape) if isinstance(name, str)} for shape in names.values()
+        {axis: sizes[name] for axis, name in enumerate(shape) if isinstance(name, str)} for shape in inputs.values()
     )
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of operators of packages that are not installed
     with torch.no_grad(), warnings.catch_warnings():
@@ -58,20 +89,16 @@ def trace(model: DeployedModel, checkpoint: Checkpoint, options: ExportOptions) 
                 _Positional(module),
                 example,
                 dynamo=True,
-                opset_version=options.opset,
-                input_names=list(names),
-                output_names=list(model.output_names),
-                dynamic_shapes=dynamic,
+                opset_version=opset,
+                input_names=list(inputs),
+                output_names=outputs,
+                dynamic_shapes=(dynamic,),
                 verbose=False,
             )
         except Exception as error:  # a timm backbone may do what cannot be traced, and torch's errors share no base class
             raise ArtifactError(f"PyTorch cannot export this model: {first_line(error)}") from error
     assert program is not None  # None only when the exporter is given a file
-    proto = program.model_proto
-    keep_modules(proto, "model.model." if isinstance(module, DeployedModel) else "model.model.model.")
-    if options.input == UINT8:
-        _measure_after_cast(proto)
-    return proto
+    return program.model_proto
 
 
 def input_dims(config: DetrConfig, options: ExportOptions) -> dict[str, tuple[str | int, ...]]:

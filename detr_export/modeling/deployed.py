@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from detr_export.modeling.deployed_masks import mask_inputs
 from detr_export.modeling.detr import DetrForObjectDetection
 from detr_export.modeling.segmentation import DetrForSegmentation
+from detr_export.runtimes.mask_head import KEYS, PYRAMID, QUERY_STATES, SHARED
 
 
 class DeployedModel(nn.Module):
@@ -18,35 +20,46 @@ class DeployedModel(nn.Module):
         model: the checkpoint's model. It is put into eval mode together with this wrapper, because the exporter gives
             everything below the wrapper the mode that the wrapper has.
         attentions: also return the decoder's last cross-attention.
+        masks_apart: of a segmentation model: give what `DeployedMaskHead` takes, in place of masks.
     """
 
-    def __init__(self, model: DetrForObjectDetection | DetrForSegmentation, attentions: bool = False) -> None:
+    def __init__(
+        self,
+        model: DetrForObjectDetection | DetrForSegmentation,
+        attentions: bool = False,
+        masks_apart: bool = False,
+    ) -> None:
         super().__init__()
         self.model = model
         self.attentions = attentions
+        self.masks_apart = masks_apart and isinstance(model, DetrForSegmentation)
         self.eval()
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """Keys of what `forward` returns, in order."""
-        masks = ("pred_masks",) if isinstance(self.model, DetrForSegmentation) else ()
-        return ("logits", "pred_boxes", *masks, *(("cross_attention",) if self.attentions else ()))
+        """Keys of what `forward` returns, in order; with masks apart and a pixel mask, `feature_mask` is the last."""
+        masks = ("pred_masks",) if isinstance(self.model, DetrForSegmentation) and not self.masks_apart else ()
+        apart = (QUERY_STATES, KEYS, SHARED, *PYRAMID) if self.masks_apart else ()
+        return ("logits", "pred_boxes", *masks, *(("cross_attention",) if self.attentions else ()), *apart)
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> dict[str, Tensor]:
         """Runs the model on (B, C, H, W) and, optionally, (B, H, W).
 
         Returns:
             `logits` (B, Q, classes + 1) and `pred_boxes` (B, Q, 4); for segmentation also `pred_masks` (B, Q, H/4, W/4);
-            with attentions also `cross_attention` (B, heads, Q, h, w), the weights over the coarsest feature map.
+            with attentions also `cross_attention` (B, heads, Q, h, w), the weights over the coarsest feature map; with masks
+            apart also what `mask_inputs` gives.
         """
         run = self.model.base.run(pixel_values, pixel_mask, output_attentions=self.attentions)
-        prediction = self.model.predict(run)
+        prediction = (self.model.detector if self.masks_apart else self.model).predict(run)
         outputs = {"logits": prediction.logits, "pred_boxes": prediction.pred_boxes}
         if prediction.pred_masks is not None:
             outputs["pred_masks"] = prediction.pred_masks
         if self.attentions:
             assert run.decoded.cross_attentions is not None
             outputs["cross_attention"] = run.decoded.cross_attentions[-1].unflatten(3, run.projected.shape[-2:])
+        if self.masks_apart and isinstance(self.model, DetrForSegmentation):
+            outputs |= mask_inputs(self.model, run)
         return outputs
 
 

@@ -29,6 +29,7 @@ class Compiled:
     sidecar: EngineSidecar
     report: dict[str, Any]  # of `KernelReport`, for the first profile
     attestation: dict[str, Any]  # of `Attestation`, for all profiles
+    mask_head: EngineSidecar | None = None  # of the engine that draws the masks, if that is another one
 
 
 class Compiler:
@@ -54,7 +55,9 @@ class Compiler:
         sidecar = EngineSidecar.from_json(json.dumps(answer["sidecar"]))
         assert sidecar.kernels is not None
         assert sidecar.attestation is not None
-        return Compiled(sidecar, dict(sidecar.kernels), dict(sidecar.attestation))
+        beside = answer.get("mask_head")
+        mask_head = None if beside is None else EngineSidecar.from_json(json.dumps(beside["sidecar"]))
+        return Compiled(sidecar, dict(sidecar.kernels), dict(sidecar.attestation), mask_head)
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         if self._process is None or self._process.poll() is not None:

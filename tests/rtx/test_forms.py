@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from detr_export.graphs.editing import replace_nodes
 from detr_export.graphs.tensorrt import rewrite_for_8_5
+from detr_export.runtimes.mask_head import mask_head_file
 from tests.rtx.compiler import Compiler
 from tests.rtx.forms import ATTENTIONS, MakeFile, check, compiled
 
@@ -45,13 +46,27 @@ def test_a_graph_that_is_not_simplified(make_file: MakeFile, rtx_compiler: Compi
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_form_for_8_5(precision: str, make_file: MakeFile, rtx_compiler: Compiler) -> None:
     """Its LayerNormalizations are written out."""
-    file = make_file("panoptic", f"8_5-{precision}", precision=precision, opset=17)
+    file = make_file("panoptic", f"8_5-{precision}", precision=precision, opset=17, one_graph=True)
     onnx.save(rewrite_for_8_5(onnx.load(str(file))), str(file))
     check(compiled(file, rtx_compiler), file, fused=ATTENTIONS if precision == "fp16" else 0)
 
 
+def test_a_mask_head_for_8_5(make_file: MakeFile) -> None:
+    rewrite_for_8_5(
+        onnx.load(str(mask_head_file(make_file("panoptic", "8_5", opset=17))))
+    )  # raises where 8.5 does not read it
+
+
 def test_panoptic_of_bytes_in_batches(make_file: MakeFile, rtx_compiler: Compiler) -> None:
     file = make_file("panoptic", "uint8", precision="fp16", input="uint8")
+    made = compiled(file, rtx_compiler, max_batch=4)
+    check(made, file, profiles=6)
+    assert made.mask_head is not None
+    assert len(made.mask_head.profiles) == 3  # single images: the mask head runs for one at a time
+
+
+def test_panoptic_in_one_graph(make_file: MakeFile, rtx_compiler: Compiler) -> None:
+    file = make_file("panoptic", "one_graph", precision="fp16", one_graph=True)
     check(compiled(file, rtx_compiler, max_batch=4), file, profiles=6)
 
 

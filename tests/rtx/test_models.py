@@ -29,3 +29,7 @@ def test_a_model(model: str, precision: str, make_file: MakeFile, rtx_compiler: 
     made = compiled(file, rtx_compiler)
     check(made, file, fused=ATTENTIONS if precision in ("fp16", "fp16_io") else 0)
     assert made.sidecar.precision == options.get("precision", "fp32")
+    assert (made.mask_head is not None) == (model == "panoptic")
+    if made.mask_head is not None:
+        assert made.mask_head.precision == made.sidecar.precision
+        assert made.mask_head.profiles == made.sidecar.profiles

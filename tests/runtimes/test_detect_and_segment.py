@@ -14,6 +14,7 @@ from pycocotools import mask as coco_mask
 
 from detr_export.runtimes import ArtifactError, InputError, Predictor, Segmentation
 from detr_export.runtimes.processing.segmentation import query_masks
+from detr_export.runtimes.session import Choose
 from tests import models
 
 # pycocotools' own decode was written against numpy 1.
@@ -92,13 +93,13 @@ def test_the_model_runs_once_a_size(
     predictor: Predictor, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches = []
-    run = predictor.session.run
+    run = predictor.session.run_chosen
 
-    def counted(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def counted(inputs: Mapping[str, np.ndarray], choose: Choose) -> dict[str, np.ndarray]:
         batches.append(len(inputs["pixel_values"]))
-        return run(inputs)
+        return run(inputs, choose)
 
-    monkeypatch.setattr(predictor.session, "run", counted)
+    monkeypatch.setattr(predictor.session, "run_chosen", counted)
     predictor.detect_and_segment(pictures)
     assert batches == [2, 1]
 
@@ -177,4 +178,4 @@ def test_spinning_reaches_onnxruntime(segmenter_onnx: Path, monkeypatch: pytest.
     Predictor.load(segmenter_onnx).close()
     assert entries == []
     Predictor.load(segmenter_onnx, spinning=False).close()
-    assert entries == [("session.intra_op.allow_spinning", "0")]
+    assert entries == [("session.intra_op.allow_spinning", "0")] * 2  # the detector's and the mask head's

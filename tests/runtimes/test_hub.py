@@ -16,6 +16,7 @@ from detr_export.graphs.inspection import inspect_onnx
 from detr_export.runtimes import Predictor, open_session
 from detr_export.runtimes.errors import ArtifactError, BackendError, CheckpointError
 from detr_export.runtimes.hub import hub_errors, onnx_file
+from detr_export.runtimes.mask_head import mask_head_file
 from tests import models
 
 NAME, REPOSITORY = "someone/tiny-detr/onnx/model.onnx", "someone/tiny-detr"
@@ -24,7 +25,9 @@ NAME, REPOSITORY = "someone/tiny-detr/onnx/model.onnx", "someone/tiny-detr"
 @pytest.fixture
 def hub(hub_cache: Path, tiny_onnx: Path, segmenter_onnx: Path) -> Path:
     """A detector in the hub's cache, and at revision `v2` a segmentation model; returns the detector's place."""
-    models.publish(hub_cache, REPOSITORY, segmenter_onnx, "onnx/model.onnx", revision="v2", commit="2" * 40)
+    v2 = {"revision": "v2", "commit": "2" * 40}
+    models.publish(hub_cache, REPOSITORY, segmenter_onnx, "onnx/model.onnx", **v2)
+    models.publish(hub_cache, REPOSITORY, mask_head_file(segmenter_onnx), "onnx/model.masks.onnx", **v2)
     return models.publish(hub_cache, REPOSITORY, tiny_onnx, "onnx/model.onnx")
 
 
@@ -45,6 +48,12 @@ def test_revisions(hub: Path) -> None:
     assert onnx_file(NAME, "main") == onnx_file(NAME, "1" * 40) == hub
     with pytest.raises(ArtifactError, match="nor in the hub's cache, and the hub could not be reached"):
         onnx_file(NAME, "v3")
+
+
+def test_a_model_in_two_files_without_its_mask_head(hub: Path, hub_cache: Path) -> None:
+    next(hub_cache.rglob("model.masks.onnx")).unlink()
+    with pytest.raises(ArtifactError, match="nor in the hub's cache, and the hub could not be reached"):
+        onnx_file(NAME, "v2")
 
 
 def test_a_file_on_this_machine_comes_first(

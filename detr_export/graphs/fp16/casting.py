@@ -11,7 +11,8 @@ from __future__ import annotations
 import copy
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 
 import numpy as np
 import onnx
@@ -30,6 +31,12 @@ class Fp16Weights:
     fp16: int  # elements stored as float16
     fp32: int  # elements left as float32: the constants of the islands
     flushed: int  # elements among those in fp16 that are too small for its normal numbers (6.1e-5) and became 0
+
+    @classmethod
+    def total(cls, several: Iterable[Fp16Weights]) -> Fp16Weights:
+        """Those of several graphs together."""
+        found = list(several)
+        return cls(*(sum(getattr(item, field.name) for item in found) for field in fields(cls)))
 
     def summary(self) -> str:
         """For people."""
@@ -167,19 +174,19 @@ def _join_islands(graph: onnx.GraphProto) -> None:
         if _casts_to(node, TensorProto.FLOAT) and node.input[0] in narrowed
     }
 
+    rest = [node for node in graph.node if not (_casts_to(node, TensorProto.FLOAT) and node.output[0] in exact)]
+
     # Its users take the value as it was before. An output of the graph keeps its name: the value before takes that name.
     for node in graph.node:
         for index, name in enumerate(node.input):
             node.input[index] = exact.get(name, name)
     promoted = {source: name for name, source in exact.items() if name in outputs}
-    for node in graph.node:
-        if not (_casts_to(node, TensorProto.FLOAT) and node.output[0] in exact):
-            for names in (node.input, node.output):
-                for index, name in enumerate(names):
-                    names[index] = promoted.get(name, name)
+    for node in rest:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                names[index] = promoted.get(name, name)
 
     # The casts back go, then the casts whose result nobody uses any more, then the descriptions of what is gone.
-    rest = [node for node in graph.node if not (_casts_to(node, TensorProto.FLOAT) and node.output[0] in exact)]
     used = {name for node in rest for name in node.input} | outputs
     replace_nodes(graph, [node for node in rest if not (_is_new(node) and used.isdisjoint(node.output))])
     there = {name for node in graph.node for name in node.output}

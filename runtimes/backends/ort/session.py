@@ -250,7 +250,8 @@ def _open(file: Path, options: Any, device: Device, max_batch: Optional[int]) ->
             )
         tensorrt = linked_tensorrt() if device.kind == TENSORRT else None
         require_readable(file, metadata, tensorrt[0] if tensorrt is not None else None)
-        profiles = [shape_profile(profile, inputs) for profile in profiles_of_file(metadata, max_batch or 1)]
+        _, queries = metadata.ranges.get("queries", (1, None))
+        profiles = [shape_profile(profile, inputs, queries) for profile in profiles_of_file(metadata, max_batch or 1)]
         precision, cache = metadata.precision, engine_cache(sha256_of_files([file]))
     if device.kind == TENSORRT:
         require_right_cumsum(file, tensorrt)

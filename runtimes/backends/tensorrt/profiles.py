@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 from detr_export.runtimes.errors import ArtifactError, InputError
+from detr_export.runtimes.mask_head import size_of_dimension
 from detr_export.runtimes.processing.sizes import output_size
 from detr_export.runtimes.session import TensorSpec
 
@@ -20,6 +21,7 @@ _THINNEST = 32  # pixels; a thinner image is smaller than one cell of the featur
 _PHOTO = (480, 640)  # height and width of a 4:3 photograph, which profiles for landscapes are tuned for
 _SIZE = re.compile(r"(\d+)x(\d+)x(\d+)")
 _DIMENSIONS = ("batch", "height", "width")
+_TUNED_QUERIES = 10  # objects of a usual picture
 
 BatchSize = tuple[int, int, int]  # batch, height and width in pixels
 Sizes = tuple[
@@ -125,27 +127,43 @@ def default_profiles(processor: Mapping[str, Any], max_batch: int) -> list[Engin
     )
 
 
-def shape_profile(profile: EngineProfile, inputs: tuple[TensorSpec, ...]) -> ShapeProfile:
+def shape_profile(profile: EngineProfile, inputs: tuple[TensorSpec, ...], queries: Optional[int] = None) -> ShapeProfile:
     """The shapes of all inputs in a profile.
 
+    Args:
+        profile: sizes of batches of images.
+        inputs: of a model, or of a mask head, whose dimensions are those of feature maps: "ceil(height/32)".
+        queries: of a mask head: how many it draws at most. It is tuned for few.
+
     Raises:
-        ArtifactError: an input has a dimension that is neither fixed nor batch, height or width.
+        ArtifactError: an input has a dimension that is none of these.
     """
+    drawn = (1, 1, 1) if queries is None else (1, min(_TUNED_QUERIES, queries), queries)
     sizes: dict[str, Sizes] = {}
     for spec in inputs:
-        shapes = [_shape(spec, size) for size in (profile.minimum, profile.optimum, profile.maximum)]
+        batches = (profile.minimum, profile.optimum, profile.maximum)
+        shapes = [_shape(spec, {**dict(zip(_DIMENSIONS, size)), "queries": n}) for size, n in zip(batches, drawn)]
         sizes[spec.name] = (shapes[0], shapes[1], shapes[2])
     return ShapeProfile(sizes)
 
 
-def _shape(spec: TensorSpec, size: BatchSize) -> tuple[int, ...]:
-    named = dict(zip(_DIMENSIONS, size))
-    unknown = [dim for dim in spec.shape if isinstance(dim, str) and dim not in named]
-    if unknown:
+def single_images(profiles: Sequence[EngineProfile]) -> list[EngineProfile]:
+    """The profiles with a batch of 1, each once: a mask head runs for one image at a time."""
+    found = {EngineProfile((1, *p.minimum[1:]), (1, *p.optimum[1:]), (1, *p.maximum[1:])): None for p in profiles}
+    return list(found)
+
+
+def _shape(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(dim if isinstance(dim, int) else _named_size(dim, spec, sizes) for dim in spec.shape)
+
+
+def _named_size(dim: str, spec: TensorSpec, sizes: Mapping[str, int]) -> int:
+    size = size_of_dimension(dim, sizes)
+    if size is None:
         raise ArtifactError(
-            f"{spec} has the dimension {unknown[0]}; expected batch, height and width: export it with detr-export onnx"
+            f"{spec} has the dimension {dim}; expected batch, height and width: export it with detr-export onnx"
         )
-    return tuple(dim if isinstance(dim, int) else named[dim] for dim in spec.shape)
+    return size
 
 
 def batched(sides: list[tuple[tuple[int, int], tuple[int, int], tuple[int, int]]], max_batch: int) -> list[EngineProfile]:

@@ -117,3 +117,15 @@ def read_sidecar(engine: Path) -> Optional[EngineSidecar]:
         return EngineSidecar.from_json(path.read_text(encoding="utf-8"))
     except (ArtifactError, OSError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path}: {error}; build the engine again: detr-export trt SOURCE -o {engine}") from error
+
+
+def source_of(engine: Path) -> str:
+    """Hex SHA-256 of the ONNX file that an engine was built from.
+
+    Raises:
+        ArtifactError: there is no sidecar, or it cannot be read.
+    """
+    sidecar = read_sidecar(engine)
+    if sidecar is None:
+        raise ArtifactError(f"{sidecar_path(engine)} is missing; copy it together with the engine")
+    return sidecar.source_sha256

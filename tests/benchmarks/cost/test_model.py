@@ -58,7 +58,8 @@ def counted(checkpoint: Path, height: int, width: int, batch: int) -> Counter[st
         "encoder": ("encoder", "input_projection"),
         "decoder": ("decoder",),
         "heads": ("class_labels_classifier", "bbox_predictor"),
-        "mask_head": ("mask_head", "bbox_attention"),
+        # The part of it that does not depend on queries is computed by these, outside of their parents.
+        "mask_head": ("mask_head", "bbox_attention", "lay1", "k_linear", "adapter1", "adapter2", "adapter3"),
     }
     part_of = {name: part for part, names in modules.items() for name in names}
 
@@ -231,3 +232,13 @@ def test_nodes_named_by_the_torchscript_exporter_have_parts() -> None:
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)]
     parts = parts_of(helper.make_graph(nodes, "graph", [], outputs))
     assert parts == {"a": "backbone", "b": "encoder", "c": "decoder", "logits": "heads"}
+
+
+def test_counts_of_two_graphs_depend_on_the_queries(segmenter_onnx: Path, segmenter_one_graph: Path) -> None:
+    every = model_cost(segmenter_one_graph, 96, 131, 1)
+    none, three, nine = (model_cost(segmenter_onnx, 96, 131, 1, queries) for queries in (0, 3, 9))
+    assert nine.parts == pytest.approx(every.parts)
+    assert nine == model_cost(segmenter_onnx, 96, 131, 1)
+    assert three.gmac - none.gmac == pytest.approx((nine.gmac - none.gmac) / 3)
+    assert 0 < none.parts["mask_head"] < three.parts["mask_head"]
+    assert three.parts["backbone"] == none.parts["backbone"]

@@ -20,6 +20,7 @@ from detr_export.modeling.detr import DetrForObjectDetection, DetrModel
 from detr_export.modeling.segmentation import DetrForSegmentation
 from detr_export.runtimes import ArtifactError, CheckpointError, Predictor
 from detr_export.runtimes.backends.ort.session import OrtSession
+from detr_export.runtimes.opening import open_session
 from detr_export.seeding import random_images, seed_weights
 from tests import models
 
@@ -68,7 +69,7 @@ def test_file_has_the_numbers_of_transformers(exported: Path, shape: tuple[int, 
     mask = np.ones(shape, dtype=np.int64)
     mask[-1, height // 2 :], mask[-1, :, width - 9 :] = 0, 0
     pixels = random_images((batch, 3, height, width), seed=height) * mask[:, None].astype(np.float32)
-    with OrtSession(exported) as session:
+    with open_session(exported) as session:
         outputs = session.run({"pixel_values": pixels, "pixel_mask": mask})
     with torch.no_grad():
         theirs = oracle_of(segmentation_model())
