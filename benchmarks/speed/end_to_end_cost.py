@@ -31,11 +31,11 @@ from detr_export.runtimes.backends.openvino.session import OpenVinoSession
 from detr_export.runtimes.backends.ort.session import OrtSession
 from detr_export.runtimes.errors import DetrError, InputError, first_line
 from detr_export.runtimes.image_runner import processor_of
+from detr_export.runtimes.instruction_sets import instruction_sets
 from detr_export.runtimes.predictor import Predictor
 from detr_export.runtimes.session import Session, as_declared
 
 _WARM_UP = 2
-_CPU_FLAGS = ("avx2", "avx512", "amx", "asimd")  # what the names of instruction sets that matter begin with
 
 Run = Callable[[], object]
 
@@ -137,15 +137,6 @@ def _times(runs: Mapping[str, Run], rounds: int, refused: dict[str, str]) -> dic
     return times
 
 
-def _instruction_sets() -> list[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
-    return sorted(flag for flag in flags if flag.startswith(_CPU_FLAGS))
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -166,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "what": "milliseconds of one run; 'plain graph' is the graph in the first end-to-end file, 'pipeline' is Pillow's "
         "processor, the plain file and post-processing in NumPy. Ratios are to 'plain graph'.",
         "image": given.size,
-        "environment": {**asdict(describe_environment(given.threads)), "instruction_sets": _instruction_sets()},
+        "environment": {**asdict(describe_environment(given.threads)), "instruction_sets": list(instruction_sets() or ())},
         "load_before": round(load_before, 2),
         "rounds": given.rounds,
         **found,

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
@@ -31,13 +31,15 @@ from detr_export.graphs.end_to_end.composing import (
     plain_part,
 )
 from detr_export.graphs.fp16.casting import Fp16Weights, to_fp16
+from detr_export.graphs.int8.options import Int8Options
+from detr_export.graphs.int8.tools import require_quantizer
 from detr_export.graphs.options import SUFFIX, ExportOptions, check_options
 from detr_export.graphs.simplification import simplify
 from detr_export.graphs.tracing import count_layer_norms, input_dims, trace
 from detr_export.loading import load_model, reference_of_file, reference_session
 from detr_export.modeling.deployed import DeployedModel
 from detr_export.modeling.fused_transformer import fuse
-from detr_export.runtimes.errors import VerificationError, missing_extra
+from detr_export.runtimes.errors import ArtifactError, VerificationError, missing_extra
 from detr_export.runtimes.files import replacing, require_writable, writing
 from detr_export.runtimes.hub import onnx_file
 from detr_export.runtimes.metadata import METADATA_KEY, Metadata
@@ -45,6 +47,9 @@ from detr_export.runtimes.progress import SILENT, Progress
 from detr_export.verification.comparison import Parity, compare, require
 from detr_export.verification.end_to_end import EndToEndParity, compare_end_to_end
 from detr_export.verification.reference import Reference, reference_of
+
+if TYPE_CHECKING:  # they need onnxruntime, and an export with --no-verify does not
+    from detr_export.graphs.int8.drafting import Int8Draft, Int8Report
 
 _PRODUCER = "detr-export"
 
@@ -79,31 +84,49 @@ class ExportResult:
     size_bytes: int
     metadata: Metadata
     parity: Parity | None  # None when verification was switched off
-    fp16: Fp16Report | None = None  # of an fp16 file
+    fp16: Fp16Report | None = None  # of an fp16 file, and of the graph that an int8 file with fp16 was made from
+    int8: Int8Report | None = None  # of an int8 file; the parity is then that of the float graph
 
     def summary(self) -> str:
         """For people."""
         about = self.metadata
+        verified = self.parity.summary() if self.parity is not None else "not verified: --no-verify"
         lines = [
             f"{self.path}  {self.size_bytes / 1e6:.1f} MB, {about.task}, {about.precision}, opset {about.opset}",
-            self.parity.summary() if self.parity is not None else "not verified: --no-verify",
+            f"the float graph before int8: {verified}" if self.int8 is not None else verified,
         ]
         if self.fp16 is not None:
             lines.append(self.fp16.summary())
+        if self.int8 is not None:
+            lines.append(self.int8.summary())
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         fp16 = {} if self.fp16 is None else {"fp16": asdict(self.fp16)}
-        return {"path": str(self.path), "size_bytes": self.size_bytes, "metadata": asdict(self.metadata), **fp16}
+        int8 = {} if self.int8 is None else {"int8": self.int8.to_dict()}
+        return {"path": str(self.path), "size_bytes": self.size_bytes, "metadata": asdict(self.metadata), **fp16, **int8}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Draft:
-    """A file that is finished and verified, and not yet at its place."""
+    """A file that is finished and verified, and not yet at its place. Of an int8 file only the float graph is verified."""
 
     path: Path  # where it lies for now, beside its place
     result: ExportResult  # what it is once it has moved there
+    int8: Int8Draft | None = None  # of an int8 file
+
+    def settle_int8(self, with_sensitivity: bool = False) -> None:
+        """Writes an int8 file again, as its draft is now.
+
+        Raises:
+            ArtifactError: as `Int8Draft.graph`.
+        """
+        assert self.int8 is not None
+        metadata = replace(self.result.metadata, quantization=self.int8.quantization)
+        save_model(self.int8.graph(), metadata, self.path)
+        size, report = self.path.stat().st_size, self.int8.report(with_sensitivity)
+        self.result = replace(self.result, size_bytes=size, metadata=metadata, int8=report)
 
 
 @contextlib.contextmanager
@@ -139,12 +162,13 @@ def exported(
         options = replace(options, pixel_mask=False)  # the images of a batch have one size
 
     # Make the graph.
+    precision = options.float_precision
     metadata = describe(
-        checkpoint, options.pixel_mask, options.precision, opset=options.opset, task=options.task, input=options.input
+        checkpoint, options.pixel_mask, precision, opset=options.opset, task=options.task, input=options.input
     )
     proto = _make_graph(checkpoint, options, progress)
     fp16: Fp16Report | None = None
-    if options.precision == "fp16":
+    if precision == "fp16":
         progress.stage("casting to fp16")
         proto, weights = to_fp16(proto, not options.fp16_io, options.keep_fp32)
         fp16 = Fp16Report(weights)
@@ -172,13 +196,25 @@ def exported(
                 require(parity, "the exported file")
                 recorded["end_to_end"] = parity.to_dict()["end_to_end"]
         save_model(proto, metadata, temporary)
-        yield Draft(temporary, ExportResult(Path(output), temporary.stat().st_size, metadata, parity, fp16))
+        draft = Draft(temporary, ExportResult(Path(output), temporary.stat().st_size, metadata, parity, fp16))
+        if options.int8 is not None:
+            _quantize(draft, proto, options.int8, progress)
+        yield draft
 
 
 def export_onnx(
     checkpoint: Checkpoint, output: str | Path, options: ExportOptions | None = None, progress: Progress = SILENT
 ) -> ExportResult:
-    """Exports, checks, verifies and only then writes; arguments and errors as in `exported`."""
+    """Exports, checks, verifies and only then writes; arguments and errors as in `exported`.
+
+    Raises:
+        ArtifactError: the file would be int8 and nothing would verify it; `exported` lets the caller score it.
+    """
+    if options is not None and options.int8 is not None and options.verify:
+        raise ArtifactError(
+            "an int8 file cannot be compared number by number, its accuracy has to be measured: score it inside of "
+            "`exported`, or export it with verify=False"
+        )
     with exported(checkpoint, output, options, progress) as draft:
         pass
     return draft.result
@@ -196,7 +232,7 @@ def verify_file(
     When `checkpoint` is None it is the one that the file names as its source.
 
     Raises:
-        ArtifactError: the file is missing, damaged, not a DETR, or names no source where one is needed.
+        ArtifactError: the file is missing, damaged, not a DETR, int8, or names no source where one is needed.
         CheckpointError: the checkpoint is missing, damaged, or not a DETR.
     """
     from detr_export.runtimes.backends.ort.session import OrtSession
@@ -204,6 +240,11 @@ def verify_file(
 
     with OrtSession(onnx_file(file), spinning=False) as candidate:
         require_detr(candidate)
+        if candidate.metadata is not None and candidate.metadata.quantization is not None:
+            raise ArtifactError(
+                f"{file} is int8, which no comparison of numbers can judge; measure its accuracy with: "
+                f"detr-export evaluate {file} --against CHECKPOINT"
+            )
         session = reference_of_file(file, candidate, checkpoint, dilation, revision, progress)
         if candidate.metadata is None or candidate.metadata.end_to_end is None:
             return compare(candidate, reference_of(session), progress=progress)
@@ -224,7 +265,9 @@ def _require_tools(options: ExportOptions) -> None:
     """Looks for the packages that are used late, so that a missing one is named at once."""
     if options.simplify and importlib.util.find_spec("onnxsim") is None:
         raise missing_extra("onnxsim", "export")
-    if options.verify:
+    if options.int8 is not None:
+        require_quantizer()
+    if options.verify or options.int8 is not None:
         import detr_export.runtimes.backends.ort.session  # noqa: F401  # says what to install
 
 
@@ -240,6 +283,21 @@ def _make_graph(checkpoint: Checkpoint, options: ExportOptions, progress: Progre
         proto = simplify(proto)
     check_graph(proto, count_layer_norms(config), options.opset, input_dims(config, options))
     return proto
+
+
+def _quantize(draft: Draft, proto: onnx.ModelProto, options: Int8Options, progress: Progress) -> None:
+    """Turns the draft of a float file into that of an int8 file."""
+    from detr_export.graphs.int8.drafting import draft_int8
+    from detr_export.runtimes.backends.ort.session import OrtSession
+    from detr_export.runtimes.image_runner import ImageRunner
+
+    with OrtSession(draft.path, spinning=False) as session:
+        runner = ImageRunner(session)  # it needs the inputs' names and dtypes, and runs nothing
+    draft.int8 = draft_int8(proto, runner, options, progress)
+    found = draft.result.metadata
+    draft.int8.quantization = replace(draft.int8.quantization, float_parity=found.parity)
+    draft.result = replace(draft.result, metadata=replace(found, precision="int8", parity=None))
+    draft.settle_int8(options.sensitivity)
 
 
 def _verify(file: Path, reference: Reference, progress: Progress) -> Parity:
