@@ -20,11 +20,11 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import onnx
 from onnx import helper
-from onnxruntime.quantization import QDQQuantizer, QuantType, TensorData
 
 from detr_export.graphs.editing import replace_nodes, sort_nodes
 from detr_export.graphs.fp16 import SMALLEST
 from detr_export.graphs.int8.layers import CONVOLUTIONS, Layer
+from detr_export.graphs.int8.library import QDQQuantizer, QuantType, TensorData
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _LEVELS = 127

@@ -101,22 +101,16 @@ def _reason_behind(graph: onnx.GraphProto, value: str) -> str | None:
     """Why what follows a convolution keeps it float; None if it can be int8."""
     if any(node.op_type == "Shape" and node.input[0] == value for node in graph.node):
         return "a group norm reads its shape, and then ONNX Runtime computes it in float"
-    if _leads_to_product(graph, value):
-        return "its result is a factor of an attention"
-    return None
-
-
-def _leads_to_product(graph: onnx.GraphProto, value: str) -> bool:
-    """Whether a value reaches a product of two computed values, and is only moved on the way."""
-    constants = {tensor.name for tensor in graph.initializer}
-    reached = {value}
+    constants, reached = {tensor.name for tensor in graph.initializer}, {value}
     for node in graph.node:
         if not reached.isdisjoint(node.input):
             if node.op_type in _MOVES:
                 reached.update(node.output)
             elif node.op_type == "MatMul" and constants.isdisjoint(node.input):
-                return True
-    return False
+                return "its result is a factor of an attention"
+    if not reached.isdisjoint(item.name for item in graph.output):
+        return "its result is an output of the model"
+    return None
 
 
 def weight_axis(node: onnx.NodeProto) -> int:

@@ -7,9 +7,9 @@ import io
 from collections.abc import Callable
 
 import numpy as np
-from onnxruntime.quantization.calibrate import HistogramCollector
 
 from detr_export.graphs.int8.histograms import BINS, Histogram
+from detr_export.graphs.int8.library import HistogramCollector
 from detr_export.runtimes.errors import InputError
 
 _LEVELS = 127
