@@ -17,13 +17,16 @@ from typer.core import TyperGroup
 
 from detr_export.choices import (
     CacheOption,
+    CalibrationMethod,
     CheckpointArgument,
     DemoKind,
     DeviceOption,
     DilationOption,
     ExportTask,
+    FloatPrecision,
     GpuOption,
     ImageInput,
+    Int8Scope,
     KeptPart,
     Precision,
     PredictTask,
@@ -100,7 +103,11 @@ def onnx_command(
         Optional[int], typer.Option(min=17, max=25, help="Version of ONNX's operators; 18 if left out.")
     ] = None,
     precision: Annotated[
-        Precision, typer.Option(help="fp16: half the size; what fp16 would break stays fp32.")
+        Precision,
+        typer.Option(
+            help="fp16: half the size; what fp16 would break stays fp32. int8: smaller still, and faster on many CPUs; it "
+            "needs --calibration."
+        ),
     ] = Precision.fp32,
     fp16_io: Annotated[
         bool, typer.Option("--fp16-io", help="With --precision fp16: make float inputs and outputs fp16, too.")
@@ -109,6 +116,29 @@ def onnx_command(
         Optional[KeptPart],
         typer.Option(help="With --precision fp16: a part that stays fp32, the attention or all of the transformer."),
     ] = None,
+    calibration: Annotated[
+        Optional[Path],
+        typer.Option(metavar="DIR", help="With --precision int8: pictures to calibrate on; a COCO folder's split train."),
+    ] = None,
+    calibration_images: Annotated[
+        Optional[int],
+        typer.Option(min=1, metavar="N", help="With --calibration: how many pictures; all, and at most 100, if left out."),
+    ] = None,
+    calibration_method: Annotated[
+        Optional[CalibrationMethod],
+        typer.Option(help="With --calibration: how scales follow from the values; percentile if left out."),
+    ] = None,
+    int8_scope: Annotated[
+        Optional[Int8Scope],
+        typer.Option(help="With --precision int8: which layers. encoder: all up to its end, the backbone too; if left out."),
+    ] = None,
+    int8_float: Annotated[
+        Optional[FloatPrecision],
+        typer.Option(help="With --precision int8: what the rest is; fp32 if left out, fp16 for TensorRT."),
+    ] = None,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="With --precision int8: list what each layer alone costs, the worst first.")
+    ] = False,
     image_input: Annotated[
         ImageInput,
         typer.Option("--input", help="uint8: the file takes RGB images with their sizes, and scales and masks them itself."),
@@ -142,7 +172,9 @@ def onnx_command(
     ] = None,
     max_ap_drop: Annotated[
         Optional[float],
-        typer.Option(min=0.0, max=1.0, help="With --accuracy: how far AP and PQ may drop; 0.002 if left out."),
+        typer.Option(
+            min=0.0, max=1.0, help="With --accuracy: how far AP and PQ may drop; if left out 0.002, for int8 0.003."
+        ),
     ] = None,
     accuracy_images: Annotated[
         Optional[int], typer.Option(min=1, help="With --accuracy: how many images are scored; all if left out.")
@@ -164,7 +196,20 @@ def onnx_command(
         raise typer.BadParameter("--max-ap-drop and --accuracy-images go with --accuracy DATA")
     if not end_to_end and (bgr or top_k is not None or resize is not None):
         raise typer.BadParameter("--bgr, --top-k and --resize go with --end-to-end")
+    quantises = precision is Precision.int8
+    int8_given = (calibration, calibration_images, calibration_method, int8_scope, int8_float, sensitivity or None)
+    if not quantises and any(item is not None for item in int8_given):
+        raise typer.BadParameter("--calibration..., --int8-scope, --int8-float and --sensitivity go with --precision int8")
+    if quantises and calibration is None:
+        raise typer.BadParameter("--precision int8 needs --calibration DIR, pictures like those that the model will see")
+    if quantises and accuracy is None and not no_verify:
+        raise typer.BadParameter(
+            "no comparison of numbers can judge an int8 file: add --accuracy DATA to score it, or --no-verify to go without"
+        )
+    if quantises and golden is not None:
+        raise typer.BadParameter("--golden does not go with --precision int8, which has no tolerances; export fp32 or fp16")
     require_extra("export")
+    from detr_export.graphs.int8.options import DEFAULT_METHOD, FIRST_OPSETS, Int8Options
     from detr_export.graphs.options import DEFAULT_OPSET, SUFFIX, ExportOptions
     from detr_export.runtimes.files import require_writable
     from detr_export.runtimes.metadata import BGR, MATMUL, RGB
@@ -174,13 +219,33 @@ def onnx_command(
         from detr_export.verification.golden.writing import require_golden_place
 
         require_golden_place(golden, overwrite, output)
+    if accuracy is not None:
+        from detr_export.benchmarks.accuracy import gate, int8_gate
+        from detr_export.benchmarks.accuracy.scores import find_annotated
+
+        data = find_annotated(accuracy)
+    int8 = None
+    if quantises and calibration is not None:
+        from detr_export.graphs.int8.layers import DEFAULT_SCOPE
+        from detr_export.graphs.int8.pictures import find_pictures
+
+        int8 = Int8Options(
+            pictures=find_pictures(calibration, calibration_images),
+            method=value_of(calibration_method) or DEFAULT_METHOD,
+            scope=value_of(int8_scope) or DEFAULT_SCOPE,
+            float_precision=value_of(int8_float) or FloatPrecision.fp32.value,
+            sensitivity=sensitivity,
+        )
+        if accuracy is not None:
+            int8_gate.require_unseen(int8.pictures, data)
     options = ExportOptions(
         task=None if task is ExportTask.auto else task.value,
         attentions=with_attentions,
         pixel_mask=not no_mask,
         one_graph=one_graph,
-        opset=opset or DEFAULT_OPSET,
+        opset=opset or (DEFAULT_OPSET if int8 is None else FIRST_OPSETS[int8.float_precision]),
         precision=precision.value,
+        int8=int8,
         fp16_io=fp16_io,
         keep_fp32=value_of(keep_fp32),
         input=image_input.value,
@@ -192,11 +257,6 @@ def onnx_command(
         verify=not no_verify,
         overwrite=overwrite,
     )
-    if accuracy is not None:
-        from detr_export.benchmarks.accuracy import gate
-        from detr_export.benchmarks.accuracy.scores import find_annotated
-
-        data = find_annotated(accuracy)
     progress = TerminalProgress()
     progress.stage(f"reading {checkpoint}")
     from detr_export.checkpoints.reading import load_checkpoint
@@ -207,8 +267,13 @@ def onnx_command(
     with exported(loaded, output, options, progress) as draft:
         if accuracy is not None:
             progress.stage("scoring")
-            drop = gate.DEFAULT_MAX_DROP if max_ap_drop is None else max_ap_drop
-            scores = gate.require_accuracy(draft.path, loaded, data, options.task or loaded.task, drop, accuracy_images)
+            default = gate.DEFAULT_MAX_DROP if int8 is None else int8_gate.DEFAULT_MAX_DROP
+            drop = default if max_ap_drop is None else max_ap_drop
+            scored = (loaded, data, options.task or loaded.task, drop, accuracy_images)
+            if int8 is None:
+                scores = gate.require_accuracy(draft.path, *scored)
+            else:
+                scores = int8_gate.settle_int8(draft, *scored, sensitivity=sensitivity, progress=progress)
         if golden is not None:
             from detr_export.verification.golden.exports import write_export_golden
 
@@ -221,6 +286,10 @@ def onnx_command(
         print_json({**draft.result.to_dict(), **extra})
         return
     typer.echo(draft.result.summary())
+    if int8 is not None:
+        from detr_export.runtimes.cpu import int8_note
+
+        typer.echo(int8_note())
     if scores is not None:
         typer.echo(gate.summary(scores))
     if written is not None:

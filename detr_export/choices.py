@@ -23,6 +23,31 @@ class Precision(str, Enum):
 
     fp32 = "fp32"
     fp16 = "fp16"
+    int8 = "int8"
+
+
+class FloatPrecision(str, Enum):
+    """What the float part of an int8 file computes in."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+
+
+class Int8Scope(str, Enum):
+    """Which layers of a file are int8."""
+
+    backbone = "backbone"
+    encoder = "encoder"
+    all = "all"
+
+
+class CalibrationMethod(str, Enum):
+    """How the scales of an int8 file follow from the values that were seen."""
+
+    minmax = "minmax"
+    entropy = "entropy"
+    percentile = "percentile"
+    mse = "mse"
 
 
 class KeptPart(str, Enum):

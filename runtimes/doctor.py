@@ -15,6 +15,7 @@ from importlib import resources
 from typing import Any, Optional
 
 from detr_export.runtimes.backends.cuda import opening as cuda_opening
+from detr_export.runtimes.cpu import int8_note
 from detr_export.runtimes.devices import TENSORRT
 from detr_export.runtimes.errors import DetrError, first_line
 
@@ -127,6 +128,7 @@ def diagnose() -> Diagnosis:
         _torch_ability(),
         Ability("ONNX files on the CPU", providers is not None, no_onnxruntime or "CPUExecutionProvider"),
         Ability("ONNX files with OpenVINO (--device openvino)", openvino is not None, no_openvino or f"OpenVINO {openvino}"),
+        Ability("int8 ONNX files on the CPU", providers is not None, no_onnxruntime or int8_note()),
         _provider_ability("ONNX files with CUDA (--device cuda)", "CUDAExecutionProvider", providers, no_device),
         _provider_ability("ONNX files with TensorRT (--device tensorrt)", "TensorrtExecutionProvider", providers, no_device),
         Ability(

@@ -29,6 +29,20 @@ class EndToEnd:
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """How a file became int8."""
+
+    scope: str  # which layers are int8: "backbone", "encoder" (all up to the encoder's end) or "all"
+    method: str  # how scales follow from values: "minmax", "entropy", "percentile" or "mse"
+    images: int  # how many pictures it was calibrated on
+    float_precision: str  # what the rest computes in: "fp32" or "fp16"
+    kept_float: Mapping[str, str] = field(default_factory=dict)  # modules of the scope that are not int8, with the reasons
+    float_parity: Optional[Mapping[str, Any]] = None  # the float graph against the checkpoint; None = not compared
+    # Scores of the file and their differences from the checkpoint's, with the number of images; None = not scored
+    accuracy: Optional[Mapping[str, Any]] = None
+
+
+@dataclass(frozen=True)
 class Metadata:
     """The document, field by field."""
 
@@ -36,13 +50,14 @@ class Metadata:
     id2label: Mapping[int, str]  # names of the classes; the class after the last is "no object"
     processor: Mapping[str, Any]  # the content of preprocessor_config.json
     pixel_mask: bool  # whether the model takes padded batches
-    precision: str = "fp32"  # or "fp16"
+    precision: str = "fp32"  # or "fp16" or "int8"
     # The form of `pixel_values`. "float": the processor's arrays, (B, 3, H, W). "uint8": RGB images (B, H, W, 3), which the
     # model scales itself; then `valid_sizes` (height, width) takes the place of a mask. "image": an end-to-end file, which
     # takes `image` (B, H, W, 3) uint8 of any size.
     input: str = FLOAT
     end_to_end: Optional[EndToEnd] = None  # of an end-to-end file
     mask_head: Optional[str] = None  # SHA-256 of the ONNX file that draws the masks, if that is another one
+    quantization: Optional[Quantization] = None  # of an int8 file
     opset: Optional[int] = None
     ranges: Mapping[str, Range] = field(default_factory=dict)  # sizes of "batch", "height" and "width" that the model takes
     label_ids_to_fuse: tuple[int, ...] = ()  # classes of stuff; a panoptic map joins their regions
@@ -78,6 +93,10 @@ class Metadata:
                     raise TypeError(f"{name} is not an object")
             if values.get("end_to_end") is not None:
                 values["end_to_end"] = EndToEnd(**{item.name: values["end_to_end"][item.name] for item in fields(EndToEnd)})
+            if values.get("quantization") is not None:
+                known = {item.name for item in fields(Quantization)}
+                found = {name: value for name, value in values["quantization"].items() if name in known}
+                values["quantization"] = Quantization(**found)
             values["label_ids_to_fuse"] = tuple(values.get("label_ids_to_fuse", ()))
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -13,9 +13,10 @@ from detr_export.benchmarks.accuracy.scores import Annotated
 from detr_export.checkpoints.reading import Checkpoint
 from detr_export.runtimes.errors import VerificationError
 from detr_export.runtimes.predictor import Predictor
+from detr_export.runtimes.progress import SILENT, Progress
 
 DEFAULT_MAX_DROP = 0.002
-_SCORES = (("box", "AP"), ("mask", "AP"), ("panoptic", "PQ"))
+SCORES = (("box", "AP"), ("mask", "AP"), ("panoptic", "PQ"))
 
 
 def require_accuracy(
@@ -40,21 +41,42 @@ def require_accuracy(
         VerificationError: a score is lower by more than `max_drop`, or there is none to compare.
         Others as `evaluate`.
     """
-    panoptic = data.panoptic if task == "segmentation" else None
     with open_checkpoint(checkpoint) as reference:
-        evaluation = evaluate(file, data.images, data.instances, panoptic, limit, against=reference)
-    difference = evaluation.difference() or {}
-    changes = {f"{kind} {name}": difference[kind][name] for kind, name in _SCORES if kind in difference}
-    known = {name: change for name, change in changes.items() if change is not None}
-    if not known:
-        raise VerificationError(f"the {evaluation.images} images have no annotations that AP could be computed from")
-    drops = [f"{name} is {-change:.4f} lower" for name, change in known.items() if -change > max_drop]
-    if drops:
+        evaluation = evaluate_both(file, reference, data, task, limit)
+    lost = drops(evaluation, max_drop)
+    if lost:
         raise VerificationError(
-            f"the exported file is less accurate than its checkpoint: {', '.join(drops)} on {evaluation.images} images; "
+            f"the exported file is less accurate than its checkpoint: {', '.join(lost)} on {evaluation.images} images; "
             f"at most {max_drop:g} is allowed"
         )
     return evaluation
+
+
+def evaluate_both(
+    file: Path, reference: Predictor | None, data: Annotated, task: str, limit: int | None, progress: Progress = SILENT
+) -> Evaluation:
+    """Scores a file on annotated images, and its checkpoint on the same ones; arguments as in `require_accuracy`."""
+    panoptic = data.panoptic if task == "segmentation" else None
+    return evaluate(file, data.images, data.instances, panoptic, limit, against=reference, progress=progress)
+
+
+def drops(evaluation: Evaluation, max_drop: float) -> list[str]:
+    """The scores that are too low, for a message.
+
+    Raises:
+        VerificationError: there is no score to compare.
+    """
+    known = changes(evaluation)
+    if not known:
+        raise VerificationError(f"the {evaluation.images} images have no annotations that AP could be computed from")
+    return [f"{name} is {-change:.4f} lower" for name, change in known.items() if -change > max_drop]
+
+
+def changes(evaluation: Evaluation) -> dict[str, float]:
+    """Box AP, mask AP and PQ, as far as both have them: the file's minus the checkpoint's."""
+    difference = evaluation.difference() or {}
+    found = {f"{kind} {name}": difference[kind][name] for kind, name in SCORES if kind in difference}
+    return {name: change for name, change in found.items() if change is not None}
 
 
 def open_checkpoint(checkpoint: Checkpoint) -> Predictor:
@@ -68,7 +90,7 @@ def summary(evaluation: Evaluation) -> str:
     """One line: each score of the file, and its difference from the checkpoint's."""
     difference, metrics = evaluation.difference() or {}, evaluation.accuracy.metrics()
     parts = []
-    for kind, name in _SCORES:
+    for kind, name in SCORES:
         value, change = metrics.get(kind, {}).get(name), difference.get(kind, {}).get(name)
         if value is not None and change is not None:
             parts.append(f"{kind} {name} {value:.4f} ({change:+.4f})")

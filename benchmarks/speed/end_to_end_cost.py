@@ -19,13 +19,14 @@ from typing import Any
 import onnx
 import psutil
 
-from detr_export.benchmarks.speed.environment import describe_environment, instruction_sets
+from detr_export.benchmarks.speed.environment import describe_environment
 from detr_export.benchmarks.speed.interleaved import Run, interleaved_times, noting, summarize
 from detr_export.benchmarks.speed.pictures import synthetic_picture
 from detr_export.benchmarks.speed.settings import parse_size
 from detr_export.graphs.end_to_end.composing import plain_part
 from detr_export.runtimes.backends.openvino.session import OpenVinoSession
 from detr_export.runtimes.backends.ort.session import OrtSession
+from detr_export.runtimes.cpu import instruction_sets
 from detr_export.runtimes.errors import DetrError, InputError
 from detr_export.runtimes.image_runner import processor_of
 from detr_export.runtimes.predictor import Predictor

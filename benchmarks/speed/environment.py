@@ -9,7 +9,6 @@ from importlib import metadata as distributions
 from pathlib import Path
 
 from detr_export.benchmarks.speed.report import Environment
-from detr_export.runtimes.cpu import cpu_flags
 from detr_export.runtimes.errors import InputError, missing_extra
 
 try:
@@ -29,7 +28,6 @@ _PACKAGES = (
     "timm",
     "pycocotools",
 )
-_CPU_FLAGS = ("avx2", "avx512", "avx_vnni", "amx", "asimd")  # what the names of instruction sets that matter begin with
 _CPUINFO = Path("/proc/cpuinfo")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
@@ -49,11 +47,6 @@ def describe_environment(threads: int) -> Environment:
         versions={name: version for name in _PACKAGES if (version := installed_version(name))},
         threads=threads,
     )
-
-
-def instruction_sets() -> list[str]:
-    """The instruction sets of the CPU that change how fast a model runs. Empty where the system does not list them."""
-    return [flag for flag in cpu_flags() if flag.startswith(_CPU_FLAGS)]
 
 
 def available_cores() -> int:

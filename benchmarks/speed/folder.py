@@ -25,10 +25,11 @@ from typing import Any, TypeVar
 import numpy as np
 import psutil
 
-from detr_export.benchmarks.speed.environment import checked_threads, describe_environment, instruction_sets
+from detr_export.benchmarks.speed.environment import checked_threads, describe_environment
 from detr_export.benchmarks.speed.interleaved import interleaved_times, summarize
 from detr_export.checkpoints.reading import load_checkpoint
 from detr_export.graphs.export import ExportOptions, export_onnx
+from detr_export.runtimes.cpu import instruction_sets
 from detr_export.runtimes.errors import DetrError, InputError
 from detr_export.runtimes.files import write_atomically
 from detr_export.runtimes.folder import predict_files

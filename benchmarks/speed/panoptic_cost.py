@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 import psutil
 
-from detr_export.benchmarks.speed.environment import describe_environment, instruction_sets
+from detr_export.benchmarks.speed.environment import describe_environment
 from detr_export.benchmarks.speed.interleaved import Run, interleaved_times, summarize
 from detr_export.benchmarks.speed.peers import TransformersSession
 from detr_export.benchmarks.speed.pictures import synthetic_picture
 from detr_export.benchmarks.speed.settings import parse_size
+from detr_export.runtimes.cpu import instruction_sets
 from detr_export.runtimes.errors import DetrError, InputError
 from detr_export.runtimes.predictor import Predictor
 

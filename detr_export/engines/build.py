@@ -19,7 +19,7 @@ import onnx
 
 from detr_export.engines.attestation import Attestation, attest, graph_precision, node_precisions
 from detr_export.engines.builder import BuildOrder, Plan, build_plan
-from detr_export.engines.gate import compare_engine, require_engine, verified
+from detr_export.engines.gate import compare_engine, require_engine, require_judgeable, verified
 from detr_export.engines.image_gate import require_comparable
 from detr_export.engines.kernels import KernelReport, kernel_report
 from detr_export.engines.ladder import LADDER, Step
@@ -82,6 +82,7 @@ def build_engine(
     if order.compares:
         if order.metadata.end_to_end is not None:
             require_comparable(replace(order.metadata, precision=order.precision))
+        require_judgeable(order.precision, str(onnx_file))
         reference = reference_of(reference_of_file(onnx_file, order.about, options.checkpoint, progress=progress))
 
     with build_lock(order.key, progress, "waiting for another process that builds the same engine"):

@@ -60,6 +60,19 @@ def require_engine(parity: Parity | EndToEndParity, name: str, step: str) -> Non
     raise VerificationError(f"{name} disagrees with its checkpoint: {parity.disagreement()}; {advice}")
 
 
+def require_judgeable(precision: str, name: str) -> None:
+    """Refuses to compare what cannot be judged number by number.
+
+    Raises:
+        ArtifactError: it is int8.
+    """
+    if precision == "int8":
+        raise ArtifactError(
+            f"{name} computes in int8, which no comparison of numbers can judge; add --no-verify to a build, and measure "
+            "its accuracy with: detr-export evaluate"
+        )
+
+
 def compare_engine(
     engine: Path, sidecar: EngineSidecar, reference: Reference, device: str, progress: Progress = SILENT
 ) -> Parity | EndToEndParity:
@@ -125,6 +138,7 @@ def verify_engine(
     sidecar = read_sidecar(file)
     if sidecar is None:
         raise ArtifactError(f"{sidecar_path(file)} is missing; copy it together with the engine")
+    require_judgeable(sidecar.precision, file.name)
     from detr_export.runtimes.backends.tensorrt.session import TensorRTSession
 
     TensorRTSession(file, device, contexts=1).close()  # whether it opens is known at once, the reference takes a minute

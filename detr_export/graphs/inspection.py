@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from detr_export.runtimes.errors import ArtifactError
 from detr_export.runtimes.files import sha256_of_files
 from detr_export.runtimes.hub import onnx_file
-from detr_export.runtimes.metadata import METADATA_KEY, EndToEnd, Metadata, read_metadata
+from detr_export.runtimes.metadata import METADATA_KEY, EndToEnd, Metadata, Quantization, read_metadata
 from detr_export.runtimes.processing.image_processor_fast import DetrImageProcessorFast
 from detr_export.runtimes.session import TensorSpec
 
@@ -78,6 +78,7 @@ def _metadata_lines(about: Metadata) -> list[str]:
         f"  task       {about.task}, {len(about.id2label)} classes, {about.precision}",
         f"  classes    {_names(about.id2label)}",
         *([] if about.end_to_end is None else [f"  end to end {_whole(about.end_to_end)}"]),
+        *([] if about.quantization is None else [f"  int8       {_int8(about.quantization)}"]),
         f"  images     {size}; pixels of {pixels}",
         f"  ranges     {ranges}",
         f"  source     {about.source.get('name')}, sha256 {about.source.get('sha256')}",
@@ -90,6 +91,19 @@ def _whole(options: EndToEnd) -> str:
     return (
         f"{options.color.upper()} images of any size, resized by {options.resize}, "
         f"to the best {options.top_k} detections in pixels"
+    )
+
+
+def _int8(about: Quantization) -> str:
+    scored = "not scored"
+    if about.accuracy is not None:
+        scores = about.accuracy.get("scores", {})
+        changes = about.accuracy.get("difference", {})
+        parts = [f"{name} {value:.4f} ({changes.get(name, 0.0):+.4f})" for name, value in scores.items()]
+        scored = f"{', '.join(parts)} on {about.accuracy.get('images')} images against the checkpoint"
+    return (
+        f"scope {about.scope}, the rest {about.float_precision}; {about.method} on {about.images} pictures; "
+        f"{len(about.kept_float)} layers of the scope in float; {scored}"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from detr_export.checkpoints.reading import Checkpoint
+from detr_export.graphs.int8.options import Int8Options, check_int8_options
 from detr_export.runtimes.errors import ArtifactError
 from detr_export.runtimes.metadata import MATMUL, RGB, UINT8
 
@@ -21,7 +22,8 @@ class ExportOptions:
     attentions: bool = False  # also give the decoder's last cross-attention
     pixel_mask: bool = True  # False: the file takes no mask, and images of one size in each batch
     opset: int = DEFAULT_OPSET
-    precision: str = "fp32"  # or "fp16", with fp32 islands, see `graphs.fp16.islands`
+    precision: str = "fp32"  # or "fp16", with fp32 islands, see `graphs.fp16.islands`; or "int8", with `int8`
+    int8: Int8Options | None = None  # int8: how, and on which pictures
     fp16_io: bool = False  # fp16: inputs and outputs are fp16, too
     keep_fp32: str | None = None  # fp16: "attention" or "transformer" stays fp32, see `graphs.fp16.islands.KEPT`
     input: str = "float"  # or "uint8": the graph scales the images itself, see `Uint8Model`
@@ -34,6 +36,11 @@ class ExportOptions:
     verify: bool = True
     overwrite: bool = False
 
+    @property
+    def float_precision(self) -> str:
+        """What the float graph computes in: an int8 file is made from one."""
+        return self.precision if self.int8 is None else self.int8.float_precision
+
 
 def check_options(options: ExportOptions, checkpoint: Checkpoint) -> None:
     """Refuses options that are unknown, contradict each other, or do not fit the checkpoint.
@@ -42,17 +49,25 @@ def check_options(options: ExportOptions, checkpoint: Checkpoint) -> None:
         ArtifactError: says which option, and what to do.
     """
     for name, value, known in (
-        ("precision", options.precision, ("fp32", "fp16")),
+        ("precision", options.precision, ("fp32", "fp16", "int8")),
         ("input", options.input, ("float", UINT8)),
     ):
         if value not in known:
             raise ArtifactError(f"{name} is {value!r}; expected {' or '.join(known)}")
     if options.opset not in OPSETS:
         raise ArtifactError(f"opset is {options.opset}; expected {OPSETS.start} to {OPSETS.stop - 1}")
-    if options.precision != "fp16" and (options.fp16_io or options.keep_fp32 is not None):
+    if (options.precision == "int8") != (options.int8 is not None):
+        raise ArtifactError("an int8 file needs pictures to calibrate on, and no other file does; add --calibration DIR")
+    if options.int8 is not None:
+        check_int8_options(options.int8, options.opset)
+        if options.end_to_end:
+            raise ArtifactError("an end-to-end file cannot be int8 yet; leave --end-to-end out, or choose another precision")
+        if options.int8.scope == "all" and makes_two_files(options, checkpoint):
+            raise ArtifactError("a mask head in a file of its own stays float; for --int8-scope all add --one-graph")
+    if options.float_precision != "fp16" and (options.fp16_io or options.keep_fp32 is not None):
         raise ArtifactError("only an fp16 file has fp16 inputs and outputs, or parts that stay fp32; add --precision fp16")
-    if options.precision == "fp16" and not options.simplify:
-        raise ArtifactError("an fp16 file is made from the simplified graph; leave --no-simplify out")
+    if options.precision != "fp32" and not options.simplify:
+        raise ArtifactError(f"an {options.precision} file is made from the simplified graph; leave --no-simplify out")
     if options.input == UINT8 and checkpoint.config.num_channels != 3:
         raise ArtifactError(
             f"the checkpoint takes images of {checkpoint.config.num_channels} channels, and uint8 images are RGB; "

@@ -43,7 +43,10 @@ def save_parts(parts: Parts, metadata: Metadata, file: Path) -> Metadata:
 
 def mask_head_metadata(metadata: Metadata, queries: int) -> Metadata:
     """What a mask head's file says of itself. It does not depend on the comparison, which is of both files together."""
-    return replace(metadata, task=TASK, mask_head=None, parity=None, ranges={"batch": (1, None), "queries": (1, queries)})
+    precision = metadata.precision if metadata.quantization is None else metadata.quantization.float_precision
+    ranges = {"batch": (1, None), "queries": (1, queries)}
+    cleared = replace(metadata, mask_head=None, quantization=None, parity=None)
+    return replace(cleared, task=TASK, precision=precision, ranges=ranges)
 
 
 def _queries(detector: onnx.ModelProto) -> int:

@@ -33,6 +33,7 @@ def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert works(found) == {
         "checkpoints in PyTorch": True,
         "ONNX files on the CPU": True,
+        "int8 ONNX files on the CPU": True,
         "ONNX files with OpenVINO": True,
         "ONNX files with CUDA": False,
         "ONNX files with TensorRT": False,

@@ -15,7 +15,6 @@ import numpy as np
 from PIL import Image
 
 from detr_export.benchmarks.oracle import import_transformers
-from detr_export.benchmarks.speed.environment import instruction_sets
 from detr_export.benchmarks.speed.pictures import synthetic_picture
 from detr_export.benchmarks.speed.processors.equality import (
     require_equal_detections,
@@ -25,6 +24,7 @@ from detr_export.benchmarks.speed.processors.equality import (
 from detr_export.benchmarks.speed.processors.outputs import CLASSES, QUERIES, spread_out_outputs
 from detr_export.benchmarks.speed.processors.report import ProcessorReport, Row
 from detr_export.benchmarks.speed.statistics import percentiles, timing
+from detr_export.runtimes.cpu import instruction_sets
 from detr_export.runtimes.errors import InputError, missing_extra
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 from detr_export.runtimes.processing.image_processor_fast import DetrImageProcessorFast

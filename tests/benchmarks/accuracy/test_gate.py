@@ -126,7 +126,7 @@ def test_command_writes_nothing_less_accurate(segmenter: Path, worse: Path, fold
         (("--max-ap-drop", "0.1"), "go with --accuracy DATA"),
         (("--accuracy-images", "3"), "go with --accuracy DATA"),
         (("--accuracy", "data", "--max-ap-drop", "2"), "Invalid value for '--max-ap-drop'"),
-        (("--precision", "int8"), "Invalid value for '--precision'"),
+        (("--precision", "int4"), "Invalid value for '--precision'"),
         (("--input", "float16"), "Invalid value for '--input'"),
     ],
 )

@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from detr_export.benchmarks.speed.environment import instruction_sets
 from detr_export.benchmarks.speed.pictures import synthetic_picture
 from detr_export.benchmarks.speed.processors import outputs as imaginary
 from detr_export.benchmarks.speed.processors import run as processors
@@ -22,6 +21,7 @@ from detr_export.benchmarks.speed.processors.equality import (
 )
 from detr_export.benchmarks.speed.processors.outputs import spread_out_outputs
 from detr_export.benchmarks.speed.processors.run import interleaved, make_row, run_processors
+from detr_export.runtimes.cpu import instruction_sets
 from detr_export.runtimes.errors import BackendError, InputError, VerificationError
 from tests.benchmarks.conftest import Watcher
 
