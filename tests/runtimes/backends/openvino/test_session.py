@@ -58,21 +58,21 @@ def test_a_detector_passes_the_gate(form: str, tiny_checkpoint: Path, tmp_path: 
         require(compare(session, reference, SMALL), form)
 
 
-def test_a_segmenter_passes_the_gate(segmenter: Path, segmenter_onnx: Path) -> None:
+def test_a_segmenter_passes_the_gate(segmenter: Path, segmenter_one_graph: Path) -> None:
     reference = reference_of(reference_session(load_checkpoint(segmenter)))
-    with OpenVinoSession(segmenter_onnx, threads=1) as session, OrtSession(segmenter_onnx) as other:
+    with OpenVinoSession(segmenter_one_graph, threads=1) as session, OrtSession(segmenter_one_graph) as other:
         assert (session.inputs, session.outputs) == (other.inputs, other.outputs)
         require(compare(session, reference, SMALL), "the file")
 
 
-def test_bfloat16_would_not_pass_the_gate(segmenter: Path, segmenter_onnx: Path) -> None:
+def test_bfloat16_would_not_pass_the_gate(segmenter: Path, segmenter_one_graph: Path) -> None:
     """Or the tests above would not see that OpenVINO takes it: that is what it does when it is left alone."""
     core = openvino.Core()
     if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this CPU has no bfloat16")
     reference = reference_of(reference_session(load_checkpoint(segmenter)))
-    with OpenVinoSession(segmenter_onnx, threads=1) as session:
-        session._model = core.compile_model(str(segmenter_onnx), "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
+    with OpenVinoSession(segmenter_one_graph, threads=1) as session:
+        session._model = core.compile_model(str(segmenter_one_graph), "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
         with pytest.raises(VerificationError):
             require(compare(session, reference, SMALL), "the file")
 
