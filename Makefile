@@ -5,7 +5,7 @@ DEMO_VENV := .venv-demo
 INSTALL := -m pip install --quiet --constraint constraints.txt --editable
 WORKERS ?= 2
 
-.PHONY: demo web-demo web-test benchmark test cpp-test embedding-test lint format docs transformers5 gpu-check clean
+.PHONY: demo web-demo web-test benchmark panoptic-benchmark test cpp-test embedding-test lint format docs transformers5 gpu-check clean
 
 DEMO := $(DEMO_VENV)/bin/detr-export
 SHAPES := demo/shapes/annotations
@@ -50,6 +50,17 @@ benchmark: $(VENV)/installed
 	$(VENV)/bin/detr-export onnx $(R50) --output $(R50).onnx --overwrite
 	$(VENV)/bin/detr-bench transformers:$(R50) torch:$(R50) torch-compile:$(R50) $(R50).onnx openvino:$(R50).onnx \
 	    --size 800x1066 --rounds 8 --runs 2 --callers 1 --output benchmarks/results/r50-cpu --overwrite
+
+# The table of panoptic segmentations in docs/benchmark.md; the report goes into RESULT.
+PANOPTIC := demo/r50-panoptic
+RESULT ?= benchmarks/results/panoptic-cpu
+panoptic-benchmark: $(VENV)/installed
+	$(VENV)/bin/python examples/make_seeded_checkpoint.py $(PANOPTIC) --panoptic
+	$(VENV)/bin/detr-export onnx $(PANOPTIC) --output $(PANOPTIC).onnx --overwrite
+	$(VENV)/bin/detr-export onnx $(PANOPTIC) --one-graph --output $(PANOPTIC)-one.onnx --overwrite
+	mkdir -p $(RESULT)
+	$(VENV)/bin/python -m detr_export.benchmarks.speed.panoptic_cost $(PANOPTIC) $(PANOPTIC).onnx $(PANOPTIC)-one.onnx \
+	    > $(RESULT)/report.json
 
 test: $(VENV)/installed
 	# More threads than cores would fight. A file's tests stay in one worker, so that what they share is made once.

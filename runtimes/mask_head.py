@@ -150,7 +150,7 @@ def require_mask_head(file: Path, wanted: str, digest_of: Callable[[Path], str] 
         raise ArtifactError(f"{beside} is missing: {file.name} draws its masks with it; copy both into one folder")
     if digest_of(beside) != wanted:
         raise ArtifactError(
-            f"{beside} is not the mask head of {file.name} (its SHA-256 differs); copy both files of one export"
+            f"{beside} is not the mask head of {file.name}: its SHA-256 differs; copy both files of one export"
         )
     return beside
 

@@ -93,7 +93,7 @@ def test_help(command: tuple[str, ...]) -> None:
         ("detr-export in", {"inspect"}),
         ("detr-export tr", {"train", "trt"}),
         ("detr-export onnx --pre", {"--precision"}),
-        ("detr-export onnx --precision ", {"fp32", "fp16"}),
+        ("detr-export onnx --precision ", {"fp32", "fp16", "int8"}),
         ("detr-export trt --fal", {"--fallback"}),
     ],
 )

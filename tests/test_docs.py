@@ -25,6 +25,7 @@ import typer
 from PIL import Image
 
 from detr_export.benchmarks.speed import targets
+from detr_export.runtimes.mask_head import mask_head_file
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -245,6 +246,7 @@ def folder(demo_file: Path, tmp_path: Path) -> Path:
     for name in MODELS:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(demo_file, tmp_path / name)
+        shutil.copyfile(mask_head_file(demo_file), mask_head_file(tmp_path / name))
     gradient = Image.linear_gradient("L").convert("RGB")
     for name, size in {"a.jpg": (96, 64), "b.jpg": (64, 80), "photos/street.jpg": (96, 72), "more/c.jpg": (64, 64)}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)

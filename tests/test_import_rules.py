@@ -166,6 +166,7 @@ def test_modeling_imports_nothing_above_it() -> None:
         "detr_export.backbone_config.",
         "detr_export.checkpoints.",
         "detr_export.runtimes.errors.",
+        "detr_export.runtimes.mask_head.",  # the names that tensors have in files
     )
     for file in files("detr_export/modeling"):
         for item in imports(file):

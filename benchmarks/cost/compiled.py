@@ -10,17 +10,19 @@ from typing import Any
 from detr_export.engines.build import build_engine
 from detr_export.engines.options import EngineOptions
 from detr_export.runtimes.backends.tensorrt.api import TENSORRT_RTX, TITLES
+from detr_export.runtimes.backends.tensorrt.sidecar import EngineSidecar
 from detr_export.runtimes.errors import BackendError
 
 
-def compiled_kernels(onnx_file: str | Path) -> Mapping[str, Any]:
+def compiled_kernels(onnx_file: str | Path) -> list[Mapping[str, Any]]:
     """Compiles a file with TensorRT-RTX, for the default profiles and GPUs of `detr-export trt --rtx`.
 
     Args:
         onnx_file: from `detr-export onnx`.
 
     Returns:
-        The fields of a `KernelReport`, those of an `Attestation` as `attestation`, and `compiler`, its name and version.
+        For the engine, and for that of its mask head where it has one: the fields of a `KernelReport`, those of an
+        `Attestation` as `attestation`, and `compiler`, its name and version.
 
     Raises:
         DetrError: as `build_engine`.
@@ -28,7 +30,11 @@ def compiled_kernels(onnx_file: str | Path) -> Mapping[str, Any]:
     options = EngineOptions(library=TENSORRT_RTX, verify=False)
     with tempfile.TemporaryDirectory(prefix="detr-bench-") as folder:
         result = build_engine(onnx_file, Path(folder) / "compiled.engine", options)
-    sidecar = result.sidecar
+    results = [result] if result.mask_head is None else [result, result.mask_head]
+    return [_kernels(item.sidecar) for item in results]
+
+
+def _kernels(sidecar: EngineSidecar) -> Mapping[str, Any]:
     compiler = f"{TITLES[sidecar.library]} {sidecar.library_version}"
     if sidecar.kernels is None:
         raise BackendError(f"{compiler} says nothing of the kernels that it compiled")

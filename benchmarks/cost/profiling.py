@@ -10,13 +10,15 @@ The time between two nodes, and the profiler's own cost, are not in them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
 
@@ -24,8 +26,9 @@ from detr_export.benchmarks.cost.parts import PARTS, parts_of, parts_of_optimize
 from detr_export.runtimes.backends.ort.session import OrtSession
 from detr_export.runtimes.errors import ArtifactError, BackendError, InputError, first_line
 from detr_export.runtimes.image_runner import processor_of
+from detr_export.runtimes.mask_head import TwoGraphSession, require_mask_head
 from detr_export.runtimes.processing.sizes import as_size, output_size
-from detr_export.runtimes.session import check_inputs, is_end_to_end
+from detr_export.runtimes.session import Session, check_inputs, is_end_to_end
 from detr_export.verification.cases import Case, make_images, make_inputs
 
 _WARM_UP_RUNS = 2
@@ -36,7 +39,9 @@ _ERRORS_ONLY = 3  # onnxruntime's log severity
 def profile_ort(
     path: Path, height: int, width: int, batch: int, threads: int, runs: int = 3, of_picture: bool = False
 ) -> dict[str, Any]:
-    """Profiles an ONNX file on the CPU. (On a GPU the profiler measures the launches of the kernels, not the kernels.)
+    """Profiles an ONNX file on the CPU, with the masks of all queries.
+
+    (On a GPU the profiler measures the launches of the kernels, not the kernels.)
 
     Args:
         path: a DETR that takes batches of this size.
@@ -60,17 +65,28 @@ def profile_ort(
     for name, count in (("height", height), ("width", width), ("batch", batch), ("threads", threads), ("runs", runs)):
         if count < 1:
             raise InputError(f"{name} is {count}; expected at least 1")
-    with tempfile.TemporaryDirectory(prefix="detr-bench-") as folder:
-        optimized = Path(folder) / "optimized.onnx"
-        events = _profiled(path, optimized, Path(folder), (height, width, batch), threads, runs, of_picture)
-        original = parts_of(_graph(path))
-        parts = parts_of_optimized(_graph(optimized), original)
+    inputs = _inputs(path, (height, width, batch), of_picture)
+    events: list[Mapping[str, Any]] = []
+    parts: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(prefix="detr-bench-") as folder, contextlib.ExitStack() as stack:
+        graphs = [
+            stack.enter_context(_ProfiledGraph(file, Path(folder) / str(number), threads))
+            for number, file in enumerate(_files(path))
+        ]
+        session: Session = graphs[0] if len(graphs) == 1 else TwoGraphSession(*graphs)
+        for _ in range(_WARM_UP_RUNS + runs):
+            session.run(inputs)
+        for graph in graphs:
+            found, named = graph.end()
+            turns = _count_runs(found) // (_WARM_UP_RUNS + runs)  # a mask head runs for some queries at a time
+            events += node_events(found, _WARM_UP_RUNS * turns)
+            parts |= named
     return {
         "variant": path.name,
         "height": height,
         "width": width,
         "batch": batch,
-        **summarize(node_events(events, _WARM_UP_RUNS), parts, runs),
+        **summarize(events, parts, runs),
     }
 
 
@@ -85,7 +101,7 @@ def node_events(events: Iterable[Mapping[str, Any]], warm_up_runs: int) -> list[
         BackendError: there are no later runs.
     """
     events = list(events)
-    starts = sorted(event["ts"] for event in events if event["cat"] == "Session" and event["name"] == "model_run")
+    starts = _starts(events)
     if len(starts) <= warm_up_runs:
         raise BackendError(f"ONNX Runtime's profile holds {len(starts)} runs; expected more than {warm_up_runs}")
     begin = starts[warm_up_runs]
@@ -125,13 +141,26 @@ def summarize(events: Sequence[Mapping[str, Any]], parts: Mapping[str, str], run
     }
 
 
-def _profiled(
-    path: Path, optimized: Path, folder: Path, size: tuple[int, int, int], threads: int, runs: int, of_picture: bool
-) -> list[dict[str, Any]]:
-    """Runs the file under the profiler; the graph that was run is written to `optimized`."""
+def _starts(events: Iterable[Mapping[str, Any]]) -> list[float]:
+    """When each run began, microseconds."""
+    return sorted(event["ts"] for event in events if event["cat"] == "Session" and event["name"] == "model_run")
+
+
+def _count_runs(events: Iterable[Mapping[str, Any]]) -> int:
+    return len(_starts(events))
+
+
+def _files(path: Path) -> list[Path]:
+    """The file, and that of its mask head if it has one."""
+    with OrtSession(path) as session:
+        digest = None if session.metadata is None else session.metadata.mask_head
+    return [path] if digest is None else [path, require_mask_head(path, digest)]
+
+
+def _inputs(path: Path, size: tuple[int, int, int], of_picture: bool) -> dict[str, np.ndarray]:
+    """What the file is run on."""
     height, width, batch = size
-    # Open the project's own session first: its checks say better than ONNX Runtime's what a file takes.
-    with OrtSession(path, threads=threads) as session:
+    with OrtSession(path) as session:
         channels = next((spec.shape[1] for spec in session.inputs if spec.name == "pixel_values"), None)
         if is_end_to_end(session):
             images = make_images(Case(height, width, ((height, width),) * batch), seed=0)
@@ -144,20 +173,57 @@ def _profiled(
         else:
             raise ArtifactError(f"{path} is not a DETR: it has no input pixel_values; give a file of detr-export onnx")
         check_inputs(session.inputs, inputs, session.metadata)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
-    options.intra_op_num_threads = threads
-    options.enable_profiling = True
-    options.profile_file_prefix = str(folder / "profile")
-    options.optimized_model_filepath = str(optimized)
+    return inputs
+
+
+class _ProfiledGraph(Session):
+    """An ONNX file under ONNX Runtime's profiler.
+
+    Args:
+        path: the file.
+        folder: for the profile, and for the graph as it was run; it is made.
+        threads: of one run.
+    """
+
+    def __init__(self, path: Path, folder: Path, threads: int) -> None:
+        # The project's own session comes first: its checks say better than ONNX Runtime's what a file takes.
+        with OrtSession(path, threads=threads) as described:
+            self.inputs, self.outputs, self.metadata = described.inputs, described.outputs, described.metadata
+        folder.mkdir()
+        self._path, self._folder = path, folder
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _ERRORS_ONLY
+        options.intra_op_num_threads = threads
+        options.enable_profiling = True
+        options.profile_file_prefix = str(folder / "profile")
+        options.optimized_model_filepath = str(folder / "optimized.onnx")
+        with _reporting():
+            self._session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def _run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        names = [spec.name for spec in self.outputs]
+        with _reporting():
+            return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
+
+    def end(self) -> tuple[list[Mapping[str, Any]], dict[str, str]]:
+        """Its events, and the part of each of its nodes. Names begin with the folder's, so that graphs can be told apart."""
+        with _reporting():
+            events = json.loads(Path(self._session.end_profiling()).read_text())
+        parts = parts_of_optimized(_graph(self._folder / "optimized.onnx"), parts_of(_graph(self._path)))
+        mine = f"{self._folder.name}/"
+        named = [{**event, "name": mine + event["name"]} if event["cat"] == "Node" else event for event in events]
+        return named, {mine + name: part for name, part in parts.items()}
+
+    def close(self) -> None:
+        self._session = None
+
+
+@contextlib.contextmanager
+def _reporting() -> Iterator[None]:
     try:
-        profiled = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        for _ in range(_WARM_UP_RUNS + runs):
-            profiled.run(None, inputs)
-        events: list[dict[str, Any]] = json.loads(Path(profiled.end_profiling()).read_text())
+        yield
     except Exception as error:  # onnxruntime's own exceptions share no base class but Exception
         raise BackendError(f"ONNX Runtime failed under its profiler: {first_line(error)}") from error
-    return events
 
 
 def _graph(path: Path) -> onnx.GraphProto:

@@ -132,7 +132,8 @@ class Findings:
             with self._noting(f"compiling {name}"):
                 from detr_export.benchmarks.cost.compiled import compiled_kernels
 
-                self.compiled.append({**compiled_kernels(file), "variant": name})
+                for kernels, part in zip(compiled_kernels(file), ("", ", mask head"), strict=False):
+                    self.compiled.append({**kernels, "variant": name + part})
 
     def add_scores(self, data: Annotated, limit: int | None, threads: int, progress: Progress) -> None:
         """Scores the variants that a `Predictor` can open."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -26,6 +25,7 @@ from detr_export.benchmarks.speed.interleaved import Run, interleaved_times, sum
 from detr_export.benchmarks.speed.peers import TransformersSession
 from detr_export.benchmarks.speed.pictures import synthetic_picture
 from detr_export.benchmarks.speed.settings import parse_size
+from detr_export.benchmarks.speed.worker import peak_resident_bytes
 from detr_export.runtimes.cpu import instruction_sets
 from detr_export.runtimes.errors import DetrError, InputError
 from detr_export.runtimes.predictor import Predictor
@@ -118,8 +118,7 @@ def _run_and_tell(variant: tuple[Callable[..., Segment], tuple[Any, ...]], pictu
     segment = open_variant(*arguments)
     for _ in range(_MEMORY_RUNS):
         segment(picture, threshold)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_resident_bytes()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

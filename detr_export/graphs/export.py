@@ -40,6 +40,7 @@ from detr_export.graphs.simplification import simplify
 from detr_export.graphs.tracing import count_layer_norms, input_dims, trace
 from detr_export.loading import load_model, reference_of_file, reference_session
 from detr_export.modeling.deployed import DeployedModel
+from detr_export.modeling.folded_batch_norm import fold_batch_norm
 from detr_export.modeling.fused_transformer import fuse
 from detr_export.runtimes.errors import ArtifactError, missing_extra
 from detr_export.runtimes.files import replacing_together, require_writable
@@ -262,6 +263,7 @@ def _make_parts(checkpoint: Checkpoint, options: ExportOptions, progress: Progre
     config = checkpoint.config
     apart = makes_two_files(options, checkpoint)
     model = DeployedModel(load_model(checkpoint, options.task), options.attentions, masks_apart=apart)
+    fold_batch_norm(model.model.base.backbone.conv_encoder)
     fuse(model.model.base)
     progress.stage("tracing")
     parts = Parts(trace(model, checkpoint, options))

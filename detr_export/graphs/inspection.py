@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from detr_export.runtimes.errors import ArtifactError
 from detr_export.runtimes.files import sha256_of_files
 from detr_export.runtimes.hub import onnx_file
+from detr_export.runtimes.mask_head import TASK
 from detr_export.runtimes.metadata import METADATA_KEY, EndToEnd, Metadata, Quantization, read_metadata
 from detr_export.runtimes.processing.image_processor_fast import DetrImageProcessorFast
 from detr_export.runtimes.session import TensorSpec
@@ -78,12 +79,13 @@ def _metadata_lines(about: Metadata) -> list[str]:
         f"  task       {about.task}, {len(about.id2label)} classes, {about.precision}",
         f"  classes    {_names(about.id2label)}",
         *([] if about.end_to_end is None else [f"  end to end {_whole(about.end_to_end)}"]),
+        *([] if about.mask_head is None else [f"  mask head  in a file of its own, sha256 {about.mask_head}"]),
         *([] if about.quantization is None else [f"  int8       {_int8(about.quantization)}"]),
         f"  images     {size}; pixels of {pixels}",
         f"  ranges     {ranges}",
         f"  source     {about.source.get('name')}, sha256 {about.source.get('sha256')}",
         f"  tools      {', '.join(f'{name} {version}' for name, version in about.tools.items())}",
-        f"  parity     {_parity(about.parity or {})}",
+        f"  parity     {'in the file of its detector' if about.task == TASK else _parity(about.parity or {})}",
     ]
 
 

@@ -44,7 +44,7 @@ class DetrConvModel(nn.Module):
         self.conv_encoder = DetrConvEncoder(config)
         self.position_embedding = build_position_encoding(config)
 
-    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[list[Tensor], Tensor, Tensor]:
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[list[Tensor], Tensor | None, Tensor]:
         """Runs the backbone.
 
         Args:
@@ -52,16 +52,12 @@ class DetrConvModel(nn.Module):
             pixel_mask: (B, H, W), 1 = real pixel, 0 = padding; all real when None.
 
         Returns:
-            The feature maps, finest first; the mask of the coarsest, (B, h, w) bool; and its position encoding,
-            (B, d_model, h, w), float.
+            The feature maps, finest first; the mask of the coarsest, (B, h, w) bool, or None if all is real; and its
+            position encoding, (B, d_model, h, w), float. Without a mask sine encodings are (1, d_model, h, w).
         """
         features = self.conv_encoder(pixel_values)
-        coarsest = features[-1]
-        if pixel_mask is None:
-            mask = torch.ones_like(coarsest[:, 0], dtype=torch.bool)
-        else:
-            mask = downsample_mask(pixel_mask, coarsest)
-        return features, mask, self.position_embedding(coarsest, mask)
+        mask = None if pixel_mask is None else downsample_mask(pixel_mask, features[-1])
+        return features, mask, self.position_embedding(features[-1], mask)
 
 
 def downsample_mask(pixel_mask: Tensor, feature_map: Tensor) -> Tensor:

@@ -132,7 +132,7 @@ class DetrModel(DetrPreTrainedModel):
         features, mask, position = self.backbone(pixel_values, pixel_mask)
         projected = self.input_projection(features[-1])
         flat_position = _flatten(position)
-        flat_mask = None if pixel_mask is None else mask.flatten(1)
+        flat_mask = None if mask is None else mask.flatten(1)
         if encoder_outputs is None:
             embeddings = _flatten(projected) if inputs_embeds is None else inputs_embeds
             encoded = self.encoder(embeddings, flat_mask, flat_position, attentions, hidden_states)
@@ -151,7 +151,7 @@ class DetrModel(DetrPreTrainedModel):
             attentions,
             hidden_states,
         )
-        return Pass(features, None if pixel_mask is None else mask, projected, encoded, decoded)
+        return Pass(features, mask, projected, encoded, decoded)
 
 
 class DetrMLPPredictionHead(nn.Module):

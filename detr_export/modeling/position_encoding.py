@@ -25,14 +25,22 @@ class DetrSinePositionEmbedding(nn.Module):
         super().__init__()
         self.embedding_dim = embedding_dim
 
-    def forward(self, feature_map: Tensor, mask: Tensor) -> Tensor:
-        """Maps a mask (B, h, w) bool, True = real, to (B, 2 * embedding_dim, h, w): rows first, then columns."""
+    def forward(self, feature_map: Tensor, mask: Tensor | None) -> Tensor:
+        """Maps a mask (B, h, w) bool, True = real, to (B, 2 * embedding_dim, h, w): rows first, then columns.
+
+        Without a mask every pixel is real, and the encoding is the same for all images: (1, 2 * embedding_dim, h, w).
+        """
         dtype = torch.promote_types(feature_map.dtype, torch.float32)  # float16 would neither hold the sums nor epsilon
-        rows = _running_count(mask, dtype)
-        columns = _running_count(mask.transpose(1, 2), dtype).transpose(1, 2)
+        if mask is None:
+            height, width = feature_map.shape[-2:]
+            rows = torch.arange(1, height + 1, device=feature_map.device, dtype=dtype)[None, :, None].expand(1, -1, width)
+            columns = torch.arange(1, width + 1, device=feature_map.device, dtype=dtype)[None, None].expand(1, height, -1)
+        else:
+            rows = _running_count(mask, dtype)
+            columns = _running_count(mask.transpose(1, 2), dtype).transpose(1, 2)
         rows = rows / (rows[:, -1:, :] + _EPSILON) * (2 * math.pi)
         columns = columns / (columns[:, :, -1:] + _EPSILON) * (2 * math.pi)
-        channel = torch.arange(self.embedding_dim, device=mask.device, dtype=dtype)
+        channel = torch.arange(self.embedding_dim, device=feature_map.device, dtype=dtype)
         wavelength = _TEMPERATURE ** (2 * torch.div(channel, 2, rounding_mode="floor") / self.embedding_dim)
 
         def interleave(angle: Tensor) -> Tensor:
@@ -62,7 +70,7 @@ class DetrLearnedPositionEmbedding(nn.Module):
         self.row_embeddings = nn.Embedding(LEARNED_POSITIONS, embedding_dim)
         self.column_embeddings = nn.Embedding(LEARNED_POSITIONS, embedding_dim)
 
-    def forward(self, feature_map: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, feature_map: Tensor, mask: Tensor | None) -> Tensor:
         """Returns (B, 2 * embedding_dim, h, w), columns first, then rows; the mask is not used."""
         batch, _, height, width = feature_map.shape
         columns = self.column_embeddings(torch.arange(width, device=feature_map.device))

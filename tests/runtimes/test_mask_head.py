@@ -140,7 +140,7 @@ def test_a_session_of_two_graphs_is_one_that_draws_all_masks(
     generator = np.random.default_rng(0)
     mask = np.ones((2, 70, 99), np.int64)
     mask[1, 50:] = 0
-    pixels = generator.normal(size=(2, 3, 70, 99)).astype(np.float32) * mask[:, None]
+    pixels = (generator.normal(size=(2, 3, 70, 99)) * mask[:, None]).astype(np.float32)
     inputs = {"pixel_values": pixels, "pixel_mask": mask}
     with open_session(segmenter_onnx) as two, open_session(segmenter_one_graph) as one:
         assert [spec.name for spec in two.outputs] == [spec.name for spec in one.outputs]

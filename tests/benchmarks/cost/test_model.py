@@ -63,17 +63,23 @@ def counted(checkpoint: Path, height: int, width: int, batch: int) -> Counter[st
     }
     part_of = {name: part for part, names in modules.items() for name in names}
 
+    outer: list[str] = []
+
     def enter(part: str) -> Any:
         def hook(*_: Any) -> None:
+            outer.append(counter.part)
             counter.part = part
 
         return hook
+
+    def leave(*_: Any) -> None:
+        counter.part = outer.pop()
 
     for name, module in model.named_modules():
         part = part_of.get(name.rpartition(".")[2])
         if part is not None and "conv_encoder" not in name:
             module.register_forward_pre_hook(enter(part))
-            module.register_forward_hook(enter("other"))
+            module.register_forward_hook(leave)
     with torch.no_grad(), counter:
         model(torch.zeros(batch, 3, height, width), torch.ones(batch, height, width, dtype=torch.int64))
     return counter.macs

@@ -1,4 +1,4 @@
-"""Engines of a panoptic model in two files, on the double of TensorRT: two engines, compared together and opened together."""
+"""Engines of a panoptic model in two files, on the double of TensorRT: compared together, and opened together."""
 
 from __future__ import annotations
 

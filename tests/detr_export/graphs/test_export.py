@@ -276,7 +276,7 @@ def test_a_failing_export_leaves_the_old_file(
     monkeypatch.setattr(onnx_export, "trace", lambda *args: tiny)
     monkeypatch.setattr(onnx_export, "simplify", lambda proto, *args: proto)
     monkeypatch.setattr(onnx_export, "check_graph", lambda *args: None)
-    monkeypatch.setattr("detr_export.runtimes.backends.ort.session.OrtSession", lambda file, **options: _Opened())
+    monkeypatch.setattr(onnx_export, "open_session", lambda file, **options: _Opened())
     monkeypatch.setattr(onnx_export, function, fail)
     file = tmp_path / "a.onnx"
     file.write_bytes(b"old")

@@ -25,6 +25,7 @@ from detr_export.loading import reference_session
 from detr_export.runtimes.backends.ort.session import OrtSession
 from detr_export.runtimes.errors import ArtifactError, OutputError, VerificationError
 from detr_export.runtimes.metadata import Metadata
+from detr_export.runtimes.opening import open_session
 from detr_export.runtimes.session import Session
 from detr_export.verification import tolerances
 from detr_export.verification.differences import distance
@@ -128,7 +129,7 @@ def test_other_files_agree(
     for case in golden.cases:
         assert {name: array.dtype.name for name, array in case.inputs.items()} == dtypes
         assert {array.dtype.name for array in case.outputs.values()} == {"float32"}  # also of an fp16 file
-    with OrtSession(file, threads=1) as session:
+    with open_session(file, threads=1) as session:
         assert disagreements(session, golden) == []
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from onnx import numpy_helper
 
@@ -19,6 +18,7 @@ from detr_export.graphs.export import ExportOptions, export_onnx, exported, veri
 from detr_export.graphs.inspection import inspect_onnx
 from detr_export.graphs.int8.options import Int8Options
 from detr_export.graphs.int8.pictures import find_pictures
+from detr_export.graphs.parts import Parts
 from detr_export.runtimes import Predictor
 from detr_export.runtimes.errors import ArtifactError, InputError, VerificationError
 from detr_export.runtimes.metadata import Metadata, Quantization
@@ -76,15 +76,15 @@ def test_numbers_cannot_verify_it(int8_file: Path, segmenter: Path, pictures: Pa
 def test_a_wrong_float_graph_is_refused_before_it_is_quantised(
     segmenter: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = export._make_graph
+    made = export._make_parts
 
-    def damaged(*arguments: Any) -> onnx.ModelProto:
-        proto = made(*arguments)
-        tensor = next(item for item in proto.graph.initializer if item.name.endswith("fc1.bias"))
+    def damaged(*arguments: Any) -> Parts:
+        parts = made(*arguments)
+        tensor = next(item for item in parts.model.graph.initializer if item.name.endswith("fc1.bias"))
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + np.float32(0.05), tensor.name))
-        return proto
+        return parts
 
-    monkeypatch.setattr(export, "_make_graph", damaged)
+    monkeypatch.setattr(export, "_make_parts", damaged)
     monkeypatch.setattr(export, "_quantize", lambda *_: pytest.fail("it was quantised"))
     options = ExportOptions(precision="int8", int8=Int8Options(find_pictures(pictures)))
     with (

@@ -88,7 +88,7 @@ def test_an_end_to_end_file_passes_the_gate(
         assert np.abs(found.boxes - expected.boxes).max() < 0.5  # pixels
     opened: list[OpenVinoSession] = []
 
-    def open_openvino(path: Path, spinning: bool) -> OpenVinoSession:
+    def open_openvino(path: Path, *arguments: Any, spinning: bool) -> OpenVinoSession:
         opened.append(OpenVinoSession(path, threads=1))
         return opened[-1]
 
