@@ -54,7 +54,7 @@ def test_they_open_as_one_and_draw_what_the_file_draws(engine: Path, segmenter_o
         assert isinstance(predictor.session, TwoGraphSession)
         threshold = float(np.median(expected.detect(picture, threshold=0).scores))
         ours, theirs = (each.segment_panoptic(picture, threshold) for each in (predictor, expected))
-    assert [item.label_id for item in ours.segments] == [item.label_id for item in theirs.segments]
+    assert [item.name for item in ours.segments] == [item.name for item in theirs.segments]
     assert (ours.map != theirs.map).mean() < 1e-3
 
 
