@@ -34,9 +34,7 @@ TASK = "masks"  # of the mask head's own metadata
 _AnyPath = TypeVar("_AnyPath", bound=PurePath)
 _FEATURES = re.compile(r"ceil\((height|width)/(\d+)\)")
 _MEMORY = 256 * 2**20  # bytes that the largest tensors of one run of the mask head may take
-_LARGE_TENSORS = (
-    3  # of the finest layer that are alive at the same time: enlarged, added to, and added up by the convolution
-)
+_LARGE_TENSORS = 3  # as large as the finest layer's input, which are in memory at the same time
 
 
 class TwoGraphSession(Session):

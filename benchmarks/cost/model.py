@@ -20,7 +20,7 @@ from pathlib import Path
 import onnx
 
 from detr_export.benchmarks.cost.parts import PARTS, parts_of
-from detr_export.graphs.inspection import inspect_onnx
+from detr_export.graphs.parts import metadata_of
 from detr_export.runtimes.errors import ArtifactError, InputError, first_line, missing_extra
 from detr_export.runtimes.mask_head import require_mask_head, size_of_dimension
 
@@ -80,20 +80,25 @@ def model_cost(path: Path, height: int, width: int, batch: int, queries: int | N
         InputError: a size is not positive, or the file is for another one.
     """
     sizes = {"batch": batch, "height": height, "width": width}
-    cost = _graph_cost(path, sizes)
-    metadata = inspect_onnx(path).metadata
-    if metadata is None or metadata.mask_head is None:
+    proto = _loaded(path, sizes)
+    cost = _graph_cost(proto, path, sizes)
+    metadata = metadata_of(proto, path)
+    if metadata is None or metadata.mask_head is None or queries == 0:
         return cost
     beside = require_mask_head(path, metadata.mask_head)
+    if queries is not None:
+        sizes["queries"] = queries
+    drawing = _loaded(beside, sizes)
     if queries is None:
-        drawing = inspect_onnx(beside).metadata
-        assert drawing is not None  # its digest is the one that the detector names
-        queries = drawing.ranges["queries"][1]
-    return cost.plus(_graph_cost(beside, {**sizes, "queries": queries})) if queries else cost
+        described = metadata_of(drawing, beside)
+        assert described is not None  # its digest is the one that the detector names
+        sizes["queries"] = described.ranges["queries"][1] or 0
+    return cost.plus(_graph_cost(drawing, beside, sizes))
 
 
-def _graph_cost(path: Path, sizes: Mapping[str, int]) -> Cost:
-    graph, parts = _sized_graph(path, sizes)
+def _graph_cost(proto: onnx.ModelProto, path: Path, sizes: Mapping[str, int]) -> Cost:
+    """The work of one graph, which is changed; `path` is for messages."""
+    graph, parts = _sized_graph(proto, path, sizes)
     by_part, by_operator, moved_bytes = dict.fromkeys(PARTS, 0), Counter[str](), 0
     for node in graph:
         if node.op_type in _REFUSED or node.domain not in ("", "ai.onnx"):
@@ -115,18 +120,21 @@ def _graph_cost(path: Path, sizes: Mapping[str, int]) -> Cost:
     )
 
 
-def _sized_graph(path: Path, sizes: Mapping[str, int]) -> tuple[ir.Graph, dict[str, str]]:
-    """The graph with every shape a number, and the part that computes each tensor."""
+def _loaded(path: Path, sizes: Mapping[str, int]) -> onnx.ModelProto:
+    """The file's graph. Raises InputError for a size that is none, too."""
     for name, size in sizes.items():
         if size < 1:
             raise InputError(f"{name} is {size}; expected at least 1")
     try:
-        proto = onnx.load(str(path))
+        return onnx.load(str(path))
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # protobuf's decoding error is of another class in each of its implementations
         raise ArtifactError(f"{path} is not an ONNX file: {first_line(error)}") from error
 
+
+def _sized_graph(proto: onnx.ModelProto, path: Path, sizes: Mapping[str, int]) -> tuple[ir.Graph, dict[str, str]]:
+    """The graph with every shape a number, and the part that computes each tensor."""
     # Give the inputs their sizes, and forget all shapes that hold for other sizes.
     for value in proto.graph.input:
         _give_sizes(value, sizes)

@@ -65,20 +65,21 @@ def profile_ort(
     for name, count in (("height", height), ("width", width), ("batch", batch), ("threads", threads), ("runs", runs)):
         if count < 1:
             raise InputError(f"{name} is {count}; expected at least 1")
-    inputs = _inputs(path, (height, width, batch), of_picture)
     events: list[Mapping[str, Any]] = []
     parts: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="detr-bench-") as folder, contextlib.ExitStack() as stack:
-        graphs = [
-            stack.enter_context(_ProfiledGraph(file, Path(folder) / str(number), threads))
-            for number, file in enumerate(_files(path))
-        ]
-        session: Session = graphs[0] if len(graphs) == 1 else TwoGraphSession(*graphs)
+        graphs = [stack.enter_context(_ProfiledGraph(path, Path(folder) / "model", threads))]
+        inputs = _inputs(path, graphs[0], (height, width, batch), of_picture)
+        session: Session = graphs[0]
+        if session.metadata is not None and session.metadata.mask_head is not None:
+            beside = require_mask_head(path, session.metadata.mask_head)
+            graphs.append(stack.enter_context(_ProfiledGraph(beside, Path(folder) / "mask_head", threads)))
+            session = TwoGraphSession(*graphs)
         for _ in range(_WARM_UP_RUNS + runs):
             session.run(inputs)
         for graph in graphs:
             found, named = graph.end()
-            turns = _count_runs(found) // (_WARM_UP_RUNS + runs)  # a mask head runs for some queries at a time
+            turns = len(_starts(found)) // (_WARM_UP_RUNS + runs)  # a mask head runs for some queries at a time
             events += node_events(found, _WARM_UP_RUNS * turns)
             parts |= named
     return {
@@ -146,33 +147,21 @@ def _starts(events: Iterable[Mapping[str, Any]]) -> list[float]:
     return sorted(event["ts"] for event in events if event["cat"] == "Session" and event["name"] == "model_run")
 
 
-def _count_runs(events: Iterable[Mapping[str, Any]]) -> int:
-    return len(_starts(events))
-
-
-def _files(path: Path) -> list[Path]:
-    """The file, and that of its mask head if it has one."""
-    with OrtSession(path) as session:
-        digest = None if session.metadata is None else session.metadata.mask_head
-    return [path] if digest is None else [path, require_mask_head(path, digest)]
-
-
-def _inputs(path: Path, size: tuple[int, int, int], of_picture: bool) -> dict[str, np.ndarray]:
-    """What the file is run on."""
+def _inputs(path: Path, session: Session, size: tuple[int, int, int], of_picture: bool) -> dict[str, np.ndarray]:
+    """What the file, which is open, is run on."""
     height, width, batch = size
-    with OrtSession(path) as session:
-        channels = next((spec.shape[1] for spec in session.inputs if spec.name == "pixel_values"), None)
-        if is_end_to_end(session):
-            images = make_images(Case(height, width, ((height, width),) * batch), seed=0)
-            inputs = {"image": images["pixel_values"]}
-        elif isinstance(channels, int):
-            if of_picture and session.metadata is not None:
-                height, width = output_size(height, width, as_size(processor_of(session.metadata).size))
-            mask = any(spec.name == "pixel_mask" for spec in session.inputs)
-            inputs = make_inputs(Case(height, width, ((height, width),) * batch), channels, mask, seed=0)
-        else:
-            raise ArtifactError(f"{path} is not a DETR: it has no input pixel_values; give a file of detr-export onnx")
-        check_inputs(session.inputs, inputs, session.metadata)
+    channels = next((spec.shape[1] for spec in session.inputs if spec.name == "pixel_values"), None)
+    if is_end_to_end(session):
+        images = make_images(Case(height, width, ((height, width),) * batch), seed=0)
+        inputs = {"image": images["pixel_values"]}
+    elif isinstance(channels, int):
+        if of_picture and session.metadata is not None:
+            height, width = output_size(height, width, as_size(processor_of(session.metadata).size))
+        mask = any(spec.name == "pixel_mask" for spec in session.inputs)
+        inputs = make_inputs(Case(height, width, ((height, width),) * batch), channels, mask, seed=0)
+    else:
+        raise ArtifactError(f"{path} is not a DETR: it has no input pixel_values; give a file of detr-export onnx")
+    check_inputs(session.inputs, inputs, session.metadata)
     return inputs
 
 

@@ -12,21 +12,18 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import onnx
 import psutil
 
-from detr_export.benchmarks.speed.environment import describe_environment
-from detr_export.benchmarks.speed.interleaved import Run, interleaved_times, noting, summarize
+from detr_export.benchmarks.speed.interleaved import Run, framed, interleaved_times, noting, summarize
 from detr_export.benchmarks.speed.pictures import synthetic_picture
 from detr_export.benchmarks.speed.settings import parse_size
 from detr_export.graphs.end_to_end.composing import plain_part
 from detr_export.runtimes.backends.openvino.session import OpenVinoSession
 from detr_export.runtimes.backends.ort.session import OrtSession
-from detr_export.runtimes.cpu import instruction_sets
 from detr_export.runtimes.errors import DetrError, InputError
 from detr_export.runtimes.image_runner import processor_of
 from detr_export.runtimes.predictor import Predictor
@@ -104,15 +101,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = measure(given.plain, given.files, parse_size(given.size), given.threads, given.rounds)
     except DetrError as error:
         sys.exit(f"error: {error}")
-    report = {
-        "what": "milliseconds of one run; 'plain graph' is the graph in the first end-to-end file, 'pipeline' is Pillow's "
-        "processor, the plain file and post-processing in NumPy. Ratios are to 'plain graph'.",
-        "image": given.size,
-        "environment": {**asdict(describe_environment(given.threads)), "instruction_sets": instruction_sets()},
-        "load_before": round(load_before, 2),
-        "rounds": given.rounds,
-        **found,
-    }
+    what = (
+        "milliseconds of one run; 'plain graph' is the graph in the first end-to-end file, 'pipeline' is Pillow's "
+        "processor, the plain file and post-processing in NumPy. Ratios are to 'plain graph'."
+    )
+    report = framed(what, {"image": given.size}, given.threads, load_before, given.rounds, found)
     print(json.dumps(report, indent=1))
 
 

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,11 +25,10 @@ from typing import Any, TypeVar
 import numpy as np
 import psutil
 
-from detr_export.benchmarks.speed.environment import checked_threads, describe_environment
-from detr_export.benchmarks.speed.interleaved import interleaved_times, summarize
+from detr_export.benchmarks.speed.environment import checked_threads
+from detr_export.benchmarks.speed.interleaved import framed, interleaved_times, summarize
 from detr_export.checkpoints.reading import load_checkpoint
 from detr_export.graphs.export import ExportOptions, export_onnx
-from detr_export.runtimes.cpu import instruction_sets
 from detr_export.runtimes.errors import DetrError, InputError
 from detr_export.runtimes.files import write_atomically
 from detr_export.runtimes.folder import predict_files
@@ -193,15 +192,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     finally:
         shutil.rmtree(work)
-    report = {
-        "what": "milliseconds of a whole folder, with pictures drawn and written; ratios are to 'one at a time'. "
-        "'parts' are milliseconds of one picture.",
-        "task": given.task,
-        "environment": {**asdict(describe_environment(threads)), "instruction_sets": instruction_sets()},
-        "load_before": round(load_before, 2),
-        "rounds": given.rounds,
-        **found,
-    }
+    what = (
+        "milliseconds of a whole folder, with pictures drawn and written; ratios are to 'one at a time'. "
+        "'parts' are milliseconds of one picture."
+    )
+    report = framed(what, {"task": given.task}, threads, load_before, given.rounds, found)
     text = json.dumps(report, indent=1) + "\n"
     if given.output is None:
         print(text, end="")

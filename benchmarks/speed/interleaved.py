@@ -9,8 +9,11 @@ import contextlib
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from detr_export.benchmarks.speed.environment import describe_environment
+from detr_export.runtimes.cpu import instruction_sets
 from detr_export.runtimes.errors import DetrError, first_line
 
 Run = Callable[[], object]
@@ -59,6 +62,29 @@ def summarize(times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
             name: round(statistics.median(one / other for one, other in zip(values, first, strict=True)), 4)
             for name, values in times.items()
         },
+    }
+
+
+def framed(
+    what: str, subject: Mapping[str, Any], threads: int, load_before: float, rounds: int, found: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A report for JSON.
+
+    Args:
+        what: says what the numbers are.
+        subject: what was measured.
+        threads: of one run of a model.
+        load_before: of the machine, before the first run.
+        rounds: how many there were.
+        found: the numbers.
+    """
+    return {
+        "what": what,
+        **subject,
+        "environment": {**asdict(describe_environment(threads)), "instruction_sets": instruction_sets()},
+        "load_before": round(load_before, 2),
+        "rounds": rounds,
+        **found,
     }
 
 

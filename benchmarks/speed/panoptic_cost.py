@@ -13,21 +13,19 @@ import json
 import multiprocessing
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 
-from detr_export.benchmarks.speed.environment import describe_environment
-from detr_export.benchmarks.speed.interleaved import Run, interleaved_times, summarize
+from detr_export.benchmarks.speed.interleaved import Run, framed, interleaved_times, summarize
 from detr_export.benchmarks.speed.peers import TransformersSession
 from detr_export.benchmarks.speed.pictures import synthetic_picture
 from detr_export.benchmarks.speed.settings import parse_size
 from detr_export.benchmarks.speed.worker import peak_resident_bytes
-from detr_export.runtimes.cpu import instruction_sets
 from detr_export.runtimes.errors import DetrError, InputError
+from detr_export.runtimes.opening import spins
 from detr_export.runtimes.predictor import Predictor
 
 _MEMORY_RUNS = 2
@@ -97,7 +95,7 @@ def _run_of(segment: Segment, picture: np.ndarray, threshold: float) -> Run:
 
 
 def _open_file(file: str, device: str, threads: int) -> Segment:
-    spinning = False if device == "cpu" else None  # threads that wait busily slow the next variant down
+    spinning = False if spins(file, device) else None  # threads that wait busily slow the next variant down
     predictor = Predictor.load(file, device, threads, spinning=spinning)
     return lambda picture, threshold: predictor.segment_panoptic(picture, threshold)
 
@@ -143,14 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = measure(opened, given.two, parse_size(given.size), given.segments, given.rounds)
     except DetrError as error:
         sys.exit(f"error: {error}")
-    report = {
-        "what": "milliseconds from a picture to its panoptic segmentation. Ratios are to 'transformers'.",
-        "picture": given.size,
-        "environment": {**asdict(describe_environment(given.threads)), "instruction_sets": instruction_sets()},
-        "load_before": round(load_before, 2),
-        "rounds": given.rounds,
-        **found,
-    }
+    what = "milliseconds from a picture to its panoptic segmentation. Ratios are to 'transformers'."
+    report = framed(what, {"picture": given.size}, given.threads, load_before, given.rounds, found)
     print(json.dumps(report, indent=1))
 
 

@@ -97,7 +97,10 @@ def build_engine(
             built = [replace(item, sidecar=verified(item.sidecar, parity)) for item in built]
         # The mask head first, and sidecars first: a reader who opens them in between finds digests that differ, and refuses.
         _write(built, target)
-    results = [EngineResult(*place, item.sidecar, parity, True, item.report) for place, item in _places(built, target)]
+    results = [
+        EngineResult(file, len(item.plan.content), item.sidecar, parity, built_here=True, report=item.report)
+        for file, item in _places(built, target)
+    ]
     return results[0] if len(results) == 1 else replace(results[0], mask_head=results[1])
 
 
@@ -344,14 +347,13 @@ def _compare(built: Sequence[_Built], reference: Reference, device: int, progres
         return compare_engine(trial, built[0].sidecar, reference, f"cuda:{device}", progress)
 
 
-def _places(built: Sequence[_Built], target: Path) -> list[tuple[tuple[Path, int], _Built]]:
-    """The file and the size of each engine: the model's, and its mask head's."""
-    files = (target, mask_head_file(target))
-    return [((file, len(item.plan.content)), item) for file, item in zip(files, built, strict=False)]
+def _places(built: Sequence[_Built], target: Path) -> list[tuple[Path, _Built]]:
+    """Where each engine goes: the model's, and its mask head's."""
+    return list(zip((target, mask_head_file(target)), built, strict=False))
 
 
 def _write(built: Sequence[_Built], target: Path) -> None:
-    for (file, _), item in reversed(_places(built, target)):
+    for file, item in reversed(_places(built, target)):
         write_sidecar(file, item.sidecar)
         write_atomically(file, item.plan.content)
 

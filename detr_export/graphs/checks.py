@@ -52,12 +52,17 @@ def check_graph(model: onnx.ModelProto, layer_norms: int, opset: int, inputs: di
     if absent:
         raise ArtifactError(f"the graph has no input {', '.join(absent)}")
     for value in model.graph.input:
-        dims = tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        dims = dims_of(value)
         if dims != inputs.get(value.name):
             raise ArtifactError(f"input {value.name} has dimensions {dims} instead of {inputs.get(value.name)}")
     for name, array in _constants(model.graph):
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             raise ArtifactError(f"the constant {name!r} holds values that are not finite")
+
+
+def dims_of(value: onnx.ValueInfoProto) -> tuple[str | int, ...]:
+    """The dimensions of an input or output, a string for one that varies."""
+    return tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
 
 
 def _constants(graph: onnx.GraphProto) -> Iterator[tuple[str, np.ndarray]]:

@@ -269,12 +269,12 @@ def _make_parts(checkpoint: Checkpoint, options: ExportOptions, progress: Progre
     parts = Parts(trace(model, checkpoint, options))
     if model.masks_apart:
         parts = Parts(parts.model, trace_mask_head(model, checkpoint, options))
+    dims = {} if parts.mask_head is None else mask_head_dims(parts.mask_head)
     if options.simplify:
         progress.stage("simplifying")
         parts = parts.each(simplify)
     check_graph(parts.model, count_layer_norms(config), options.opset, input_dims(config, options))
     if parts.mask_head is not None:
-        dims = mask_head_dims(parts.mask_head)
         check_graph(parts.mask_head, 0, options.opset, dims)
         name_shared_outputs(parts.model, dims)
     return parts

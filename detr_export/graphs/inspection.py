@@ -16,7 +16,7 @@ from detr_export.runtimes.errors import ArtifactError
 from detr_export.runtimes.files import sha256_of_files
 from detr_export.runtimes.hub import onnx_file
 from detr_export.runtimes.mask_head import TASK
-from detr_export.runtimes.metadata import METADATA_KEY, EndToEnd, Metadata, Quantization, read_metadata
+from detr_export.runtimes.metadata import EndToEnd, Metadata, Quantization
 from detr_export.runtimes.processing.image_processor_fast import DetrImageProcessorFast
 from detr_export.runtimes.session import TensorSpec
 
@@ -148,6 +148,7 @@ def _read_with_onnx(file: Path) -> Inspection:
 
     from detr_export.graphs.checks import operator_counts
     from detr_export.graphs.editing import opset_of
+    from detr_export.graphs.parts import metadata_of
 
     try:
         model = onnx.load(str(file), format="protobuf", load_external_data=False)
@@ -156,7 +157,6 @@ def _read_with_onnx(file: Path) -> Inspection:
     if not model.graph.node:
         raise ArtifactError(f"{file} is not an ONNX model: it holds no graph")
     constants = {item.name for item in model.graph.initializer}
-    text = next((item.value for item in model.metadata_props if item.key == METADATA_KEY), None)
     places = {entry.value for item in model.graph.initializer for entry in item.external_data if entry.key == "location"}
     return Inspection(
         path=str(file),
@@ -166,7 +166,7 @@ def _read_with_onnx(file: Path) -> Inspection:
         opset=opset_of(model),
         inputs=tuple(_spec(item) for item in model.graph.input if item.name not in constants),
         outputs=tuple(_spec(item) for item in model.graph.output),
-        metadata=read_metadata(file, text),
+        metadata=metadata_of(model, file),
         parameters=sum(_elements(item) for item in model.graph.initializer),
         operators=operator_counts(model),
         external_data=tuple(sorted(places)),

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from detr_export.checkpoints.reading import Checkpoint
+from detr_export.graphs.checks import dims_of
 from detr_export.graphs.modules import keep_modules
 from detr_export.graphs.options import ExportOptions
 from detr_export.graphs.tracing import export_module
 from detr_export.modeling.deployed import DeployedModel
 from detr_export.modeling.deployed_masks import DeployedMaskHead
 from detr_export.modeling.segmentation import DetrForSegmentation
-from detr_export.runtimes.mask_head import MASKS, PYRAMID, QUERY_STATES
+from detr_export.runtimes.mask_head import INPUTS, MASKS, PYRAMID, QUERY_STATES
 
 # The traced example: images, and how many of their queries. Sides are multiples of every stride, and so tell them.
 _BATCH, _HEIGHT, _WIDTH, _QUERIES = 2, 128, 192, 3
@@ -54,10 +55,7 @@ def mask_head_dims(proto: onnx.ModelProto) -> Dims:
 
     Those of feature maps are named after what they are of the image: "ceil(height/32)".
     """
-    return {
-        value.name: tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
-        for value in proto.graph.input
-    }
+    return {value.name: dims_of(value) for value in proto.graph.input}
 
 
 def name_shared_outputs(detector: onnx.ModelProto, inputs: Mapping[str, tuple[str | int, ...]]) -> None:
@@ -76,11 +74,8 @@ def _example(model: DeployedModel, channels: int, pixel_mask: bool) -> dict[str,
     mask = torch.ones((_BATCH, _HEIGHT, _WIDTH), dtype=torch.int64) if pixel_mask else None
     with torch.no_grad():
         outputs = model(images, mask)
-    shared = {
-        name: tensor for name, tensor in outputs.items() if name == QUERY_STATES or name.startswith(("mask_", "feature_"))
-    }
-    shared[QUERY_STATES] = shared[QUERY_STATES][:, :_QUERIES]
-    return {name: tensor.contiguous() for name, tensor in shared.items()}
+    outputs[QUERY_STATES] = outputs[QUERY_STATES][:, :_QUERIES]
+    return {name: outputs[name].contiguous() for name in INPUTS if name in outputs}
 
 
 def _dims(tensor: Tensor, name: str) -> tuple[str | int, ...]:

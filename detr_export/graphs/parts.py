@@ -10,7 +10,7 @@ import onnx
 
 from detr_export.runtimes.files import sha256_of_file, writing
 from detr_export.runtimes.mask_head import QUERY_STATES, TASK, mask_head_file
-from detr_export.runtimes.metadata import METADATA_KEY, Metadata
+from detr_export.runtimes.metadata import METADATA_KEY, Metadata, read_metadata
 
 _PRODUCER = "detr-export"
 
@@ -53,6 +53,15 @@ def _queries(detector: onnx.ModelProto) -> int:
     """How many queries a detector has."""
     (states,) = [value for value in detector.graph.output if value.name == QUERY_STATES]
     return int(states.type.tensor_type.shape.dim[1].dim_value)
+
+
+def metadata_of(proto: onnx.ModelProto, file: Path) -> Metadata | None:
+    """What a loaded graph says of itself, None if it says nothing; `file` is for messages.
+
+    Raises:
+        ArtifactError: the document is damaged.
+    """
+    return read_metadata(file, next((item.value for item in proto.metadata_props if item.key == METADATA_KEY), None))
 
 
 def save_model(proto: onnx.ModelProto, metadata: Metadata, file: Path) -> None:

@@ -114,9 +114,8 @@ def draw_segments(source: ImageSource, ids: np.ndarray, segments: Sequence[Segme
     """
     image = matching_image(source, (ids.shape[0], ids.shape[1]))
     largest = max((segment.id for segment in segments), default=0)
-    kept = np.ones(
-        (max(largest, int(ids.max())) + 1, 1), dtype=np.float32
-    )  # for each id the share of the image's own colour
+    # For each id the share of the image's own colour, and what its segment adds
+    kept = np.ones((max(largest, int(ids.max())) + 1, 1), dtype=np.float32)
     added = np.zeros((len(kept), 3), dtype=np.float32)
     for segment in segments:
         kept[segment.id] = 1 - _TINT
