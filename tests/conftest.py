@@ -49,7 +49,8 @@ def each_graph_is_traced_once(tmp_path_factory: pytest.TempPathFactory) -> Itera
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "traced"
     folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "trace", traced_once(export.trace, folder))
+        for name in ("trace", "trace_mask_head"):
+            patch.setattr(export, name, traced_once(getattr(export, name), folder))
         yield
 
 

@@ -17,11 +17,14 @@ from detr_export.graphs.int8.calibration import CalibratedGraph
 from detr_export.graphs.int8.inserting import DEQUANTIZE, QUANTIZE, settled
 from detr_export.graphs.int8.layers import CONVOLUTIONS, Layer, int8_layers, weight_axis
 from detr_export.graphs.int8.watching import Feeds, open_graph, run_graph
+from detr_export.runtimes.mask_head import FEATURE_MASK, PYRAMID
 from detr_export.runtimes.progress import SILENT, Progress
 
 PICTURES = 4  # how many pictures are run for each layer
 _LEVELS = 127
 _UNEQUAL = 3.0  # a layer with this many times its equal share of the noise is advised to stay float
+# Early features, handed on to a mask head. Few layers stand before them, and each of those has a large share of their noise.
+_EARLY = {*PYRAMID, FEATURE_MASK}
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,9 @@ class LayerSensitivity:
     """What one layer in int8 does to the outputs."""
 
     module: str
-    snr: dict[str, float]  # dB, by output: 10 log10(sum of squares of the output / of its change); inf: it does not change
+    # dB, by output: 10 log10(sum of squares of the output / of its change); inf: it does not change. A detector's early
+    # features, which its mask head takes, are left out.
+    snr: dict[str, float]
     share: float  # of the noise of all layers, in the output where this layer's share is largest
     keep_float: bool  # whether it is advised to stay float
 
@@ -56,7 +61,7 @@ def rank_layers(calibrated: CalibratedGraph, feeds: Iterable[Feeds], progress: P
         BackendError: ONNX Runtime cannot run a graph.
     """
     model, pictures = calibrated.model, list(feeds)
-    outputs = [value.name for value in model.graph.output]
+    outputs = [value.name for value in model.graph.output if value.name not in _EARLY]
     session = open_graph(model)
     truths = [_floats(run_graph(session, outputs, given)) for given in pictures]
     del session
