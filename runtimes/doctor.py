@@ -188,6 +188,7 @@ def _try(look: Callable[[], Any]) -> tuple[Any, str]:
 def _onnxruntime_providers() -> tuple[str, ...]:
     from detr_export.runtimes.backends.ort import providers as ort_providers
 
+    ort_providers.refuse_two_installations()
     return tuple(ort_providers.onnxruntime.get_available_providers())
 
 

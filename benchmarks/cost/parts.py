@@ -46,6 +46,7 @@ _FLOW = (
     "mask_head",
 )  # each uses the parts before it, and none after it
 _LAYOUT = re.compile(r"(_nchwc)?(_token_\d+)?$")  # what ONNX Runtime appends to a tensor's name to make a node's
+_FREE_CAST = "InsertedPrecisionFreeCast_"  # what it puts before a name where its CPU computes an fp16 graph in fp32
 
 
 def parts_of(graph: onnx.GraphProto) -> dict[str, str]:
@@ -98,7 +99,7 @@ def parts_of_optimized(optimized: onnx.GraphProto, original: Mapping[str, str]) 
     parts: dict[str, str] = {}
     of_tensor: dict[str, str] = {}
     for node in optimized.node:
-        names = (*node.output, _LAYOUT.sub("", node.name), *node.input)
+        names = [name.removeprefix(_FREE_CAST) for name in (*node.output, _LAYOUT.sub("", node.name), *node.input)]
         part = next((found for name in names if (found := of_tensor.get(name) or original.get(name))), None)
         if part is not None:
             parts[node.name] = part

@@ -142,6 +142,23 @@ def summarize(events: Sequence[Mapping[str, Any]], parts: Mapping[str, str], run
     }
 
 
+def _name_nodes(graph: onnx.GraphProto, events: Iterable[Mapping[str, Any]]) -> None:
+    """Gives nodes without a name the ones that the profile has for them. They run in the order of the graph.
+
+    (ONNX Runtime writes a few operators as functions, such as Relu in fp16, and puts nodes without names in their place.)
+    """
+    known = {node.name for node in graph.node}
+    ran: dict[str, dict[str, None]] = {}
+    for event in node_events(events, 0):
+        name = event["name"].removesuffix(_NODE_SUFFIX)
+        if name not in known:
+            ran.setdefault(event["args"]["op_name"], {})[name] = None
+    names = {operator: iter(found) for operator, found in ran.items()}
+    for node in graph.node:
+        if not node.name:
+            node.name = next(names.get(node.op_type, iter(())), "")
+
+
 def _starts(events: Iterable[Mapping[str, Any]]) -> list[float]:
     """When each run began, microseconds."""
     return sorted(event["ts"] for event in events if event["cat"] == "Session" and event["name"] == "model_run")
@@ -150,17 +167,19 @@ def _starts(events: Iterable[Mapping[str, Any]]) -> list[float]:
 def _inputs(path: Path, session: Session, size: tuple[int, int, int], of_picture: bool) -> dict[str, np.ndarray]:
     """What the file, which is open, is run on."""
     height, width, batch = size
-    channels = next((spec.shape[1] for spec in session.inputs if spec.name == "pixel_values"), None)
+    pixels = next((spec for spec in session.inputs if spec.name == "pixel_values"), None)
+    if not is_end_to_end(session) and of_picture and session.metadata is not None:
+        height, width = output_size(height, width, as_size(processor_of(session.metadata).size))
+    case = Case(height, width, ((height, width),) * batch)
     if is_end_to_end(session):
-        images = make_images(Case(height, width, ((height, width),) * batch), seed=0)
-        inputs = {"image": images["pixel_values"]}
-    elif isinstance(channels, int):
-        if of_picture and session.metadata is not None:
-            height, width = output_size(height, width, as_size(processor_of(session.metadata).size))
-        mask = any(spec.name == "pixel_mask" for spec in session.inputs)
-        inputs = make_inputs(Case(height, width, ((height, width),) * batch), channels, mask, seed=0)
+        inputs = {"image": make_images(case, seed=0)["pixel_values"]}
+    elif pixels is not None and pixels.dtype == "uint8":
+        inputs = make_images(case, seed=0)
+    elif pixels is not None and isinstance(pixels.shape[1], int):
+        inputs = make_inputs(case, pixels.shape[1], pixel_mask=True, seed=0)
     else:
         raise ArtifactError(f"{path} is not a DETR: it has no input pixel_values; give a file of detr-export onnx")
+    inputs = {spec.name: inputs[spec.name] for spec in session.inputs if spec.name in inputs}
     check_inputs(session.inputs, inputs, session.metadata)
     return inputs
 
@@ -198,7 +217,9 @@ class _ProfiledGraph(Session):
         """Its events, and the part of each of its nodes. Names begin with the folder's, so that graphs can be told apart."""
         with _reporting():
             events = json.loads(Path(self._session.end_profiling()).read_text())
-        parts = parts_of_optimized(_graph(self._folder / "optimized.onnx"), parts_of(_graph(self._path)))
+        optimized = _graph(self._folder / "optimized.onnx")
+        _name_nodes(optimized, events)
+        parts = parts_of_optimized(optimized, parts_of(_graph(self._path)))
         mine = f"{self._folder.name}/"
         named = [{**event, "name": mine + event["name"]} if event["cat"] == "Node" else event for event in events]
         return named, {mine + name: part for name, part in parts.items()}

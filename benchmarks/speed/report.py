@@ -108,6 +108,11 @@ class Measurement:
         return self.ratio_to_baseline.noise if self.ratio_to_baseline else None
 
     @property
+    def disturbed(self) -> bool:
+        """Whether more than half of its turns were disturbed. Then these are in its times, too."""
+        return 2 * self.disturbed_rounds > self.rounds
+
+    @property
     def slowed_rounds(self) -> int:
         """Rounds after which the GPU's clocks were held back."""
         return sum(turn.gpu is not None and bool(turn.gpu.slowed_by) for turn in self.turns)
@@ -141,6 +146,11 @@ class Report:
     errors: Sequence[str] = ()  # what else failed: a cost, a score, a profile, a compilation
     notes: Sequence[str] = ()  # what else there is to say about the numbers
     schema: int = SCHEMA
+
+    @property
+    def empty(self) -> bool:
+        """Whether no variant was opened."""
+        return not self.measurements and all(item.load_s is None for item in self.variants)
 
     def problems(self) -> list[str]:
         """A line for each variant that failed, did not run a size, or gave other outputs than the first; then `errors`."""

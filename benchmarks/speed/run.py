@@ -24,6 +24,7 @@ from detr_export.benchmarks.speed.settings import DEFAULT_ROUNDS, Settings, Size
 from detr_export.benchmarks.speed.statistics import CALIBRATION_TOLERANCE
 from detr_export.benchmarks.speed.tables import write_report
 from detr_export.benchmarks.speed.targets import Target, check_targets, demo_targets, find_baseline
+from detr_export.runtimes.errors import BackendError
 from detr_export.runtimes.progress import SILENT, Progress
 
 _OF_PICTURES = (
@@ -91,7 +92,7 @@ def run(
         ImageError: the folder holds no images, or one that cannot be read.
         AnnotationError: the COCO folder lacks something.
         OutputError: the output exists or cannot be written.
-        BackendError: a package of the extra `bench` is not installed.
+        BackendError: a package of the extra `bench` is not installed; or no target could be opened. Then nothing is written.
     """
     settings = check_settings(
         sizes,
@@ -120,6 +121,8 @@ def run(
         failed = [Variant(text, "unknown", text, error=error) for text, error in unreadable]
         based_on = None if baseline is None else find_baseline(baseline, chosen)
         report = measure_targets(chosen, settings, failed, based_on, progress, command)
+    if report.empty and not report.method.interrupted:
+        raise BackendError("nothing was measured: " + "; ".join(report.problems()))
     if output is not None:
         write_report(report, Path(output))
     return report

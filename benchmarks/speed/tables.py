@@ -49,6 +49,7 @@ _ACCURACY = ("variant", "images", "box AP", "box AP50", "mask AP", "PQ")
 _COMPILED = ("variant", "kernels", "attentions fused", "fp32 kernels", "casts", "copies", "weights MB", "plan MB")
 _EMPTY = "-"
 _NO_DIFFERENCE = "~"  # beside a ratio
+_DISTURBED = "!"  # beside a time
 _LEAST_SHARE = 0.005  # of the time; an operator with less has no row of its own
 
 
@@ -64,8 +65,8 @@ def terminal_tables(report: Report) -> list[RenderableType]:
         table = Table(title=title, title_justify="left", title_style="bold", header_style="")
         if note:
             table.caption, table.caption_justify, table.caption_style = Text(note), "left", ""
-        for index, column in enumerate(columns):
-            table.add_column(column, justify="right" if index else "left", overflow="fold")
+        for index, column in enumerate(columns):  # names stay on one line; numbers give way
+            table.add_column(column, justify="right" if index else "left", overflow="fold", no_wrap=index == 0)
         for row in rows:
             table.add_row(*(Text(cell, style="bold red" if cell in ("WRONG", "failed") else "") for cell in row))
         shown.append(table)
@@ -135,7 +136,8 @@ def tables(report: Report) -> Iterator[tuple[str, Sequence[str], list[list[str]]
     if report.measurements:
         rows = [_measured(item) for item in report.measurements]
         keep = [index for index in range(len(_MEASURED)) if index < 3 or any(row[index] != _EMPTY for row in rows)]
-        yield title, [_MEASURED[index] for index in keep], [[row[index] for index in keep] for row in rows], _noise(report)
+        note = " ".join(filter(None, (_noise(report), _disturbed(report))))
+        yield title, [_MEASURED[index] for index in keep], [[row[index] for index in keep] for row in rows], note
     if any(item.stages_ms for item in report.measurements):
         rows = [
             [item.variant, item.size, str(item.batch), *(_number(item.stages_ms[name].p50, ".2f") for name in STAGES)]
@@ -229,12 +231,13 @@ def _measured(item: Measurement) -> list[str]:
     if item.preprocess_ms and item.postprocess_ms:
         around = f"{item.preprocess_ms.p50:.1f} + {item.postprocess_ms.p50:.1f}"
     callers = max(item.images_per_second, key=int, default=None)
+    mark = f" {_DISTURBED}" if item.disturbed else ""
     return [
         *start,
-        _number(item.session_ms.p50, ".1f"),
+        _number(item.session_ms.p50, ".1f") + mark,
         _number(item.session_ms.p95, ".1f"),
         around or _EMPTY,
-        _number(item.end_to_end_ms.p50 if item.end_to_end_ms else None, ".1f"),
+        _number(item.end_to_end_ms.p50, ".1f") + mark if item.end_to_end_ms else _EMPTY,
         _compared(ratio) if ratio else _EMPTY,
         _EMPTY
         if callers is None
@@ -268,6 +271,13 @@ def _noise(report: Report) -> str:
         amount = f"by up to {noise.session:.1%} (end to end {noise.end_to_end:.1%})" if noise else "by an unknown amount"
         parts.append(f"{amount} at {place}" if len(noises) > 1 else amount)
     return f"{_NO_DIFFERENCE} no difference: the baseline measured twice differs from itself {'; '.join(parts)}."
+
+
+def _disturbed(report: Report) -> str:
+    """What the mark beside times means."""
+    if not any(item.disturbed for item in report.measurements):
+        return ""
+    return f"{_DISTURBED} more than half of its turns were disturbed, and all of them count: measure it on a quiet machine."
 
 
 def _largest(operators: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

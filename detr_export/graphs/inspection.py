@@ -16,8 +16,9 @@ from detr_export.runtimes.errors import ArtifactError
 from detr_export.runtimes.files import sha256_of_files
 from detr_export.runtimes.hub import onnx_file
 from detr_export.runtimes.mask_head import TASK
-from detr_export.runtimes.metadata import EndToEnd, Metadata, Quantization
+from detr_export.runtimes.metadata import UINT8, EndToEnd, Metadata, Quantization
 from detr_export.runtimes.processing.image_processor_fast import DetrImageProcessorFast
+from detr_export.runtimes.processing.processor_options import IMAGENET_MEAN, IMAGENET_STD
 from detr_export.runtimes.session import TensorSpec
 
 if TYPE_CHECKING:
@@ -82,11 +83,28 @@ def _metadata_lines(about: Metadata) -> list[str]:
         *([] if about.mask_head is None else [f"  mask head  in a file of its own, sha256 {about.mask_head}"]),
         *([] if about.quantization is None else [f"  int8       {_int8(about.quantization)}"]),
         f"  images     {size}; pixels of {pixels}",
+        f"  values     {_values(about)}",
         f"  ranges     {ranges}",
         f"  source     {about.source.get('name')}, sha256 {about.source.get('sha256')}",
         f"  tools      {', '.join(f'{name} {version}' for name, version in about.tools.items())}",
         f"  parity     {'in the file of its detector' if about.task == TASK else _parity(about.parity or {})}",
     ]
+
+
+def _values(about: Metadata) -> str:
+    """How pixels of 0 to 255 become what the model computes with."""
+    processor = about.processor
+    steps = []
+    if processor.get("do_rescale", True):
+        steps.append(f"times {processor.get('rescale_factor', 1 / 255):.6g}")
+    if processor.get("do_normalize", True):
+        mean, std = (
+            ", ".join(f"{value:.6g}" for value in processor.get(name, usual))
+            for name, usual in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD))
+        )
+        steps.append(f"minus ({mean}), over ({std})")
+    where = "in the graph" if about.input == UINT8 else "by the processor"
+    return f"{', '.join(steps)}, {where}" if steps else "as they are"
 
 
 def _whole(options: EndToEnd) -> str:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Optional
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from detr_export.runtimes.errors import ImageError
 from detr_export.runtimes.processing.images import ImageSource, borrow_image
+from detr_export.runtimes.results.fonts import font_of
 from detr_export.runtimes.results.segments import Segment
 
 _GOLDEN_RATIO = 0.618034  # step of the hue from one label to the next; it gives neighbouring labels very different colours
@@ -53,13 +54,12 @@ def draw_boxes(
     image = matching_image(source, image_size).copy()
     image.info.clear()  # or a copy would be saved with the original's resolution and colour profile
     draw = ImageDraw.Draw(image)
-    font = font_for(image)
     line = max(1, round(max(image.size) * _LINE_SHARE))
     for index in scores.argsort(kind="stable"):
         color = color_of(int(labels[index]))
         x_min, y_min, x_max, y_max = (float(value) for value in boxes[index])
         draw.rectangle((x_min, y_min, max(x_max, x_min), max(y_max, y_min)), outline=color, width=line)
-        caption(draw, font, (x_min, y_min), f"{names[index]} {scores[index]:.2f}", color)
+        caption(draw, (x_min, y_min), f"{names[index]} {scores[index]:.2f}", color)
     return image
 
 
@@ -75,23 +75,9 @@ def matching_image(source: ImageSource, size: tuple[int, int]) -> Image.Image:
     return image
 
 
-def font_for(image: Image.Image) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    """Pillow's own font, in a size that fits the image if Pillow has sizes (10.1 and later)."""
-    size = min(_MAX_TEXT, max(_MIN_TEXT, round(max(image.size) * _TEXT_SHARE)))
-    try:
-        return ImageFont.load_default(size)
-    except TypeError:
-        return ImageFont.load_default()
-
-
-def caption(
-    draw: ImageDraw.ImageDraw,
-    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
-    corner: tuple[float, float],
-    text: str,
-    color: tuple[int, int, int],
-) -> None:
+def caption(draw: ImageDraw.ImageDraw, corner: tuple[float, float], text: str, color: tuple[int, int, int]) -> None:
     """Writes text on a coloured plate above `corner` (x, y), or below it if there is no room above."""
+    font = font_of(text, min(_MAX_TEXT, max(_MIN_TEXT, round(max(draw.im.size) * _TEXT_SHARE))))
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     width, height = right - left + 4, bottom - top + 4
     x = min(max(0.0, corner[0]), max(0.0, draw.im.size[0] - width))
@@ -123,11 +109,11 @@ def draw_segments(source: ImageSource, ids: np.ndarray, segments: Sequence[Segme
     pixels = (np.asarray(image) * kept[ids] + added[ids]).round().astype(np.uint8)
     pixels[_borders(ids)] = 255
     image = Image.fromarray(pixels)
-    draw, font = ImageDraw.Draw(image), font_for(image)
+    draw = ImageDraw.Draw(image)
     for segment in segments:
         if segment.area >= _CAPTION_AREA * ids.size:
             score = "" if segment.score is None else f" {segment.score:.2f}"
-            caption(draw, font, _inside(ids == segment.id), segment.name + score, color_of(segment.id))
+            caption(draw, _inside(ids == segment.id), segment.name + score, color_of(segment.id))
     return image
 
 
@@ -195,7 +181,7 @@ def draw_attention(
         x_min, y_min, x_max, y_max = (float(value) * cell_width / image.width for value in boxes[index])
         draw.rectangle((x_min, y_min, max(x_max, x_min), max(y_max, y_min)), outline=color, width=2)
         text = f"{names[index]} {scores[index]:.2f}"
-        caption(draw, font_for(picture), (x_min, y_min), text, color)
+        caption(draw, (x_min, y_min), text, color)
         sheet.paste(picture, (cell % columns * cell_width, cell // columns * height))
     return sheet
 

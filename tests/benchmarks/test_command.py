@@ -95,6 +95,18 @@ def test_what_fails_is_one_line_each_and_the_rest_goes_on(tiny_onnx: Path, tmp_p
     assert measured[0]["session_ms"]["p50"] > 0
 
 
+@pytest.mark.parametrize("targets", [("no.onnx",), ("no.onnx", "nope:x")])
+def test_nothing_to_measure_writes_nothing(targets: tuple[str, ...], tmp_path: Path) -> None:
+    done = bench(*targets, *QUICK, "-o", "out", folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert line.startswith("error: nothing was measured: ")
+    assert "ort:no.onnx: no.onnx does not exist" in line
+    assert ("no backend 'nope'" in line) is (len(targets) == 2)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -53,6 +53,16 @@ def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     json.dumps(found.to_dict())
 
 
+def test_two_onnx_runtimes_work_no_better_than_in_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = distributions.version
+    monkeypatch.setattr(distributions, "version", lambda name: "1.0" if name == "onnxruntime-gpu" else version(name))
+    monkeypatch.setattr(cuda_opening, "open_device", no_gpu)
+    found = diagnose()
+    onnx = {name: value for name, value in works(found).items() if "ONNX files" in name and "OpenVINO" not in name}
+    assert set(onnx.values()) == {False}
+    assert "no  ONNX files on the CPU: onnxruntime and onnxruntime-gpu are both installed" in found.summary()
+
+
 @pytest.mark.parametrize(
     ("version", "capability", "expected"),
     [

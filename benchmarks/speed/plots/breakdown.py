@@ -7,6 +7,7 @@ from matplotlib.lines import Line2D
 
 from detr_export.benchmarks.speed.plots.document import (
     Document,
+    disturbed_note,
     group_title,
     groups_of,
     median_of,
@@ -39,8 +40,10 @@ def draw_breakdown(report: Document) -> Figure | None:
             for name in variant_names(report)
             if median_of(rows.get(name), "session_ms") is not None
         }
-        # A bar for each variant; its end sets the scale.
-        limit = max((sum(value or 0 for value in values) for values in medians.values()), default=0) or 1.0
+        # A bar for each variant; the longest sets the scale.
+        ends = [sum(value or 0 for value in values) for values in medians.values()]
+        ends += [median_of(rows.get(name), "end_to_end_ms") or 0 for name in medians]
+        limit = max(ends, default=0) or 1.0
         for row, name in enumerate(variant_names(report)):
             if name not in medians:
                 panel.text(
@@ -57,13 +60,18 @@ def draw_breakdown(report: Document) -> Figure | None:
                     ink = "black" if color == "#E69F00" else "white"
                     panel.text(left + value / 2, row, short_number(value), ha="center", va="center", fontsize=8, color=ink)
                 left += value
-            # The whole in one go, which is not the sum of the medians.
+            # The whole in one go was timed on its own, so it is not the end of the bar: a line says where it is.
             whole = median_of(rows.get(name), "end_to_end_ms")
-            text = "" if whole is None else f"{in_ms(whole)} end to end"
-            panel.text(left + 0.015 * limit, row, text + wrong_note(rows.get(name)), va="center", fontsize=8)
-        panel.set_xlim(0, 1.3 * limit)
+            text = in_ms(left)
+            if whole is not None:
+                panel.plot([whole, whole], [row - 0.42, row + 0.42], color="black", linewidth=1.2)
+                text += f", in one go {in_ms(whole)}"
+            text += wrong_note(rows.get(name)) + disturbed_note(rows.get(name))
+            panel.text(max(left, whole or 0) + 0.015 * limit, row, text, va="center", fontsize=8)
+        panel.set_xlim(0, 1.4 * limit)
         panel.set_title(group_title(group), fontsize=9, loc="left")
         panel.set_xlabel("milliseconds a batch" if group[2] > 1 else "milliseconds an image", fontsize=8)
     handles = [Line2D([], [], color=color, lw=6, label=label) for _, label, color in _PARTS]
+    handles.append(Line2D([], [], color="black", lw=1.2, label="in one go"))
     figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), fontsize=8, frameon=False)
     return figure

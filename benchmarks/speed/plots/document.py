@@ -51,5 +51,11 @@ def wrong_note(item: Document | None) -> str:
     return ", WRONG outputs" if (item or {}).get("correct") is False else ""
 
 
+def disturbed_note(item: Document | None) -> str:
+    """Said of times that hold disturbed turns, because more than half of its turns were."""
+    about = item or {}
+    return ", disturbed" if 2 * (about.get("disturbed_rounds") or 0) > (about.get("rounds") or 0) else ""
+
+
 def group_title(group: Group) -> str:
     return f"{group[0]}x{group[1]}, batch {group[2]}"

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from detr_export.benchmarks.speed.plots.document import (
     Document,
+    disturbed_note,
     group_title,
     groups_of,
     session_samples,
@@ -50,7 +51,7 @@ def draw_latency(report: Document) -> Figure | None:
             more = f", {beyond} above {in_ms(end)}" if beyond else ""
             panel.text(
                 *(_rightmost(samples, end) + 0.015 * limit, row),
-                f"{in_ms(middle)} (p95 {in_ms(p95)}){more}{wrong_note(rows.get(name))}",
+                f"{in_ms(middle)} (p95 {in_ms(p95)}){more}{wrong_note(rows.get(name))}{disturbed_note(rows.get(name))}",
                 va="center",
                 fontsize=8,
             )

@@ -19,6 +19,7 @@ import os
 import re
 import threading
 from collections.abc import Sequence
+from importlib import metadata as distributions
 from pathlib import Path
 from typing import Any, Optional
 
@@ -51,6 +52,19 @@ def require_provider(device: Device) -> None:
     raise BackendError(
         f"this onnxruntime has no {name} provider; run: pip uninstall -y onnxruntime && pip install 'detr-export[gpu]'"
     )
+
+
+def refuse_two_installations() -> None:
+    """Both packages write the same files, so the order of installation decides which one is in effect.
+
+    Raises:
+        BackendError: both are installed.
+    """
+    if all(_installed(name) for name in ("onnxruntime", "onnxruntime-gpu")):
+        raise BackendError(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; "
+            "run: pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'detr-export[gpu]' (or [cpu])"
+        )
 
 
 def linked_tensorrt() -> Optional[tuple[int, int]]:
@@ -191,6 +205,14 @@ def engine_cache(sha256: str) -> Path:
     except OSError as error:
         raise ArtifactError(f"the engine cache {folder} cannot be made: {error.strerror}; set XDG_CACHE_HOME") from error
     return folder
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        distributions.version(distribution)
+    except distributions.PackageNotFoundError:
+        return False
+    return True
 
 
 def _devices(name: str) -> list[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import metadata as distributions
 from pathlib import Path
 from typing import Any, Optional
 
@@ -18,6 +17,7 @@ from detr_export.runtimes.backends.ort.providers import (
     engine_cache,
     linked_tensorrt,
     provider_list,
+    refuse_two_installations,
     require_provider,
     require_right_cumsum,
 )
@@ -86,7 +86,7 @@ class OrtSession(Session):
         file = Path(path)
         if not file.is_file():
             raise ArtifactError(f"{file} does not exist or is not a file")
-        _refuse_two_installations()
+        refuse_two_installations()
 
         # The device
         place = parse_device(device)
@@ -275,24 +275,6 @@ def _open(file: Path, options: Any, device: Device, max_batch: Optional[int]) ->
             f"{'is TensorRT installed?' if device.kind == TENSORRT else 'is its CUDA and cuDNN installed?'}"
         )
     return session
-
-
-def _refuse_two_installations() -> None:
-    """Both packages write the same files, so the order of installation decides which one is in effect."""
-    found = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)]
-    if len(found) > 1:
-        raise BackendError(
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; "
-            "run: pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'detr-export[gpu]' (or [cpu])"
-        )
-
-
-def _installed(distribution: str) -> bool:
-    try:
-        distributions.version(distribution)
-    except distributions.PackageNotFoundError:
-        return False
-    return True
 
 
 def _spec(item: Any) -> TensorSpec:

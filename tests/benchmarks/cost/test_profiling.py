@@ -13,6 +13,9 @@ import pytest
 
 from detr_export.benchmarks.cost.parts import PARTS, parts_of, parts_of_optimized
 from detr_export.benchmarks.cost.profiling import node_events, profile_ort, summarize
+from detr_export.checkpoints.reading import load_checkpoint
+from detr_export.graphs.export import export_onnx
+from detr_export.graphs.options import ExportOptions
 from detr_export.runtimes.errors import ArtifactError, BackendError, InputError
 
 
@@ -72,12 +75,29 @@ def test_a_detector_is_profiled(tiny_onnx: Path, tmp_path: Path, monkeypatch: py
     assert list(tmp_path.iterdir()) == []  # neither the profile nor the optimised model is left
 
 
+@pytest.fixture(scope="module")
+def half_onnx(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In fp16, and it takes uint8 images; not to be changed."""
+    output = tmp_path_factory.mktemp("half") / "half.onnx"
+    return export_onnx(
+        load_checkpoint(tiny_checkpoint), output, ExportOptions(precision="fp16", input="uint8", verify=False)
+    ).path
+
+
+def test_fp16_and_uint8_images_change_no_part(half_onnx: Path) -> None:
+    """A CPU computes such a file in fp32, under names of its own and with nodes that have none."""
+    parts = profile_ort(half_onnx, 96, 131, 2, threads=1, runs=2)["parts"]
+    assert all(parts[part] > 0.05 for part in ("backbone", "encoder", "decoder"))
+    assert parts["heads"] < parts["decoder"]
+    assert parts["other"] < 0.01
+
+
 def test_a_segmenter_has_a_mask_head(segmenter_onnx: Path) -> None:
     assert profile_ort(segmenter_onnx, 96, 131, 1, threads=1, runs=1)["parts"]["mask_head"] > 0
 
 
 @pytest.mark.parametrize("level", ["ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL"])
-@pytest.mark.parametrize("fixture", ["tiny_onnx", "segmenter_onnx"])
+@pytest.mark.parametrize("fixture", ["tiny_onnx", "segmenter_onnx", "half_onnx"])
 def test_optimisation_changes_no_node_s_part(
     fixture: str, level: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -116,7 +116,29 @@ def test_medians_and_percentiles_are_written() -> None:
     assert "100 ms (p95 125 ms)" in found
     assert "300 ms (p95 375 ms)" in found
     found = texts(draw_breakdown(report(ONE)))
-    assert "122 ms end to end" in found
+    assert "122 ms, in one go 122 ms" in found
+
+
+def test_a_bar_is_as_long_as_its_label_says() -> None:
+    """The steps and the whole are timed in runs of their own, so their medians may differ."""
+    document = report(ONE)
+    document["measurements"][0]["end_to_end_ms"] = timing([200.0])
+    figure = draw_breakdown(document)
+    assert figure is not None
+    (panel,) = figure.axes
+    end = max(bar.get_x() + bar.get_width() for bar in panel.patches if round(bar.get_y() + bar.get_height() / 2) == 0)
+    assert end == pytest.approx(122)
+    assert "122 ms, in one go 200 ms" in texts(figure)
+    assert [line.get_xdata()[0] for line in panel.lines] == pytest.approx([200, 222, 322])
+
+
+def test_disturbed_variants_are_marked() -> None:
+    document = report(ONE)
+    few, most, all_ = document["measurements"]
+    for item, disturbed in ((few, 2), (most, 3), (all_, 5)):
+        item.update(rounds=5, disturbed_rounds=disturbed)
+    for figure in (draw_latency(document), draw_breakdown(document)):
+        assert texts(figure).count(", disturbed") == 2
 
 
 def test_wrong_and_failed_variants_are_marked(tmp_path: Path) -> None:

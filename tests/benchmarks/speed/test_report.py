@@ -110,6 +110,25 @@ def test_clocks_of_a_gpu_are_kept_and_shown(report: Report) -> None:
     assert "3 (1 disturbed, 1 clocks down)" in markdown(changed)
 
 
+def test_times_of_disturbed_turns_are_marked(report: Report) -> None:
+    """They count where more than half of a variant's turns were disturbed."""
+    assert "quiet machine" not in markdown(report)  # one of three was
+    changed = replace(report, measurements=[measurement("torch:demo", disturbed_rounds=2), *report.measurements[1:]])
+    text = markdown(changed)
+    assert "| torch:demo | 800x1066 | 1 | 11.0 ! |" in text
+    assert "| 13.5 ! |" in text
+    assert "! more than half of its turns were disturbed, and all of them count: measure it on a quiet machine." in text
+
+
+def test_a_name_stays_on_one_line(report: Report) -> None:
+    from rich.console import Console
+
+    name = "openvino:a_model_with_a_long_name_that_somebody_chose.onnx"
+    console = Console(width=80, file=io.StringIO())
+    console.print(*terminal_tables(replace(report, measurements=[measurement(name)])), sep="\n")
+    assert name in console.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_what_was_compiled_is_shown(report: Report) -> None:
     kernels = {"kernels": 186, "fused_attentions": 18, "attentions": 18, "fp32": 5, "casts": 1, "copies": 4}
     found = {**kernels, "weight_bytes": 82_500_000, "plan_bytes": None, "variant": "ort:a|b.onnx", "compiler": "a compiler"}

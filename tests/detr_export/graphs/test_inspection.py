@@ -64,6 +64,26 @@ def test_our_file(tiny_onnx: Path, tiny_checkpoint: Path) -> None:
     assert document["inputs"][0] == {"name": "pixel_values", "dtype": "float32", "shape": ["batch", 3, "height", "width"]}
 
 
+@pytest.mark.parametrize(
+    ("changes", "input_", "line"),
+    [
+        ({}, "float", "times 0.00392157, minus (0.485, 0.456, 0.406), over (0.229, 0.224, 0.225), by the processor"),
+        (
+            {"do_rescale": False, "image_mean": [1, 2.5, 3]},
+            "uint8",
+            "minus (1, 2.5, 3), over (0.229, 0.224, 0.225), in the graph",
+        ),
+        ({"do_normalize": False, "rescale_factor": 0.5}, "float", "times 0.5, by the processor"),
+        ({"do_normalize": False, "do_rescale": False}, "float", "as they are"),
+    ],
+)
+def test_it_says_how_pixels_are_scaled(changes: dict[str, Any], input_: str, line: str, tiny_onnx: Path) -> None:
+    found = inspect_onnx(tiny_onnx)
+    assert found.metadata is not None
+    about = replace(found.metadata, input=input_, processor={**found.metadata.processor, **changes})
+    assert f"\n  values     {line}\n" in replace(found, metadata=about).summary()
+
+
 def test_a_file_of_someone_else(tmp_path: Path) -> None:
     found = inspect_onnx(foreign(tmp_path / "a.onnx"))
     assert found.inputs == (TensorSpec("x", "float32", ("?", 3)),)
