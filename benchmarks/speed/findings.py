@@ -49,7 +49,7 @@ class Findings:
         self.baseline_again: str | None = None
         self._why_no_noise: str | None = None
         self._runner, self._asked, self._peaks = runner, baseline, peaks
-        self._costs: dict[tuple[int, int, int], Cost] = {}
+        self._costs: dict[tuple[str, tuple[int, int, int]], Cost] = {}  # by checkpoint and workload
 
     @property
     def baseline(self) -> str | None:
@@ -93,20 +93,20 @@ class Findings:
     def add_costs(self) -> None:
         """Counts the work of each workload, and measures the peaks that it is compared with.
 
-        The count is that of the first ONNX file that was right: all variants that agree with it compute the same. Where
-        sizes are those of the pictures, only end-to-end files are counted.
+        The count is that of the checkpoint's first ONNX file that was right: all variants that agree with it compute the
+        same. Where sizes are those of the pictures, only end-to-end files are counted.
         """
         for raw in self._right():
             onnx = self._contestant(raw.name).target.onnx
             if self._runner.of_pictures and not self._is_end_to_end(raw.name):
                 continue  # what it runs has another size
-            if onnx is None or raw.workload.key in self._costs:
+            if onnx is None or self._key(raw) in self._costs:
                 continue
             with self._noting(f"cost of {raw.name}"):
                 from detr_export.benchmarks.cost.model import model_cost
 
-                self._costs[raw.workload.key] = model_cost(onnx, *raw.workload.key)
-        for device, precision in sorted({self._place(raw.name) for raw in self._right() if raw.workload.key in self._costs}):
+                self._costs[self._key(raw)] = model_cost(onnx, *raw.workload.key)
+        for device, precision in sorted({self._place(raw.name) for raw in self._right() if self._key(raw) in self._costs}):
             self._peaks.measure(device, precision)
 
     def add_profiles(self, threads: int) -> None:
@@ -183,7 +183,7 @@ class Findings:
 
     def _work(self, raw: Raw, session: Timing | None) -> Work | None:
         """The rate of the session, and its share of what the device reaches in this precision."""
-        cost = self._costs.get(raw.workload.key)
+        cost = self._costs.get(self._key(raw))
         if cost is None or session is None or (self._runner.of_pictures and not self._is_end_to_end(raw.name)):
             return None
         rate, peak = cost.gflop_per_s(session.p50), self._peaks.of(*self._place(raw.name))
@@ -199,6 +199,9 @@ class Findings:
 
     def _right(self) -> list[Raw]:
         return [raw for raw in self._runner.results if raw.correct and raw.error is None]
+
+    def _key(self, raw: Raw) -> tuple[str, tuple[int, int, int]]:
+        return self._runner.checkpoint_of(self._contestant(raw.name)), raw.workload.key
 
     def _contestant(self, name: str) -> Contestant:
         return next(item for item in self._runner.contestants if item.target.name == name)
@@ -229,6 +232,7 @@ def _variant(contestant: Contestant) -> Variant:
         device_memory_bytes=memory.device_bytes if memory else None,
         error=contestant.error,
         input=(opened.input or None) if opened else None,
+        checkpoint_sha256=(opened.checkpoint or None) if opened else None,
     )
 
 

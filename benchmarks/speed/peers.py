@@ -56,6 +56,7 @@ class TransformersSession(Session):
             raise CheckpointError(f"transformers cannot open {directory}: {first_line(error)}") from error
 
         # Say what it takes and gives, as every session does.
+        self.directory = Path(directory)
         self._model: Any = model.eval()
         self._torch = torch
         self.version = str(transformers.__version__)

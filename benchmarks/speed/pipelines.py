@@ -90,6 +90,10 @@ class Pipeline(ABC):
     def own_size(self) -> tuple[int, int]:
         """(height, width) that the model's settings make of a picture of the usual size."""
 
+    def checkpoint(self) -> str:
+        """SHA-256 of the weights that it was made from; empty where nothing says."""
+        return str(self.session.metadata.source.get("sha256", "")) if self.session.metadata else ""
+
     def stages(self, inputs: Arrays) -> Stages | None:
         """One run of the session in stages; None on the CPU, and where the stages cannot be told apart."""
         return None
@@ -154,6 +158,11 @@ class TransformersPipeline(Pipeline):
     """With transformers' slow processor."""
 
     session: TransformersSession
+
+    def checkpoint(self) -> str:
+        from detr_export.checkpoints.reading import sha256_of_directory
+
+        return sha256_of_directory(self.session.directory)
 
     def _preprocess(self, pictures: list[Image.Image], size: dict[str, int] | None) -> Mapping[str, Any]:
         batch: Mapping[str, Any] = self.session.processor(pictures, size=size, return_tensors="np")

@@ -61,6 +61,7 @@ class Variant:
     device_memory_bytes: int | None = None  # of the GPU, held by its process when it was asked last
     error: str | None = None
     input: str | None = None  # dtype of the images that it takes, and whether they lie in page-locked memory
+    checkpoint_sha256: str | None = None  # of the weights that it was made from
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,10 @@ _OF_PICTURES = (
     "settings say, and their detections are compared. The session of an end-to-end file has the processor and "
     "post-processing in it; to compare it with the others, look at the time end to end"
 )
+_OF_MODELS = (
+    "several checkpoints take part, which are different models: each variant's outputs are compared with those of the first "
+    "variant of its own checkpoint"
+)
 _USUAL_SIZE = (800, 1066)  # what DETR's own settings make of the usual picture
 
 
@@ -139,7 +143,7 @@ def measure_targets(
     """Measures targets against each other; Ctrl-C ends it with what was measured so far.
 
     Args:
-        targets: with names that differ. The outputs of the first one that opens are what the others are compared with.
+        targets: with names that differ. The others of its checkpoint are compared with the outputs of the first one.
         settings: what is measured, and how much.
         failed: variants that failed already, for the report.
         baseline: the target that ratios refer to; the first one that opens when None.
@@ -198,7 +202,10 @@ def measure_targets(
             profiles=findings.profiles,
             compiled=findings.compiled,
             errors=findings.errors,
-            notes=[_OF_PICTURES] if runner.of_pictures else (),
+            notes=[
+                *([_OF_PICTURES] if runner.of_pictures else []),
+                *([_OF_MODELS] if len(runner.checkpoints) > 1 else []),
+            ],
         )
 
 

@@ -1,7 +1,8 @@
 """Runs the variants against each other: one process each, one of them at work at a time, in rounds A B C, A B C, ...
 
 Before anything is timed at a size, all variants give their outputs for the same inputs. A variant is wrong when its outputs
-differ from those of the first one by more than rounding explains; it is not timed. When a variant fails it is left out, and
+differ from those of the first one of its checkpoint by more than rounding explains; it is not timed. Variants of different
+checkpoints are different models, of which only times and scores can be compared. When a variant fails it is left out, and
 the others go on.
 """
 
@@ -57,8 +58,8 @@ class Runner:
     Args:
         targets: with names that differ.
         threads: of one run.
-        tolerance: for a precision, by output name, the largest difference from the first variant. Of the tolerances of two
-            variants the wider one counts.
+        tolerance: for a precision, by output name, the largest difference from the first variant of the same checkpoint. Of
+            the tolerances of two variants the wider one counts.
         calibrate: measures how long the calibration kernel takes now, in milliseconds.
         start: makes the process of a target.
         max_batch: the largest batch that will be measured, for backends that build engines when they open a file.
@@ -103,6 +104,16 @@ class Runner:
         return [contestant for contestant in self.contestants if contestant.opened and contestant.error is None]
 
     @property
+    def checkpoints(self) -> list[str]:
+        """The checkpoints that the variants were made from, in their order; see `checkpoint_of`."""
+        return list(dict.fromkeys(self.checkpoint_of(item) for item in self.contestants if item.opened))
+
+    def checkpoint_of(self, contestant: Contestant) -> str:
+        """The digest of the checkpoint that a variant was made from. Where nothing says, it is taken for the first one's."""
+        first = next((item.opened.checkpoint for item in self.contestants if item.opened and item.opened.checkpoint), "")
+        return (contestant.opened.checkpoint if contestant.opened else "") or first
+
+    @property
     def of_pictures(self) -> bool:
         """Whether an end-to-end file takes part. Then sizes are those of the pictures that come in, for all variants."""
         return any(item.opened.end_to_end for item in self.contestants if item.opened)
@@ -134,9 +145,8 @@ class Runner:
             self._end(contestant)
 
     def _compare(self, workload: Workload, raws: Mapping[str, Raw]) -> None:
-        """The first run of each variant: its outputs are compared with those of the first variant that gives any."""
-        reference: dict[str, np.ndarray] | None = None
-        first = "fp32"
+        """The first run of each variant: its outputs are compared with those of the first one of its checkpoint."""
+        firsts: dict[str, tuple[dict[str, np.ndarray], str]] = {}  # by checkpoint: outputs and precision
         for contestant in self.able:
             raw = raws[contestant.target.name]
             self._step(f"{workload}: first run of {raw.name}")
@@ -148,8 +158,7 @@ class Runner:
                 prepared: Prepared = self._ask(contestant, command)
                 if contestant.first_inference_ms is None:
                     contestant.first_inference_ms = prepared.first_inference_ms
-                if reference is None:
-                    reference, first = prepared.outputs, opened.precision
+                reference, first = firsts.setdefault(self.checkpoint_of(contestant), (prepared.outputs, opened.precision))
                 raw.largest_difference = largest_differences(prepared.outputs, reference)
                 own, theirs = self._tolerance(opened.precision), self._tolerance(first)
                 raw.tolerance = {name: max(own[name], theirs[name]) for name in raw.largest_difference}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detr_export.benchmarks.speed.device_stages import STAGES
-from detr_export.benchmarks.speed.report import Measurement, Report, Variant
+from detr_export.benchmarks.speed.report import Accuracy, Measurement, Report, Variant
 from detr_export.benchmarks.speed.statistics import PARTS, Noise, Ratio, Timing
 from detr_export.runtimes.errors import OutputError, missing_extra
 from detr_export.runtimes.files import require_writable, write_atomically
@@ -45,7 +45,7 @@ _VARIANTS = (
     "GPU memory MB",
 )
 _STAGED = ("variant", "size", "batch", *(name.removesuffix("_ms").replace("_", " ") + " ms" for name in STAGES))
-_ACCURACY = ("variant", "images", "box AP", "box AP50", "mask AP", "PQ")
+_ACCURACY = ("variant", "images", "box AP", "box AP50", "mask AP", "PQ", "session p50 ms")
 _COMPILED = ("variant", "kernels", "attentions fused", "fp32 kernels", "casts", "copies", "weights MB", "plan MB")
 _EMPTY = "-"
 _NO_DIFFERENCE = "~"  # beside a ratio
@@ -151,15 +151,9 @@ def tables(report: Report) -> Iterator[tuple[str, Sequence[str], list[list[str]]
         keep = [index for index in range(len(_VARIANTS)) if index < 2 or any(row[index] != _EMPTY for row in rows)]
         yield "Variants", [_VARIANTS[index] for index in keep], [[row[index] for index in keep] for row in rows], ""
     if report.accuracy:
-        yield (
-            "Accuracy",
-            _ACCURACY,
-            [
-                [item.variant, str(item.images), *(_number(value, ".4f") for value in _scores(item))]
-                for item in report.accuracy
-            ],
-            "",
-        )
+        first = next((item for item in report.measurements if item.session_ms), None)
+        where = f", and the session's time at {first.size}, batch {first.batch}" if first else ""
+        yield f"Accuracy{where}", _ACCURACY, [_scored(item, report.measurements, first) for item in report.accuracy], ""
     # What TensorRT's compiler makes of the files.
     if report.compiled:
         yield (
@@ -361,8 +355,15 @@ def _flat(item: Measurement, variant: Variant) -> dict[str, Any]:
     return row
 
 
-def _scores(item: Any) -> tuple[float | None, ...]:
-    return item.box_AP, item.box_AP50, item.mask_AP, item.PQ
+def _scored(item: Accuracy, measurements: Sequence[Measurement], first: Measurement | None) -> list[str]:
+    """A row of scores, with the time at the size and batch size of `first`."""
+    scores = [_number(value, ".4f") for value in (item.box_AP, item.box_AP50, item.mask_AP, item.PQ)]
+    times = (
+        other.session_ms.p50
+        for other in measurements
+        if other.session_ms and first and (other.variant, other.size, other.batch) == (item.variant, first.size, first.batch)
+    )
+    return [item.variant, str(item.images), *scores, _number(next(times, None), ".1f")]
 
 
 def _number(value: float | None, form: str) -> str:

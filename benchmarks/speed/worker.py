@@ -54,6 +54,7 @@ class Opened:
     draws_masks: bool
     input: str = ""  # dtype of the images that it takes, and whether they lie in page-locked memory
     end_to_end: bool = False  # whether it takes images as they are, and gives detections in pixels
+    checkpoint: str = ""  # SHA-256 of the weights that it was made from; empty where nothing says
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,7 @@ class Worker:
             any(spec.name in ("pred_masks", "masks") for spec in self._pipeline.session.outputs),
             self._describe_input(),
             self._pipeline.end_to_end,
+            self._pipeline.checkpoint(),
         )
 
     def _describe_input(self) -> str:

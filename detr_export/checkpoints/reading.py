@@ -131,6 +131,15 @@ def read_weights(files: Iterable[Path]) -> dict[str, Tensor]:
     return _checked(merged, ", ".join(file.name for file in files))
 
 
+def sha256_of_directory(directory: Path) -> str:
+    """`Checkpoint.sha256` of a directory, without reading the weights.
+
+    Raises:
+        CheckpointError: it holds no weights.
+    """
+    return sha256_of_files(_weight_files(directory))
+
+
 def _load_directory(directory: Path, source: str, backend: str | None = None) -> Checkpoint:
     config = DetrConfig.from_pretrained(directory)
     files = _weight_files(directory)

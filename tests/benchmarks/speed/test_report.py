@@ -110,6 +110,12 @@ def test_clocks_of_a_gpu_are_kept_and_shown(report: Report) -> None:
     assert "3 (1 disturbed, 1 clocks down)" in markdown(changed)
 
 
+def test_scores_stand_beside_times(report: Report) -> None:
+    text = markdown(report)
+    assert "## Accuracy, and the session's time at 800x1066, batch 1" in text
+    assert "| torch:demo | 100 | 0.4000 | 0.7000 | - | - | 11.0 |" in text
+
+
 def test_times_of_disturbed_turns_are_marked(report: Report) -> None:
     """They count where more than half of a variant's turns were disturbed."""
     assert "quiet machine" not in markdown(report)  # one of three was
@@ -153,7 +159,7 @@ def test_schema(report: Report) -> None:
     }
     assert set(document["variants"][0]) == {
         *("name", "backend", "target", "precision", "version", "file_bytes", "load_s", "first_inference_ms"),
-        *("peak_resident_bytes", "device_memory_bytes", "error", "input"),
+        *("peak_resident_bytes", "device_memory_bytes", "error", "input", "checkpoint_sha256"),
     }
     item = document["measurements"][0]
     assert set(item) == {

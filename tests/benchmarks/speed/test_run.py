@@ -20,6 +20,7 @@ from detr_export.benchmarks.speed.tables import REPORT_FILES
 from detr_export.checkpoints.reading import load_checkpoint
 from detr_export.graphs.export import ExportOptions, export_onnx
 from detr_export.runtimes.errors import AnnotationError, BackendError, DetrError, ImageError, InputError, OutputError
+from tests import models
 from tests.benchmarks.conftest import Annotated, Watcher
 from tests.tensorrt_double import Knobs
 from tests.tensorrt_double.fixtures import RTX
@@ -47,6 +48,22 @@ def wrong_onnx(tiny_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     path = tmp_path_factory.mktemp("wrong") / "wrong.onnx"
     onnx.save(model, str(path))
     return path
+
+
+def test_different_models_are_measured_side_by_side(tiny_checkpoint: Path, tiny_onnx: Path, tmp_path: Path) -> None:
+    other = models.config(num_queries=7, id2label={0: "N/A", 1: "ant"})
+    models.save_checkpoint(models.oracle(other, models.seeded(other).state_dict()), tmp_path / "other")
+    targets = [str(tiny_onnx), f"torch:{tmp_path / 'other'}", f"transformers:{tmp_path / 'other'}"]
+    report = run(targets, sizes=[(96, 128)], output=tmp_path / "out", noise=False, **QUICK)
+    assert report.problems() == []
+    assert [item.correct for item in report.measurements] == [True, True, True]
+    digests = [item.checkpoint_sha256 for item in report.variants]
+    assert digests[0] == load_checkpoint(tiny_checkpoint).sha256
+    assert digests[1] == digests[2] == load_checkpoint(tmp_path / "other").sha256 != digests[0]
+    assert "several checkpoints take part" in report.notes[0]
+    work = [item.work for item in report.measurements]
+    assert work[0] is not None
+    assert work[1:] == [None, None]  # it has no file whose work could be counted
 
 
 def test_three_rounds_of_right_wrong_and_missing(

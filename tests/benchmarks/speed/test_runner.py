@@ -43,7 +43,9 @@ class Fake:
         if callable(answer):
             return answer()
         if isinstance(command, Open):
-            return Opened(0.1, "1", self.answers.get("precision", "fp32"), (64, 96), self.answers.get("ranges", {}), False)
+            precision, ranges = self.answers.get("precision", "fp32"), self.answers.get("ranges", {})
+            checkpoint = self.answers.get("checkpoint", "")
+            return Opened(0.1, "1", precision, (64, 96), ranges, False, checkpoint=checkpoint)
         if isinstance(command, Prepare):
             outputs = {"logits": np.zeros((1, 2, 3), np.float32), "pred_boxes": np.zeros((1, 2, 4), np.float32)}
             return Prepared(5.0, {**outputs, **self.answers.get("outputs", {})})
@@ -217,6 +219,23 @@ def test_one_that_is_not_timed_is_what_the_others_are_compared_with() -> None:
     assert [len(raw.turns) for raw in runner.results] == [0, 3, 0]
     assert [kind for name, kind in journal if name == NAMES[0] and kind != "rest"] == ["Open", "Prepare"]
     assert len(notes) == 3 + 3 + PACE.rounds + PACE.callers
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "right", "models"),
+    [
+        (("one", "two", "one"), [True, True, True], 2),  # the third is compared with the first
+        (("one", "two", "two"), [True, True, False], 2),
+        (("one", "one", "two"), [True, False, True], 2),
+        (("one", "", "one"), [True, False, True], 1),  # nothing says what it was made from
+        (("", "one", "one"), [True, False, True], 1),
+    ],
+)
+def test_only_variants_of_one_checkpoint_are_compared(checkpoints: tuple[str, ...], right: list[bool], models: int) -> None:
+    other = {"outputs": {"logits": np.ones((1, 5, 7), np.float32)}}
+    runner, *_ = race([{"checkpoint": name, **extra} for name, extra in zip(checkpoints, ({}, other, {}), strict=True)])
+    assert [raw.correct for raw in runner.results] == right
+    assert len(runner.checkpoints) == models
 
 
 def test_an_interruption_leaves_what_was_measured() -> None:
