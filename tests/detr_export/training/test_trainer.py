@@ -214,6 +214,10 @@ def test_two_processes(shapes: Path, config_folder: Path, tmp_path: Path) -> Non
     alone = [sys.executable, "-m", "detr_export", "train", *options, "--batch", "6", "--output", str(tmp_path / "one")]
     subprocess.run(alone, env=environment, capture_output=True, check=True)
     assert json.loads((tmp_path / "two" / "recipe.json").read_text())["processes"] == 2
+    # The log is of the images of both. (Each process weighs its classes by itself, so loss_ce differs a little.)
+    for name, tolerance in (("loss_bbox", 0.01), ("loss_giou", 0.01), ("loss_ce", 0.05)):
+        of_one, of_two = (float(rows(tmp_path / folder)[0][name]) for folder in ("one", "two"))
+        assert of_two == pytest.approx(of_one, rel=tolerance), name
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     start = starting_point(read_split(shapes, "train", "detection"), TrainingOptions(train_batch_norm=False), tmp_path, None)
     begin = start.model.state_dict()
