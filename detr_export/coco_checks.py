@@ -72,7 +72,7 @@ def check_records(
     if masks is None:
         _check_instances(findings, document["annotations"], known, categories)
     else:
-        _check_panoptic(findings, document["annotations"], known, categories, masks)
+        _check_panoptic(findings, document["annotations"], known, categories, masks, progress)
     findings.bad_images = len(document["images"]) - len(findings.paths)
     return findings
 
@@ -157,10 +157,16 @@ def _check_instances(findings: Findings, values: Sequence[Any], known: set[int],
 
 
 def _check_panoptic(
-    findings: Findings, values: Sequence[Any], known: set[int], categories: Collection[int], masks: Path
+    findings: Findings,
+    values: Sequence[Any],
+    known: set[int],
+    categories: Collection[int],
+    masks: Path,
+    progress: Progress,
 ) -> None:
     # The records. One that is not good leaves its image without masks, so the image is not good either.
-    first: dict[int | str, int] = {}
+    first: dict[int | str, int] = {}  # position of the first record with an image id or a file name
+    shared: set[int] = set()
     bad: set[int] = set()
     records: list[tuple[int, Record, Path]] = []
     for index, value in enumerate(values):
@@ -169,10 +175,16 @@ def _check_panoptic(
             item = checks.record(value, where)
             image_id = _image_id(item, where, known)
             where = f"image {image_id}"
-            repeated = _repeated(first, image_id, index, f"{where}: its record is a second one beside", "annotations")
+            repeated = _repeated(
+                first, image_id, index, f"{where}: its record is a second one beside", "annotations", shared
+            )
+            path = panoptic_path(item, where, masks)
+            name = item["file_name"]
+            repeated = repeated or _repeated(
+                first, name, index, f"{where}: file_name {name} is that of", "annotations", shared
+            )
             if repeated:
                 raise AnnotationError(repeated)
-            path = panoptic_path(item, where, masks)
             checks.records(item, "segments_info", where)
             records.append((image_id, item, path))
         except AnnotationError as error:
@@ -182,13 +194,17 @@ def _check_panoptic(
             if image_id is not None:
                 bad.add(image_id)
 
+    bad |= {values[index]["image_id"] for index in shared}
+
     # The headers of the PNGs.
     def png_of(record: tuple[int, Record, Path]) -> None:
         image_id, _, path = record
         if image_id in findings.sizes:
             require_segment_ids(path, findings.sizes[image_id], f"image {image_id}: file_name")
 
-    for (image_id, _, _), found in zip(records, _in_threads(png_of, records), strict=True):
+    if records:
+        progress.stage(f"checking {len(records)} PNGs")
+    for (image_id, _, _), found in zip(records, _in_threads(png_of, records, progress), strict=True):
         if isinstance(found, DetrError):
             findings.problems.append(str(found))
             bad.add(image_id)
@@ -255,9 +271,7 @@ def _repeated(
     return f"{what} {place}[{earlier}]: expected every one once; remove one of them, or correct it"
 
 
-def _in_threads(
-    function: Callable[[Any], _T], items: Sequence[Any], progress: Progress | None = None
-) -> Iterator[_T | DetrError]:
+def _in_threads(function: Callable[[Any], _T], items: Sequence[Any], progress: Progress) -> Iterator[_T | DetrError]:
     """The results in the order of the items; an error of the project in the place of a result."""
 
     def result_or_error(item: Any) -> _T | DetrError:
@@ -268,6 +282,6 @@ def _in_threads(
 
     with ThreadPoolExecutor(_THREADS) as pool:
         for done, result in enumerate(pool.map(result_or_error, items), start=1):
-            if progress is not None and (done % _TOLD_EVERY == 0 or done == len(items)):
+            if done % _TOLD_EVERY == 0 or done == len(items):
                 progress.step(done, len(items), "checking pictures")
             yield result

@@ -206,6 +206,16 @@ def test_a_second_record_of_an_image(drawn: Path, tmp_path: Path) -> None:
     assert split.bad_images == 1
 
 
+def test_two_records_with_one_png(drawn: Path, tmp_path: Path) -> None:
+    root = changed(drawn, tmp_path, put("annotations", 2, file_name="000001.png"), "panoptic")
+    with pytest.raises(DatasetError, match=r"image 3: file_name 000001\.png is that of annotations\[0\]"):
+        read_split(root, "train", "panoptic")
+    split = read_split(root, "train", "panoptic", skip_bad=True)
+    assert [record["image_id"] for record in split.records] == [2, 4]
+    whole = read_split(drawn, "train", "panoptic").records
+    assert split.bad_annotations == sum(len(whole[index]["segments_info"]) for index in (0, 2))
+
+
 @pytest.mark.parametrize("box", [[-0.5, -1, 20, 20], [1, 2, 3.25, 4]])
 def test_a_rounded_box_is_good(box: list[float], drawn: Path, tmp_path: Path) -> None:
     split = read_split(changed(drawn, tmp_path, put("annotations", 0, bbox=box)), "train", "detection")
@@ -278,3 +288,5 @@ def test_progress(drawn: Path) -> None:
     read_split(drawn, "train", "detection", progress=progress)
     assert progress.lines == ["checking 4 pictures"]
     assert progress.steps == [(4, 4, "checking pictures")]
+    read_split(drawn, "train", "panoptic", progress=progress)
+    assert progress.lines[1:] == ["checking 4 pictures", "checking 4 PNGs"]
