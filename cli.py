@@ -719,6 +719,9 @@ def train(
     task: Annotated[
         TrainTask, typer.Option(help="detection: boxes. panoptic: boxes of things and stuff, and their masks.")
     ] = TrainTask.detection,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave bad images and bad annotations out. If left out: they are an error.")
+    ] = False,
     epochs: Annotated[int, typer.Option(min=0, help="Epochs of the detector; of everything with --jointly.")] = 300,
     mask_epochs: Annotated[
         int, typer.Option(min=0, help="Panoptic: epochs of the mask head, on the finished detector.")
@@ -763,7 +766,10 @@ def train(
         raise typer.BadParameter("--processor goes with --from CHECKPOINT")
     require_extra("export", "train")
     from detr_export.checkpoints.reading import load_checkpoint
+    from detr_export.coco_folder import read_split
+    from detr_export.runtimes.progress import SILENT
     from detr_export.training.options import TrainingOptions
+    from detr_export.training.processes import is_first_process
     from detr_export.training.trainer import train as train_model
 
     options = TrainingOptions(
@@ -784,9 +790,10 @@ def train(
         seed=seed,
         fp16_weights=fp16_weights,
     )
-    start = None if checkpoint is None else load_checkpoint(checkpoint, dilation, revision, value_of(processor))
     with TerminalProgress("training") as progress:
-        result = train_model(data, output, options, config, start, device, workers, resume, overwrite, progress)
+        split = read_split(data, "train", task.value, skip_bad, progress if is_first_process() else SILENT)
+        start = None if checkpoint is None else load_checkpoint(checkpoint, dilation, revision, value_of(processor))
+        result = train_model(split, output, options, config, start, device, workers, resume, overwrite, progress)
     if result is None:  # the first process of a torchrun reports, and this is another
         return
     if as_json:

@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from detr_export.coco import UNUSED
+from detr_export.coco_checks import Findings, check_records
 from detr_export.runtimes.errors import AnnotationError
+from detr_export.runtimes.processing.annotations import checks
+from detr_export.runtimes.progress import SILENT, Progress
 
 FORMATS = {"detection": "instances", "panoptic": "panoptic"}  # by task, what the names of its annotation files begin with
 _MOST_CLASSES = 1 << 16  # a category id beyond this is a mistake, not a class: the classifier has a row for each
@@ -42,6 +45,8 @@ class CocoSplit:
     records: tuple[Mapping[str, Any], ...]  # "image_id", "image" (a path), "annotations" or "file_name" and "segments_info"
     id2label: Mapping[int, str]  # 0 to the highest category id; ids without a category are "N/A"
     stuff: tuple[int, ...]  # category ids that name no countable things
+    bad_images: int = 0  # that were left out
+    bad_annotations: int = 0  # objects or segments that were left out, those of bad images included
 
     def __len__(self) -> int:
         return len(self.records)
@@ -78,51 +83,96 @@ def find_split(root: str | Path, split: str, task: str) -> SplitFiles:
     return SplitFiles(images, file, masks)
 
 
-def read_split(root: str | Path, split: str, task: str) -> CocoSplit:
-    """Reads the annotations of a split; images are not opened.
+def read_split(root: str | Path, split: str, task: str, skip_bad: bool = False, progress: Progress = SILENT) -> CocoSplit:
+    """Reads the annotations of a split and checks them against the headers of the pictures.
 
     For detection, images without annotations stay: they teach the model to find nothing. For panoptic segmentation they are
-    left out, since every pixel should have been annotated. Crowds are left out, and so are boxes without width or height,
-    of which COCO has a few.
+    left out, since every pixel should have been annotated. Crowds are left out.
+
+    Args:
+        root, split, task: as in `find_split`.
+        skip_bad: leave out bad images, with their annotations, and bad annotations; the result says how many.
+        progress: is told how many pictures were looked at.
 
     Raises:
-        AnnotationError: as `find_split`, or the file is not COCO's.
+        DatasetError: images or annotations are bad, or with `skip_bad` nothing is left. The message lists the first ten.
+        AnnotationError: as `find_split`, the file is not COCO's, or there is nothing to train on.
     """
+    # The file and its categories.
     files = find_split(root, split, task)
     file = files.annotations
+    document = _read(file, task)
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-        categories = {int(item["id"]): str(item["name"]) for item in document["categories"]}
-        stuff = tuple(int(item["id"]) for item in document["categories"] if task == "panoptic" and not item["isthing"])
-        paths = {item["id"]: files.images / item["file_name"] for item in document["images"]}
-        records = _panoptic(document, paths) if task == "panoptic" else _detection(document, paths)
+        items = checks.records(document, "categories", str(file))
+        categories = {checks.integer(item, "id", f"categories[{index}]"): item for index, item in enumerate(items)}
+        names = {id_: _name(item, f"category {id_}") for id_, item in categories.items()}
+        stuff = tuple(
+            id_
+            for id_, item in categories.items()
+            if task == "panoptic" and checks.integer(item, "isthing", f"category {id_}") == 0
+        )
+    except AnnotationError as error:
+        raise AnnotationError(f"{file} is not a COCO {FORMATS[task]} file: {error}") from error
+    if not document["images"] or not names:
+        raise AnnotationError(f"{file} has no {'categories' if document['images'] else 'images'} to train on")
+    if not (min(names) >= 0 and max(names) < _MOST_CLASSES):
+        raise AnnotationError(f"{file}: category ids go from {min(names)} to {max(names)}; expected 0 to 65535")
+
+    # Its images and annotations.
+    findings = check_records(document, files.images, files.masks, names, progress)
+    if findings.problems and not skip_bad:
+        raise findings.error(
+            file, "correct them, or leave the bad images and annotations out with --skip-bad (skip_bad=True)"
+        )
+    if not findings.annotations:
+        if findings.problems:
+            raise findings.error(file, "nothing to train on is left")
+        raise AnnotationError(f"{file} has no annotations to train on; expected at least one that is not a crowd")
+    records = _panoptic(findings) if task == "panoptic" else _detection(findings)
+    labels = {index: names.get(index, UNUSED) for index in range(max(names) + 1)}
+    left_out = findings.bad_images, findings.bad_annotations
+    return CocoSplit(task, files.images, files.masks, tuple(records), labels, stuff, *left_out)
+
+
+def _read(file: Path, task: str) -> Mapping[str, Any]:
+    """A document with lists of images, annotations and categories."""
+    try:
+        document = checks.record(json.loads(file.read_text(encoding="utf-8")), "the document")
+        for name in ("images", "annotations", "categories"):
+            found = checks.field(document, name, "the document")
+            if not isinstance(found, list):
+                raise AnnotationError(f"{name} is a {type(found).__name__}: expected a list")
     except OSError as error:
         raise AnnotationError(f"{file} cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise AnnotationError(f"{file} is not a COCO {FORMATS[task]} file: {error!r:.200}") from error
-    if not records or not categories:
-        raise AnnotationError(f"{file} has no {'categories' if records else 'images'} to train on")
-    if not (min(categories) >= 0 and max(categories) < _MOST_CLASSES):
-        raise AnnotationError(f"{file}: category ids go from {min(categories)} to {max(categories)}; expected 0 to 65535")
-    labels = {index: categories.get(index, UNUSED) for index in range(max(categories) + 1)}
-    return CocoSplit(task, files.images, files.masks, tuple(records), labels, stuff)
+    except (ValueError, RecursionError, AnnotationError) as error:
+        raise AnnotationError(f"{file} is not a COCO {FORMATS[task]} file: {error}") from error
+    return document
 
 
-def _detection(document: Mapping[str, Any], paths: Mapping[int, Path]) -> list[dict[str, Any]]:
-    objects: dict[int, list[Mapping[str, Any]]] = {image_id: [] for image_id in paths}
-    for item in document["annotations"]:
-        if not item.get("iscrowd", 0) and min(item["bbox"][2:]) > 0:
-            objects[item["image_id"]].append(item)
-    return [{"image_id": image_id, "image": paths[image_id], "annotations": found} for image_id, found in objects.items()]
+def _name(category: Mapping[str, Any], where: str) -> str:
+    name = checks.field(category, "name", where)
+    if not isinstance(name, str):
+        raise AnnotationError(f"{where}: name is {name!r:.80}: expected text")
+    return name
 
 
-def _panoptic(document: Mapping[str, Any], paths: Mapping[int, Path]) -> list[dict[str, Any]]:
-    records = []
-    for item in document["annotations"]:
-        segments = [part for part in item["segments_info"] if not part.get("iscrowd", 0) and min(part["bbox"][2:]) > 0]
-        image_id = item["image_id"]
-        if segments:
-            records.append(
-                {"image_id": image_id, "image": paths[image_id], "file_name": item["file_name"], "segments_info": segments}
-            )
-    return records
+def _detection(findings: Findings) -> list[dict[str, Any]]:
+    objects: dict[int, list[Mapping[str, Any]]] = {image_id: [] for image_id in findings.paths}
+    for item in findings.annotations:
+        objects[item["image_id"]].append(item)
+    return [
+        {"image_id": image_id, "image": findings.paths[image_id], "annotations": found}
+        for image_id, found in objects.items()
+    ]
+
+
+def _panoptic(findings: Findings) -> list[dict[str, Any]]:
+    return [
+        {
+            "image_id": item["image_id"],
+            "image": findings.paths[item["image_id"]],
+            "file_name": item["file_name"],
+            "segments_info": item["segments_info"],
+        }
+        for item in findings.annotations
+    ]

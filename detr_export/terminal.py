@@ -17,7 +17,7 @@ from typing import Annotated, Any, Optional, Protocol
 
 import typer
 
-from detr_export.runtimes.errors import DetrError
+from detr_export.runtimes.errors import DatasetError, DetrError
 
 
 def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -40,8 +40,9 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def print_error(error: Exception) -> None:
-    """Print an error as one line on stderr."""
-    typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+    """Print an error on stderr: as one line, but a `DatasetError` as the lines that it has."""
+    lines = str(error).splitlines() if isinstance(error, DatasetError) else [" ".join(str(error).split())]
+    typer.echo("\n".join([f"error: {lines[0]}", *lines[1:]]), err=True)
 
 
 def print_json(document: Any) -> None:

@@ -6,6 +6,7 @@
     ├── CheckpointError        a checkpoint is missing, damaged, or of another model
     ├── ImageError             an image cannot be read or processed
     ├── AnnotationError        an annotation is malformed
+    │   └── DatasetError       images or annotations of a data set are malformed; lists the first ten
     ├── ArtifactError          an exported file is missing, damaged, or not a DETR
     │   └── VerificationError  an exported file disagrees with the checkpoint it came from
     │       └── AttestationError  an engine computes in another precision than its graph
@@ -34,6 +35,10 @@ class ImageError(DetrError):
 
 class AnnotationError(DetrError):
     """An annotation is malformed; the message names the image id and the field."""
+
+
+class DatasetError(AnnotationError):
+    """Images or annotations of a data set are malformed; the message has a line for each of the first ten problems."""
 
 
 class ArtifactError(DetrError):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from detr_export.runtimes.devices import CPU, CUDA, parse_device
 from detr_export.runtimes.errors import BackendError
@@ -54,6 +54,21 @@ def joined(device: str) -> Iterator[Processes]:
         yield Processes(distributed.get_rank(), count, own)
     finally:
         distributed.destroy_process_group()
+
+
+def mean_over_processes(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """The means of scalars over the processes of a distributed run, which all have the same names. They are what the mean
+    of the gradients lowers, where one process sees its own images alone."""
+    stacked = torch.stack([value.detach().float() for value in values.values()])
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(stacked)
+        stacked /= distributed.get_world_size()
+    return dict(zip(values, stacked.tolist(), strict=True))
+
+
+def is_first_process() -> bool:
+    """Whether this process, of those that torchrun started or alone, is the one that talks to the user."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _device(kind: str, index: int) -> torch.device:

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from detr_export.checkpoints.reading import Checkpoint, load_strictly
-from detr_export.coco_folder import read_split
+from detr_export.coco_folder import CocoSplit, read_split
 from detr_export.modeling.detr import DetrWithHeads
 from detr_export.runtimes.errors import DetrError, InputError, OutputError
 from detr_export.runtimes.files import require_writable, write_atomically
@@ -30,13 +30,13 @@ from detr_export.training.dataset import Augmentation, Batch, CocoDataset, Shuff
 from detr_export.training.interruption import held_interrupts, ignore_interrupts
 from detr_export.training.optimization import Schedule, make_optimizer, stage_objective
 from detr_export.training.options import Stage, TrainingOptions
-from detr_export.training.processes import Processes, joined
+from detr_export.training.processes import Processes, joined, mean_over_processes
 from detr_export.training.starting_point import StartingPoint, starting_point
 from detr_export.training.state import STATE_NAME, State, read_state, write_state
 from detr_export.training.training_log import TrainingLog
 
 RECIPE_NAME = "recipe.json"
-_LOG_EVERY = 10  # steps
+_STEPS_OF_A_ROW = 10  # of the log, at most
 _SHOWN = ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice")
 
 
@@ -47,14 +47,20 @@ class Training:
     directory: Path  # the checkpoint
     steps: int  # of all stages
     last: Mapping[str, str]  # the last row of the log
+    left_out: Mapping[str, int]  # bad "images" and "annotations" of the data that were not trained on
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"directory": str(self.directory), "steps": self.steps, "last": dict(self.last)}
+        return {
+            "directory": str(self.directory),
+            "steps": self.steps,
+            "last": dict(self.last),
+            "left_out": dict(self.left_out),
+        }
 
 
 def train(
-    data: str | Path,
+    data: str | Path | CocoSplit,
     output: str | Path,
     options: TrainingOptions,
     config: str | Path | None = None,
@@ -68,7 +74,7 @@ def train(
     """Trains a DETR on the `train` split of a COCO folder and writes the checkpoint.
 
     Args:
-        data: the folder, see `coco_folder`.
+        data: the folder, see `coco_folder`, or what `read_split` made of it. All of it is checked before the first step.
         output: folder of the checkpoint, the log, and while the run lasts its state.
         options: the recipe.
         config, checkpoint: what to start from, see `starting_point`.
@@ -82,6 +88,7 @@ def train(
         What came of it; None in all but the first process of a torchrun.
 
     Raises:
+        DatasetError: images or annotations are bad; `read_split` with `skip_bad` leaves them out.
         AnnotationError, ImageError: the data is not usable.
         CheckpointError, InputError: what to start from or an option is not usable, or a loss is not a number any more.
         OutputError: `output` holds something else, or cannot be written.
@@ -89,11 +96,19 @@ def train(
         KeyboardInterrupt: on Ctrl-C, after the step in progress and with the state written.
     """
     with joined(device) as processes:
-        split = read_split(data, "train", options.task)
+        told = progress if processes.is_first else SILENT
+        split = data if isinstance(data, CocoSplit) else read_split(data, "train", options.task, progress=told)
+        if split.task != options.task:
+            raise InputError(
+                f"the data was read for the task {split.task}, and task is {options.task}; read it for that one"
+            )
         start = starting_point(split, options, config, checkpoint)
-        run = _Run(Path(output), options, start, processes, len(split), progress)
+        run = _Run(Path(output), options, start, processes, len(split), told)
         run.begin(resume, overwrite)
-        for note in (f"{len(split)} images, {len(split.categories)} classes", *start.notes):
+        notes = [f"{len(split)} images, {len(split.categories)} classes"]
+        if split.bad_images or split.bad_annotations:
+            notes.append(f"left out as bad: {split.bad_images} images, {split.bad_annotations} annotations")
+        for note in (*notes, *start.notes):
             run.progress.stage(note)
         for number, stage in enumerate(options.stages):
             with_masks = stage.name != "detector" and options.task == "panoptic"
@@ -101,7 +116,7 @@ def train(
             # Each stage sees the images in other variations and another order.
             dataset = CocoDataset(split, start.processor, with_masks, augmentation, options.seed + number)
             run.train_stage(number, stage, dataset, workers)
-        return run.finish(data)
+        return run.finish(split)
 
 
 class _Run:
@@ -113,7 +128,7 @@ class _Run:
         start: the model to train.
         processes: that share the run.
         images: how many the data has.
-        progress: told of the run in its first process alone.
+        progress: told of the run.
     """
 
     def __init__(
@@ -133,7 +148,7 @@ class _Run:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.processor = start.processor
         self.processes = processes
-        self.progress = progress if processes.is_first else SILENT
+        self.progress = progress
         self.log = TrainingLog(folder)
         self.trainable = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         # What a run that goes on from this one's state must share with it.
@@ -224,19 +239,20 @@ class _Run:
 
     def _step(
         self, step: int, batch: Batch, objective: nn.Module, optimizer: torch.optim.Optimizer, factor: float
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, float]:
         """Makes one step; returns the loss, its terms and the norm of the gradient before clipping."""
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         loss, terms = objective(batch.to(self.processes.device))
-        if not math.isfinite(float(loss.detach())):
-            raise InputError(f"the loss of step {step + 1} is {float(loss.detach())}; give a lower --learning-rate")
+        values = mean_over_processes({"loss": loss, **terms})
+        if not math.isfinite(values["loss"]):
+            raise InputError(f"the loss of step {step + 1} is {values['loss']}; give a lower --learning-rate")
         optimizer.zero_grad()
         loss.backward()
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         norm = nn.utils.clip_grad_norm_(parameters, self.options.clip or math.inf)
         optimizer.step()
-        return {"loss": loss, "gradient_norm": norm, **terms}
+        return {**values, "gradient_norm": float(norm)}
 
     def _note(
         self,
@@ -244,19 +260,22 @@ class _Run:
         step: int,
         per_epoch: int,
         steps: int,
-        values: Mapping[str, Tensor],
+        values: Mapping[str, float],
         speed: float,
         factor: float,
     ) -> None:
         """Tells of a step, and makes a row of the log where one is due."""
-        self.log.add({**{name: float(value.detach()) for name, value in values.items()}, "images_per_second": speed})
+        self.log.add({**values, "images_per_second": speed})
         losses = " ".join(f"{name} {self.log.mean(name):.3f}" for name in _SHOWN if name in values)
         self.progress.step(step + 1, steps, f"{stage.name}: {losses}")
-        epoch_ends = (step + 1) % per_epoch == 0
-        epoch = step // per_epoch + 1
+        epoch, position = divmod(step, per_epoch)
+        epoch, position = epoch + 1, position + 1
+        epoch_ends = position == per_epoch
         if epoch_ends:
             self.progress.stage(f"{stage.name}: epoch {epoch} of {stage.epochs}, step {step + 1} of {steps}: {losses}")
-        if epoch_ends or (step + 1) % _LOG_EVERY == 0:
+        # The rows of an epoch have the same number of steps each, or one less: their plain mean is about that of the epoch.
+        rows = -(-per_epoch // _STEPS_OF_A_ROW)
+        if position * rows // per_epoch > (position - 1) * rows // per_epoch:
             rate = f"{self.options.learning_rate * factor:.3g}"
             self.log.end_row({"stage": stage.name, "epoch": epoch, "step": step + 1, "learning_rate": rate})
 
@@ -269,7 +288,7 @@ class _Run:
 
     # ---- the end --------------------------------------------------------------------------------------------------------
 
-    def finish(self, data: str | Path) -> Training | None:
+    def finish(self, split: CocoSplit) -> Training | None:
         """Writes the checkpoint with frozen batch norm, the recipe and the plot, and removes the state."""
         if not self.processes.is_first:
             return None
@@ -278,9 +297,11 @@ class _Run:
         self.log.write()
         self.log.plot()
         frozen.save_pretrained(self.folder, self.processor, self.options.fp16_weights)
+        left_out = {"images": split.bad_images, "annotations": split.bad_annotations}
         recipe = {
-            "data": Path(data).name,
-            "images": self.identity["images"],
+            "data": split.images.parent.name,
+            "images": len(split),
+            "left_out": left_out,
             "steps": self.steps,
             "processes": self.processes.count,
             "device": self.processes.device.type,
@@ -289,7 +310,7 @@ class _Run:
         }
         write_atomically(self.folder / RECIPE_NAME, (json.dumps(recipe, indent=2) + "\n").encode())
         (self.folder / STATE_NAME).unlink(missing_ok=True)
-        return Training(self.folder, self.steps, self.log.rows[-1] if self.log.rows else {})
+        return Training(self.folder, self.steps, self.log.rows[-1] if self.log.rows else {}, left_out)
 
 
 def _begin_worker(number: int) -> None:

@@ -14,7 +14,8 @@ from __future__ import annotations
 import glob
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Union
 
@@ -49,6 +50,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)  # of these, the ones that exchange width and height
 
 
 def load_image(source: ImageSource) -> Image.Image:
@@ -80,6 +82,22 @@ def load_image(source: ImageSource) -> Image.Image:
             "of shape (H, W, 3); convert it to one of these"
         )
     return _from_content(array, source) if is_file_content(array) else frame_to_image(require_frame(array))
+
+
+def read_image_size(path: PathPattern) -> tuple[int, int]:
+    """(height, width) of what `load_image` makes of a file. Only its header is read, so damaged pixels are not noticed;
+    a TIFF is decoded.
+
+    Raises ImageError as `load_image` does.
+    """
+    name = os.fsdecode(path)
+    with _opened_file(name) as stream, _opened_image(stream, name) as image:
+        _require_known_pixels(image, name)
+        if image.format == "TIFF":  # some versions of Pillow have turned its size already
+            image = _upright_rgb(image, name)
+            return image.height, image.width
+        turned = _orientation(image, header_only=True) in _SIDEWAYS
+        return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def borrow_image(source: ImageSource) -> Image.Image:
@@ -178,6 +196,12 @@ def _expand(pattern: str) -> list[Path]:
 
 
 def _from_file(path: str) -> Image.Image:
+    with _opened_file(path) as stream:
+        return _decode(stream, path)
+
+
+@contextmanager
+def _opened_file(path: str) -> Iterator[BinaryIO]:
     if os.path.isdir(path):
         raise ImageError(f"{path} is a directory: expected an image file; name a file inside it")
     if not os.path.exists(path):
@@ -188,7 +212,7 @@ def _from_file(path: str) -> Image.Image:
         with open(path, "rb") as stream:
             if os.fstat(stream.fileno()).st_size == 0:
                 raise ImageError(f"{path} is empty (0 bytes): expected an image file; copy or download it again")
-            return _decode(stream, path)
+            yield stream
     except OSError as error:
         raise ImageError(f"cannot open {path}: {error.strerror}; check its permissions") from error
 
@@ -203,7 +227,13 @@ def _from_content(content: np.ndarray, source: object) -> Image.Image:
 
 
 def _decode(stream: BinaryIO, name: str, remedy: str = "convert it first") -> Image.Image:
-    """Decodes an image file. Pillow may warn about a large image before it is refused here."""
+    with _opened_image(stream, name, remedy) as image:
+        return _upright_rgb(image, name)
+
+
+@contextmanager
+def _opened_image(stream: BinaryIO, name: str, remedy: str = "convert it first") -> Iterator[Image.Image]:
+    """An image file before its pixels are decoded. Pillow may warn about a large image before it is refused here."""
     try:
         image = Image.open(stream)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -218,17 +248,21 @@ def _decode(stream: BinaryIO, name: str, remedy: str = "convert it first") -> Im
         limit = Image.MAX_IMAGE_PIXELS
         if limit is not None and image.width * image.height > limit:
             raise _too_large(name, f"{image.width}x{image.height} pixels exceed the limit of {limit}")
-        return _upright_rgb(image, name)
+        yield image
+
+
+def _require_known_pixels(image: Image.Image, name: str) -> None:
+    if 0 in image.size:
+        raise ImageError(f"{name} has no pixels: expected a width and height of at least 1; pass a real image")
+    if image.mode == "F":
+        raise ImageError(f"{name} has floating-point pixels (mode F): expected 8 or 16 bit; convert it to 8 bit first")
 
 
 def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
-    if 0 in image.size:
-        raise ImageError(f"{name} has no pixels: expected a width and height of at least 1; pass a real image")
+    _require_known_pixels(image, name)
     decode_in_place(image, name)
     if image.mode == "I" or image.mode.startswith("I;16"):
         rgb = _grey16_to_rgb(image, name)
-    elif image.mode == "F":
-        raise ImageError(f"{name} has floating-point pixels (mode F): expected 8 or 16 bit; convert it to 8 bit first")
     else:
         plain = image if image.mode == "RGB" else image.copy()
         if plain is not image:
@@ -251,9 +285,11 @@ def _described(image: Image.Image) -> str:
     return f"PIL image of mode {image.mode} and size {image.width}x{image.height}"
 
 
-def _orientation(image: Image.Image) -> int:
+def _orientation(image: Image.Image, header_only: bool = False) -> int:
     try:
-        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+        # A PNG's own getexif decodes the pixels first, because EXIF may also stand after them.
+        exif = Image.Image.getexif(image) if header_only else image.getexif()
+        return int(exif.get(_EXIF_ORIENTATION, 1))
     except Exception:  # damaged EXIF: the pixels are still good
         return 1
 

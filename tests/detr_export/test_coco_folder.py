@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from detr_export.coco_folder import read_split
 from detr_export.runtimes.errors import AnnotationError
@@ -42,11 +43,12 @@ def written(root: Path, name: str, document: dict[str, Any]) -> Path:
     return root
 
 
-def test_names_with_a_year_crowds_empty_boxes_and_images_without_objects(tmp_path: Path) -> None:
+def test_names_with_a_year_crowds_and_images_without_objects(tmp_path: Path) -> None:
     (tmp_path / "train2017").mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        Image.new("RGB", (8, 6)).save(tmp_path / "train2017" / name)
     items = [
         {"image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4], "iscrowd": 0},
-        {"image_id": 7, "category_id": 3, "bbox": [1, 2, 0, 4], "iscrowd": 0},
         {"image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4], "iscrowd": 1},
     ]
     document = {
@@ -64,20 +66,24 @@ def test_names_with_a_year_crowds_empty_boxes_and_images_without_objects(tmp_pat
     ("document", "message"),
     [
         ([], "is not a COCO instances file"),
-        ({"images": [], "annotations": []}, "is not a COCO instances file: KeyError"),
+        ({"images": [], "annotations": []}, "is not a COCO instances file: the document: no categories"),
+        ({"images": {}, "annotations": [], "categories": []}, "is not a COCO instances file: images is a dict"),
         ({"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}, "has no images to train on"),
         ({"images": [{"id": 1, "file_name": "a"}], "annotations": [], "categories": []}, "has no categories"),
         (
             {"images": [{"id": 1, "file_name": "a"}], "annotations": [], "categories": [{"id": -1, "name": "a"}]},
             "category ids go from -1 to -1",
         ),
-        (
-            {
-                "images": [{"id": 1, "file_name": "a"}],
-                "annotations": [{"image_id": 2, "bbox": [0, 0, 1, 1]}],
-                "categories": [],
-            },
-            "is not a COCO instances file: KeyError",
+        *(
+            ({"images": [{"id": 1, "file_name": "a"}], "annotations": [], "categories": categories}, message)
+            for categories, message in (
+                ([{"id": "1", "name": "a"}], "id is '1': expected an integer"),
+                ([{"id": True, "name": "a"}], "id is True: expected an integer"),
+                ([{"id": 1.5, "name": "a"}], "id is 1.5: expected an integer"),
+                ([{"id": 1, "name": 2}], "category 1: name is 2: expected text"),
+                ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "both have id 1: expected every id once"),
+                ([3], r"categories\[0\] is a int: expected a dict"),
+            )
         ),
     ],
 )

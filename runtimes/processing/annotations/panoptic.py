@@ -8,7 +8,8 @@ pixels raise an AnnotationError that names the image and the field; upstream rai
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Union
 
@@ -148,6 +149,19 @@ def read_segment_ids(path: Path, size: Size, image: str) -> np.ndarray:
     Raises:
         AnnotationError: the PNG is missing, damaged, of another kind or of another size; the message starts with `image`.
     """
+    with _opened(path, size, image) as picture:
+        pixels = np.asarray(picture)
+    return rgb_to_id(pixels)
+
+
+def require_segment_ids(path: Path, size: Size, image: str) -> None:
+    """`read_segment_ids` without decoding the pixels: what the PNG's header shows to be wrong raises the same error."""
+    with _opened(path, size, image):
+        pass
+
+
+@contextmanager
+def _opened(path: Path, size: Size, image: str) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as picture:
             mode, found = picture.mode, (picture.height, picture.width)
@@ -160,7 +174,7 @@ def read_segment_ids(path: Path, size: Size, image: str) -> np.ndarray:
                     f"{image}: {path} is {found[1]}x{found[0]} pixels: expected the {size[1]}x{size[0]} of the image; "
                     "check that both are of the same image"
                 )
-            pixels = np.asarray(picture)
+            yield picture
     except FileNotFoundError as error:
         raise AnnotationError(
             f"{image}: {path} does not exist: expected its panoptic PNG; check masks_path and file_name"
@@ -170,4 +184,3 @@ def read_segment_ids(path: Path, size: Size, image: str) -> np.ndarray:
     except Exception as error:  # decoders raise all kinds of errors for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise AnnotationError(f"{image}: cannot read {path} ({reason}): expected an RGB PNG; copy it again") from error
-    return rgb_to_id(pixels)

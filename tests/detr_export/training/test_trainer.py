@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +22,16 @@ from safetensors.torch import load_file
 from detr_export.checkpoints.reading import load_checkpoint
 from detr_export.coco_folder import read_split
 from detr_export.runtimes import Predictor
-from detr_export.runtimes.errors import AnnotationError, BackendError, DetrError, ImageError, InputError, OutputError
+from detr_export.runtimes.errors import (
+    AnnotationError,
+    BackendError,
+    DatasetError,
+    DetrError,
+    ImageError,
+    InputError,
+    OutputError,
+)
+from detr_export.training.dataset import Batch, CocoDataset, ShuffledBatches, collate
 from detr_export.training.options import TrainingOptions
 from detr_export.training.starting_point import starting_point
 from detr_export.training.state import STATE_NAME
@@ -203,6 +214,10 @@ def test_two_processes(shapes: Path, config_folder: Path, tmp_path: Path) -> Non
     alone = [sys.executable, "-m", "detr_export", "train", *options, "--batch", "6", "--output", str(tmp_path / "one")]
     subprocess.run(alone, env=environment, capture_output=True, check=True)
     assert json.loads((tmp_path / "two" / "recipe.json").read_text())["processes"] == 2
+    # The log is of the images of both. (Each process weighs its classes by itself, so loss_ce differs a little.)
+    for name, tolerance in (("loss_bbox", 0.01), ("loss_giou", 0.01), ("loss_ce", 0.05)):
+        of_one, of_two = (float(rows(tmp_path / folder)[0][name]) for folder in ("one", "two"))
+        assert of_two == pytest.approx(of_one, rel=tolerance), name
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     start = starting_point(read_split(shapes, "train", "detection"), TrainingOptions(train_batch_norm=False), tmp_path, None)
     begin = start.model.state_dict()
@@ -235,18 +250,118 @@ def test_refusals(
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
-def test_a_broken_image_is_named_also_from_a_worker(shapes: Path, config_folder: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def broken(shapes: Path, tmp_path: Path) -> Path:
+    """The data with an annotation of no image, and an image file that is none."""
+    root = tmp_path / "data"
+    shutil.copytree(shapes, root)
+    (root / "train" / "000007.jpg").write_bytes(b"no picture")
+    file = root / "annotations" / "instances_train.json"
+    document = json.loads(file.read_text())
+    document["annotations"][0]["image_id"] = 77
+    file.write_text(json.dumps(document))
+    return root
+
+
+def test_bad_data_is_refused_before_anything_is_made(broken: Path, config_folder: Path, tmp_path: Path) -> None:
+    progress = Recorder()
+    options = replace(FAST, task="detection")
+    with pytest.raises(DatasetError, match="has 2 problems") as caught:
+        train(broken, tmp_path / "out", options, config_folder, progress=progress)
+    assert "\n  image 7: file_name: " in str(caught.value)
+    assert "\n  annotation 1: image_id is 77: expected the id of an image" in str(caught.value)
+    assert progress.lines == ["checking 24 pictures"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_names_bad_data_before_it_reads_the_checkpoint(broken: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "detr_export", "train", "--data", str(broken), "-o", str(tmp_path / "out")]
+    done = subprocess.run([*command, "--from", str(tmp_path / "no checkpoint")], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    checking, error, *problems = done.stderr.splitlines()
+    assert checking == "  checking 24 pictures"
+    assert error.startswith("error: ")
+    assert error.endswith(
+        "has 2 problems; correct them, or leave the bad images and annotations out with --skip-bad (skip_bad=True):"
+    )
+    assert [line.split(":")[0] for line in problems] == ["  image 7", "  annotation 1"]
+
+
+def test_bad_data_is_left_out_when_asked(broken: Path, config_folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "detr_export", "train", "--data", str(broken), "-o", str(tmp_path / "out"), "--json"]
+    options = ["--config", str(config_folder), "--epochs", "1", "--batch", "23", "--workers", "0", "--skip-bad"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+    document = json.loads((broken / "annotations" / "instances_train.json").read_text())
+    bad = 1 + sum(item["image_id"] == 7 for item in document["annotations"])
+    assert f"  left out as bad: 1 images, {bad} annotations" in done.stderr.splitlines()
+    left_out = {"images": 1, "annotations": bad}
+    assert json.loads(done.stdout)["left_out"] == left_out
+    recipe = json.loads((tmp_path / "out" / "recipe.json").read_text())
+    assert (recipe["data"], recipe["images"], recipe["left_out"]) == ("data", 23, left_out)
+
+
+def test_data_that_was_read_for_the_other_task(shapes: Path, config_folder: Path, tmp_path: Path) -> None:
+    split = read_split(shapes, "train", "detection")
+    with pytest.raises(InputError, match="the data was read for the task detection, and task is panoptic"):
+        train(split, tmp_path / "out", FAST, config_folder)
+
+
+def test_pixels_that_are_damaged_behind_the_header_are_named_also_from_a_worker(
+    shapes: Path, config_folder: Path, tmp_path: Path
+) -> None:
     data = tmp_path / "data"
-    (data / "train").mkdir(parents=True)
-    (data / "annotations").symlink_to(shapes / "annotations")
-    for file in (shapes / "train").iterdir():
-        (data / "train" / file.name).symlink_to(file)
-    (data / "train" / "000007.jpg").unlink()
-    (data / "train" / "000007.jpg").write_bytes(b"no picture")
+    shutil.copytree(shapes, data)
+    picture = data / "train" / "000007.jpg"
+    picture.write_bytes(picture.read_bytes()[:2000])
     options = replace(FAST, task="detection", batch_size=24)
-    with pytest.raises(ImageError, match=r"000007\.jpg") as caught:
+    with pytest.raises(ImageError, match=r"000007\.jpg is damaged or truncated") as caught:
         train(data, tmp_path / "out", options, config_folder, workers=1)
     assert "Traceback" not in str(caught.value)
+
+
+# ---- what is logged is what is written ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stages", "dropout"),
+    [
+        ({"epochs": 1, "mask_epochs": 0}, 0.0),
+        ({"epochs": 0, "mask_epochs": 1}, 0.0),
+        ({"epochs": 0, "mask_epochs": 1}, 0.1),  # the detector below the masks drops nothing
+        ({"epochs": 1, "jointly": True}, 0.0),
+    ],
+)
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_what_is_logged_is_the_loss_of_what_is_written(
+    stages: dict, dropout: float, batch_size: int, panoptic: Path, shapes: Path, tmp_path: Path
+) -> None:
+    """At a learning rate of nothing the losses of a run are those of its checkpoint, in evaluation mode and on the batches
+    of the run. transformers computes them."""
+    import transformers
+
+    config = json.loads((panoptic / "config.json").read_text()) | {"dropout": dropout}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    still = {"learning_rate": 0.0, "backbone_learning_rate": 0.0, "flip": 0.0, "scale": (1.0, 1.0)}
+    options = replace(FAST, batch_size=batch_size, train_batch_norm=False, **stages, **still)
+    out = tmp_path / "out"
+    train(shapes, out, options, tmp_path, load_checkpoint(panoptic), workers=0)
+    model = transformers.DetrForSegmentation.from_pretrained(out).eval()
+    data = CocoDataset(read_split(shapes, "train", "panoptic"), load_checkpoint(out).processor, True, None, 0)
+    steps = 24 // batch_size
+    expected: dict[str, list[float]] = defaultdict(list)
+    for indices in ShuffledBatches(24, batch_size, options.seed, range(steps)):
+        batch = collate([data[index] for index in indices])
+        assert isinstance(batch, Batch)
+        with torch.no_grad():
+            found = model(batch.pixel_values, batch.pixel_mask, labels=batch.targets).loss_dict
+        for name, value in found.items():
+            expected[name].append(float(value))
+    row_ends = [int(row["step"]) for row in rows(out)]
+    assert row_ends == ([8, 16, 24] if batch_size == 1 else [4])
+    names = ["loss_ce", "loss_bbox", "loss_giou"] + ["loss_mask", "loss_dice"] * (stages != {"epochs": 1, "mask_epochs": 0})
+    for row, start, end in zip(rows(out), [0, *row_ends], row_ends, strict=False):
+        for name in names:
+            assert float(row[name]) == pytest.approx(np.mean(expected[name][start:end]), rel=1e-3), name
 
 
 def test_a_finished_run_is_not_overwritten_by_accident(panoptic: Path, shapes: Path, config_folder: Path) -> None:
@@ -261,4 +376,4 @@ def test_a_damaged_state(panoptic: Path, shapes: Path, config_folder: Path, tmp_
 
 
 def test_results_as_json(panoptic: Path) -> None:
-    assert json.loads(json.dumps(Training(panoptic, 3, {"loss": "1"}).to_dict()))["steps"] == 3
+    assert json.loads(json.dumps(Training(panoptic, 3, {"loss": "1"}, {}).to_dict()))["steps"] == 3

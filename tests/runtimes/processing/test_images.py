@@ -16,7 +16,13 @@ from PIL import Image, ImageFile
 from transformers.image_utils import load_image as oracle_load_image
 
 from detr_export.runtimes.errors import ImageError
-from detr_export.runtimes.processing.images import IMAGE_SUFFIXES, borrow_image, iter_image_paths, load_image
+from detr_export.runtimes.processing.images import (
+    IMAGE_SUFFIXES,
+    borrow_image,
+    iter_image_paths,
+    load_image,
+    read_image_size,
+)
 
 ORIENTATION = 0x0112
 
@@ -57,6 +63,7 @@ def test_files_give_the_pixels_of_the_oracle(format: str, orientation: int | Non
         assert image.mode == "RGB"
         assert image.size == expected.size
         assert image.tobytes() == expected.tobytes()
+    assert read_image_size(file) == (expected.height, expected.width)
     turned = options and orientation in (5, 6, 7, 8)
     assert image.size == ((20, 30) if turned else (30, 20))
 
@@ -123,6 +130,27 @@ def test_damaged_exif_does_not_cost_the_image() -> None:
     plain = encoded(picture(), "JPEG")
     damaged = encoded(picture(), "JPEG", exif=b"Exif\x00\x00not a tiff header")
     assert load_image(damaged).tobytes() == load_image(plain).tobytes()
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_a_size_is_read_without_the_pixels(format: str, tmp_path: Path) -> None:
+    file = tmp_path / "cut"
+    whole = encoded(picture(height=200, width=300), format, exif=exif(6))
+    file.write_bytes(whole[: len(whole) // 2])
+    assert read_image_size(file) == (300, 200)
+    with pytest.raises(ImageError, match="damaged or truncated"):
+        load_image(file)
+
+
+def test_a_size_is_refused_as_the_image_is(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    (tmp_path / "text").write_text("no picture")
+    Image.new("F", (3, 2)).save(tmp_path / "float.tiff")
+    for name in ("nothing", "empty", "text", "float.tiff", "."):
+        with pytest.raises(ImageError) as expected:
+            load_image(tmp_path / name)
+        with pytest.raises(ImageError, match=re.escape(str(expected.value))):
+            read_image_size(tmp_path / name)
 
 
 def test_the_first_frame_is_taken() -> None:
