@@ -510,6 +510,9 @@ def predict(
             "what a DETR finds. Not for segmentation.",
         ),
     ] = 0.0,
+    no_clip: Annotated[
+        bool, typer.Option("--no-clip", help="Leave boxes as the model gives them. Else they end at the edges of the image.")
+    ] = False,
     processor: ProcessorOption = None,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
@@ -546,7 +549,9 @@ def predict(
         if largest is not None and batch > largest:
             raise InputError(f"--batch is {batch}, but the model on the device {device} takes {largest} at most")
         what = "attention" if explain else task.value
-        for outcome in predict_files(predictor, paths, threshold, output, overwrite, what, batch, max_padding):
+        for outcome in predict_files(
+            predictor, paths, threshold, output, overwrite, what, batch, max_padding, clip=not no_clip
+        ):
             if outcome.error is not None:
                 print_error(outcome.error)
                 failed = True

@@ -33,6 +33,7 @@ class FileOptions:
     threshold: float
     batch: int  # most images of one run
     max_padding: float  # largest share of a batch's pixels that may be padding
+    clip: bool  # whether boxes end at the edges of the image
 
 
 @dataclass(frozen=True)
@@ -157,8 +158,9 @@ def _results(predictor: Predictor, images: list[Image.Image], options: FileOptio
     """What the model finds. If a batch fails, each image runs alone, so that an error reaches only the one that has it."""
     try:
         if options.task == ATTENTION:
-            return [predictor.explain(image, options.threshold) for image in images]
-        return [(result, None) for result in run_task(predictor, options.task, images, options.threshold)]
+            return [predictor.explain(image, options.threshold, clip=options.clip) for image in images]
+        results = run_task(predictor, options.task, images, options.threshold, options.clip)
+        return [(result, None) for result in results]
     except (ImageError, InputError) as error:
         if len(images) == 1:
             return [(error, None)]

@@ -21,6 +21,7 @@ from detr_export.runtimes.files import require_writable, write_atomically
 from detr_export.runtimes.grouping import Size, group_by_size, size_of_file
 from detr_export.runtimes.pipeline import WORKERS, ModelThread, in_order
 from detr_export.runtimes.predictor import Predictor
+from detr_export.runtimes.results.segmentation import KINDS
 from detr_export.runtimes.thresholds import require_shares
 
 __all__ = ["FILE_TASKS", "RESULTS_NAME", "FilePrediction", "predict_files"]
@@ -38,6 +39,7 @@ def predict_files(
     batch: int = 1,
     max_padding: float = 0.0,
     workers: int = WORKERS,
+    clip: bool = True,
 ) -> Generator[FilePrediction, None, None]:
     """Predicts on files, and yields the outcomes in the order of the files, each as soon as those before it are there.
 
@@ -60,10 +62,11 @@ def predict_files(
         workers: threads beside the model's own. At most twice as many batches of results are in memory, and of images as
             many batches as workers; with `batch` above 1 also the results that wait for a batch that fills slowly. 0 means
             no threads: one batch is read, run and drawn after another.
+        clip: as in `Predictor.detect`. Segments have the boxes of their masks, so False is refused for them.
 
     Raises:
-        InputError: the task, the threshold, `batch`, `max_padding` or `workers` is invalid, or the model or the task does
-            not have such batches.
+        InputError: the task, the threshold, `batch`, `max_padding`, `workers` or `clip` is invalid, or the model or the task
+            does not have such batches.
         OutputError: a picture or the document exists and `overwrite` is false, or it cannot be written.
         BackendError: the backend failed. A file that is not a usable image does not raise; its outcome has the error.
     """
@@ -74,6 +77,10 @@ def predict_files(
     require_shares(threshold=threshold)
     if workers < 0:
         raise InputError(f"workers is {workers}; expected a number of threads, or 0 for none")
+    if not clip and task in KINDS:
+        raise InputError(
+            f"the boxes of the task {task} are those of its masks, which end at the edges; leave clip (--no-clip) out"
+        )
     require_batches(predictor, task, batch, max_padding)
     pictures = _picture_paths(images, output) if output is not None else {}
     originals = {image.resolve() for image in images}
@@ -85,7 +92,7 @@ def predict_files(
         require_writable(output / RESULTS_NAME, overwrite)
 
     # Batches finish in another order than that of the files, so an outcome waits here for those before it.
-    options = FileOptions(task, threshold, batch, max_padding)
+    options = FileOptions(task, threshold, batch, max_padding, clip)
     waiting: dict[int, FilePrediction] = {}
     documents: list[dict[str, Any]] = []
     with closing(_finished_batches(predictor, images, options, pictures, workers)) as batches:

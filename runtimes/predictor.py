@@ -85,10 +85,14 @@ class Predictor:
         return self._has_output(self._masks)
 
     @overload
-    def detect(self, images: ImageSource, threshold: float = ..., color: Color = ...) -> Detections: ...
+    def detect(self, images: ImageSource, threshold: float = ..., color: Color = ..., *, clip: bool = ...) -> Detections: ...
     @overload
-    def detect(self, images: ImageList, threshold: float = ..., color: Color = ...) -> list[Detections]: ...
-    def detect(self, images: Images, threshold: float = 0.5, color: Color = "rgb") -> Union[Detections, list[Detections]]:
+    def detect(
+        self, images: ImageList, threshold: float = ..., color: Color = ..., *, clip: bool = ...
+    ) -> list[Detections]: ...
+    def detect(
+        self, images: Images, threshold: float = 0.5, color: Color = "rgb", *, clip: bool = True
+    ) -> Union[Detections, list[Detections]]:
         """Finds objects.
 
         Args:
@@ -98,9 +102,10 @@ class Predictor:
                 read where it lies, is not changed, and is not kept.
             threshold: objects with a higher score are returned.
             color: "bgr" if the channels of the arrays are in that order, as OpenCV has them. It is for arrays only.
+            clip: whether boxes end at the edges of the image, 0 and its width or height. A DETR's own boxes may go beyond.
 
         Returns:
-            One `Detections` for one image, a list for a list. Scores, labels and boxes are those of
+            One `Detections` for one image, a list for a list. Scores and labels, and without `clip` also boxes, are those of
             `DetrImageProcessor.post_process_object_detection`.
 
         Raises:
@@ -113,21 +118,28 @@ class Predictor:
 
         def detect(outputs: Outputs, sizes: Sizes) -> list[Detections]:
             found = self._kept(outputs, threshold, sizes)
-            return [make_detections(kept, size, self.id2label) for kept, size in zip(found, sizes)]
+            return [make_detections(kept, size, self.id2label, clip) for kept, size in zip(found, sizes)]
 
         return self._each(images, detect, color, _no_masks)
 
     @overload
-    def tables(self, images: ImageSource, threshold: float = ..., color: Color = ...) -> list[Table]: ...
+    def tables(
+        self, images: ImageSource, threshold: float = ..., color: Color = ..., *, clip: bool = ...
+    ) -> list[Table]: ...
     @overload
-    def tables(self, images: ImageList, threshold: float = ..., color: Color = ...) -> list[list[Table]]: ...
-    def tables(self, images: Images, threshold: float = 0.5, color: Color = "rgb") -> Union[list[Table], list[list[Table]]]:
+    def tables(
+        self, images: ImageList, threshold: float = ..., color: Color = ..., *, clip: bool = ...
+    ) -> list[list[Table]]: ...
+    def tables(
+        self, images: Images, threshold: float = 0.5, color: Color = "rgb", *, clip: bool = True
+    ) -> Union[list[Table], list[list[Table]]]:
         """Reads the structure of tables, with a model that finds rows and columns, such as Table Transformer's.
 
         Args:
             images: as in `detect`. They show tables with a small margin, as such models are trained on.
             threshold: as in `detect`, for objects of all classes. What they become is said in `tables_from_detections`.
             color: as in `detect`.
+            clip: as in `detect`. Tables are put together from boxes that are clipped already.
 
         Returns:
             For each image its tables from top to bottom; a list of such lists for a list of images.
@@ -143,7 +155,7 @@ class Predictor:
                 f"the model has no class {missing[0]!r}, and so it cannot read tables; expected a model of the structure of "
                 "tables, such as microsoft/table-transformer-structure-recognition"
             )
-        found = self.detect(images, threshold, color)
+        found = self.detect(images, threshold, color, clip=clip)
         return tables_from_detections(found) if isinstance(found, Detections) else [*map(tables_from_detections, found)]
 
     @overload
@@ -213,6 +225,8 @@ class Predictor:
         overlap_mask_area_threshold: float = ...,
         label_ids_to_fuse: Optional[Collection[int]] = ...,
         color: Color = ...,
+        *,
+        clip: bool = ...,
     ) -> tuple[Detections, Segmentation]: ...
     @overload
     def detect_and_segment(
@@ -224,6 +238,8 @@ class Predictor:
         overlap_mask_area_threshold: float = ...,
         label_ids_to_fuse: Optional[Collection[int]] = ...,
         color: Color = ...,
+        *,
+        clip: bool = ...,
     ) -> list[tuple[Detections, Segmentation]]: ...
     def detect_and_segment(
         self,
@@ -234,6 +250,8 @@ class Predictor:
         overlap_mask_area_threshold: float = 0.8,
         label_ids_to_fuse: Optional[Collection[int]] = None,
         color: Color = "rgb",
+        *,
+        clip: bool = True,
     ) -> Union[tuple[Detections, Segmentation], list[tuple[Detections, Segmentation]]]:
         """Finds objects with their masks, and divides the image, in one run of the model. COCO's AP and PQ need both.
 
@@ -243,6 +261,7 @@ class Predictor:
             panoptic_threshold: the `threshold` of `segment_panoptic`; the default is that of facebookresearch/detr.
             mask_threshold: for both.
             overlap_mask_area_threshold, label_ids_to_fuse, color: as in `segment_panoptic`.
+            clip: as in `detect`.
 
         Returns:
             For each image a pair: the `Detections` that `detect` finds, with masks that may overlap (see `query_masks`),
@@ -259,7 +278,7 @@ class Predictor:
             results = []
             for index, kept in enumerate(self._kept(outputs, threshold, sizes)):
                 masks = query_masks(outputs[self._masks][index][kept.queries], sizes[index], mask_threshold)
-                found = make_detections(kept, sizes[index], self.id2label)
+                found = make_detections(kept, sizes[index], self.id2label, clip)
                 results.append((replace(found, masks=masks), maps[index]))
             return results
 
@@ -331,7 +350,9 @@ class Predictor:
         )
         return self._each(images, segment, color, _masks_above(_NONE_BELOW), padded=False)
 
-    def explain(self, image: ImageSource, threshold: float = 0.5, color: Color = "rgb") -> tuple[Detections, np.ndarray]:
+    def explain(
+        self, image: ImageSource, threshold: float = 0.5, color: Color = "rgb", *, clip: bool = True
+    ) -> tuple[Detections, np.ndarray]:
         """Finds objects in one image, and shows where the decoder looked for each of them.
 
         Returns:
@@ -351,7 +372,7 @@ class Predictor:
         def explained(outputs: Outputs, sizes: Sizes) -> list[tuple[Detections, np.ndarray]]:
             (kept,) = self._kept(outputs, threshold, sizes)
             attention = outputs["cross_attention"][0].mean(axis=0)  # (Q, h, w)
-            return [(make_detections(kept, sizes[0], self.id2label), attention[kept.queries])]
+            return [(make_detections(kept, sizes[0], self.id2label, clip), attention[kept.queries])]
 
         return self._each(image, explained, color, _no_masks, padded=False)
 

@@ -37,7 +37,7 @@ def largest_batch(predictor: Predictor, device: str = "cpu") -> Optional[int]:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def run_task(predictor: Predictor, task: str, images: Any, threshold: float) -> Any:
+def run_task(predictor: Predictor, task: str, images: Any, threshold: float, clip: bool = True) -> Any:
     """A `Result` for one image, a list of them for several, as the predictor's methods give.
 
     Args:
@@ -45,14 +45,15 @@ def run_task(predictor: Predictor, task: str, images: Any, threshold: float) -> 
         task: one of `TASKS`.
         images: as in `Predictor.detect`.
         threshold: as in the predictor's method; semantic maps have none.
+        clip: as in `Predictor.detect`; segments have boxes of their masks, which need none.
 
     Raises:
         ArtifactError, ImageError, InputError, BackendError: as in the predictor's method.
     """
     if task == DETECTION:
-        return predictor.detect(images, threshold)
+        return predictor.detect(images, threshold, clip=clip)
     if task == TABLES:
-        return predictor.tables(images, threshold)
+        return predictor.tables(images, threshold, clip=clip)
     if task == "panoptic":
         return predictor.segment_panoptic(images, threshold)
     if task == "instances":

@@ -143,7 +143,7 @@ def profile(predictor: Predictor, pictures: Sequence[Path], task: str) -> dict[s
 def _every_score(predictor: Predictor, pictures: Sequence[Path], variant: Variant) -> list[Detections]:
     """All queries of each picture, whatever their score."""
     outcomes = predict_files(
-        predictor, pictures, 0.0, batch=variant.batch, max_padding=variant.max_padding, workers=variant.workers
+        predictor, pictures, 0.0, batch=variant.batch, max_padding=variant.max_padding, workers=variant.workers, clip=False
     )
     results = [outcome.result for outcome in outcomes]
     return [result for result in results if isinstance(result, Detections)]

@@ -85,7 +85,17 @@ class Detections:
         )
 
 
-def make_detections(kept: Kept, image_size: tuple[int, int], id2label: Mapping[int, str]) -> Detections:
-    """Makes the result for one image from what post-processing kept, the image's (height, width), and the class names."""
+def make_detections(kept: Kept, image_size: tuple[int, int], id2label: Mapping[int, str], clip: bool) -> Detections:
+    """Makes the result for one image.
+
+    Args:
+        kept: what post-processing kept.
+        image_size: (height, width) of the image, pixels.
+        id2label: names of the classes.
+        clip: whether boxes end at the edges of the image. A box that lies wholly outside then has no area.
+    """
     names = tuple(id2label.get(int(label), str(label)) for label in kept.labels)
-    return Detections(kept.scores, kept.labels, kept.boxes, names, image_size)
+    height, width = image_size
+    edges = np.array([width, height, width, height], dtype=np.float32)
+    boxes = kept.boxes.clip(0, edges) if clip else kept.boxes
+    return Detections(kept.scores, kept.labels, boxes, names, image_size)

@@ -44,7 +44,7 @@ class SlowPredictor:
         self.error: Exception | None = None
         self.runs: list[int] = []  # pictures of each
 
-    def detect(self, images: tuple[Image.Image, ...], threshold: float) -> list[Detections]:
+    def detect(self, images: tuple[Image.Image, ...], threshold: float, *, clip: bool) -> list[Detections]:
         self.runs.append(len(images))
         assert self.go.wait(SECONDS)
         if self.error is not None:
