@@ -529,7 +529,7 @@ def predict(
     from detr_export.runtimes.opening import CHECKPOINT, kind_of, spins
     from detr_export.runtimes.predictor import Predictor
     from detr_export.runtimes.processing.images import iter_image_paths
-    from detr_export.runtimes.tasks import largest_batch
+    from detr_export.runtimes.session import largest_batch
 
     paths = iter_image_paths(images)
     outcomes, failed = [], False
@@ -545,7 +545,7 @@ def predict(
         strict=strict,
         cache=cache,
     ) as predictor:
-        largest = largest_batch(predictor, device)
+        largest = largest_batch(predictor.session, device)
         if largest is not None and batch > largest:
             raise InputError(f"--batch is {batch}, but the model on the device {device} takes {largest} at most")
         what = "attention" if explain else task.value
