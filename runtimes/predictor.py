@@ -47,12 +47,17 @@ Images = Union[ImageSource, ImageList]
 class Predictor:
     """A DETR that takes images and returns results. Many threads may share one predictor.
 
+    Another process gets its own: a predictor from `load` is pickled as the arguments of `load`, and opens its file again. A
+    relative path is then looked up in the folder of that process.
+
     Args:
         session: an open session of a DETR with metadata; the predictor closes it.
 
     Raises:
         ArtifactError: the model is not a DETR, or the file says nothing about its classes and images.
     """
+
+    _opening: Optional[tuple[Any, ...]] = None  # arguments of `load`
 
     def __init__(self, session: Session) -> None:
         self._runner = ImageRunner(session)
@@ -79,10 +84,17 @@ class Predictor:
             path, device, threads, attentions, spinning, trust_engine, processor=processor, strict=strict, cache=cache
         )
         try:
-            return cls(session)
+            predictor = cls(session)
         except BaseException:
             session.close()
             raise
+        predictor._opening = (path, device, threads, attentions, spinning, trust_engine, processor, strict, cache)
+        return predictor
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._opening is None:
+            raise InputError("a Predictor around an open session cannot be pickled; open its file with Predictor.load")
+        return type(self).load, self._opening
 
     def model_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """The (height, width) at which the model gets an image of (height, width) pixels; see `ImageRunner.model_size`."""

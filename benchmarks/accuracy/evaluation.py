@@ -59,6 +59,7 @@ class _Scorer:
         return tuple(dict.fromkeys(notes))
 
     def update(self, image_ids: Sequence[int], images: Sequence[Any]) -> None:
+        # COCO's numbers are those of the model's own boxes, which are not clipped.
         if "segm" not in self.coco.iou_types and self.panoptic is None:
             results = self.predictor.detect(list(images), threshold=0.0, clip=False, batch_size=len(images))
             for image_id, found in zip(image_ids, results, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -273,6 +274,30 @@ def test_an_image_outside_of_the_ranges(tiny_onnx: Path, predictor: Predictor, p
         pytest.raises(InputError, match="width is 143; this model takes 1 to 100"),
     ):
         narrow.detect(photo)
+
+
+# ---- other processes ----------------------------------------------------------------------------------------------------
+
+
+def test_a_pickled_predictor_opens_its_file_again(tiny_onnx: Path, photo: Path) -> None:
+    with Predictor.load(tiny_onnx, threads=1, spinning=False) as predictor:
+        expected = predictor.detect(photo, 0.0)
+        content = pickle.dumps(predictor)
+    assert len(content) < 1000
+    with pickle.loads(content) as again:
+        assert again.detect(photo, 0.0) == expected
+        assert pickle.dumps(again) == content
+    with pytest.raises(InputError, match=r"around an open session cannot be pickled; open its file with Predictor\.load"):
+        pickle.dumps(Predictor(again.session))
+
+
+def test_a_pickled_predictor_whose_file_is_gone(tiny_onnx: Path, tmp_path: Path) -> None:
+    file = Path(shutil.copy(tiny_onnx, tmp_path / "a.onnx"))
+    with Predictor.load(file) as predictor:
+        content = pickle.dumps(predictor)
+    file.unlink()
+    with pytest.raises(ArtifactError, match=r"a\.onnx"):
+        pickle.loads(content)
 
 
 # ---- results ------------------------------------------------------------------------------------------------------------
