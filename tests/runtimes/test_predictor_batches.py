@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detr_export.benchmarks.accuracy.evaluation import evaluate
 from detr_export.runtimes import Predictor
 from detr_export.runtimes import predictor as predictor_module
 from detr_export.runtimes import stream as stream_module
 from detr_export.runtimes.errors import ArtifactError, BackendError, ImageError, InputError
+from detr_export.runtimes.folder import predict_files
 from detr_export.runtimes.grouping import AHEAD
 from detr_export.runtimes.metadata import Metadata
 from detr_export.runtimes.session import Session, TensorSpec
@@ -197,6 +199,48 @@ def test_a_stream_is_read_a_little_ahead(batch_size: int, max_padding: float, wo
     assert max(session.batches) == batch_size
     assert (max(session.padding) > 0) == (max_padding > 0)
     assert max(session.padding) <= max_padding
+
+
+def test_a_batch_may_be_larger_than_that_of_a_list(tmp_path: Path) -> None:
+    """Or the default of lists would cut the batches of streams, files and scores."""
+    images = [picture(number, SIZES[0]) for number in range(20)]
+    files = [tmp_path / f"{number}.png" for number in range(20)]
+    for file, image in zip(files, images, strict=True):
+        Image.fromarray(image).save(file)
+    record = {"height": SIZES[0][0], "width": SIZES[0][1]}
+    document = {
+        "images": [{"id": number, "file_name": file.name, **record} for number, file in enumerate(files)],
+        "annotations": [
+            {"id": 1, "image_id": 0, "category_id": 0, "bbox": [0, 0, 9, 9], "area": 81, "iscrowd": 0},
+        ],
+        "categories": [{"id": number, "name": name} for number, name in LABELS.items()],
+    }
+    runs: list[Callable[[Predictor], Any]] = [
+        lambda predictor: list(predictor.predict_stream(images, batch_size=20)),
+        lambda predictor: list(predict_files(predictor, files, batch=20)),
+        lambda predictor: evaluate(predictor, tmp_path, document, batch=20),
+    ]
+    for masks, run in itertools.product((True, False), runs):
+        session = Counted()
+        session.outputs = session.outputs if masks else session.outputs[:2]
+        run(Predictor(session))
+        assert session.batches == [20]
+
+
+def test_the_iterable_ends_with_the_stream() -> None:
+    ended = []
+
+    def images() -> Iterator[np.ndarray]:
+        try:
+            yield from itertools.repeat(picture(0))
+        finally:
+            ended.append(True)
+
+    results = Predictor(Counted()).predict_stream(images())
+    next(results)
+    assert not ended
+    results.close()
+    assert ended
 
 
 @pytest.mark.parametrize("finish", [lambda results: results.close(), lambda results: None], ids=["closed", "dropped"])
