@@ -35,7 +35,7 @@ web-test: $(DEMO_VENV)/installed $(WEB)/node_modules/installed
 	    || { echo "web-test needs Chromium: install it, or say where it is with CHROMIUM=FILE" >&2; exit 1; }
 	rm -rf $(WEB)/made
 	$(DEMO) demo-data $(WEB)/made/pictures --images 5 --split val
-	$(DEMO) predict demo $(WEB)/made/pictures/val --output $(WEB)/made/predictions
+	$(DEMO) predict demo --no-clip $(WEB)/made/pictures/val --output $(WEB)/made/predictions
 	$(DEMO) onnx --end-to-end --no-verify --golden $(WEB)/made/golden --output $(WEB)/made/model.onnx
 	cd $(WEB) && CHROMIUM=$(CHROMIUM) PYTHON=$(PYTHON) node --test-reporter=spec test.mjs
 

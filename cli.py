@@ -510,6 +510,9 @@ def predict(
             "what a DETR finds. Not for segmentation.",
         ),
     ] = 0.0,
+    no_clip: Annotated[
+        bool, typer.Option("--no-clip", help="Leave boxes as the model gives them. Else they end at the edges of the image.")
+    ] = False,
     processor: ProcessorOption = None,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
@@ -526,7 +529,7 @@ def predict(
     from detr_export.runtimes.opening import CHECKPOINT, kind_of, spins
     from detr_export.runtimes.predictor import Predictor
     from detr_export.runtimes.processing.images import iter_image_paths
-    from detr_export.runtimes.tasks import largest_batch
+    from detr_export.runtimes.session import largest_batch
 
     paths = iter_image_paths(images)
     outcomes, failed = [], False
@@ -542,11 +545,13 @@ def predict(
         strict=strict,
         cache=cache,
     ) as predictor:
-        largest = largest_batch(predictor, device)
+        largest = largest_batch(predictor.session, device)
         if largest is not None and batch > largest:
             raise InputError(f"--batch is {batch}, but the model on the device {device} takes {largest} at most")
         what = "attention" if explain else task.value
-        for outcome in predict_files(predictor, paths, threshold, output, overwrite, what, batch, max_padding):
+        for outcome in predict_files(
+            predictor, paths, threshold, output, overwrite, what, batch, max_padding, clip=not no_clip
+        ):
             if outcome.error is not None:
                 print_error(outcome.error)
                 failed = True

@@ -18,7 +18,7 @@ from detr_export.runtimes.predictor import Predictor
 from detr_export.runtimes.processing.image_processor import DetrFeatureExtractor, DetrImageProcessor
 from detr_export.runtimes.processing.image_processor_fast import DetrImageProcessorFast
 from detr_export.runtimes.processing.images import load_image
-from detr_export.runtimes.results.detections import Detections
+from detr_export.runtimes.results.detections import Detection, Detections
 from detr_export.runtimes.results.segmentation import Segmentation
 from detr_export.runtimes.results.segments import Segment
 from detr_export.runtimes.results.tables import Cell, Table
@@ -30,6 +30,7 @@ __all__ = [
     "BackendError",
     "Cell",
     "CheckpointError",
+    "Detection",
     "Detections",
     "DetrError",
     "DetrFeatureExtractor",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -13,12 +14,12 @@ from PIL import Image
 
 from detr_export.runtimes.errors import DetrError, ImageError, InputError
 from detr_export.runtimes.files import replacing, writing
-from detr_export.runtimes.grouping import Size, group_by_size, require_grouping
 from detr_export.runtimes.predictor import Predictor
+from detr_export.runtimes.processing.batch import Picture
 from detr_export.runtimes.processing.images import load_image
 from detr_export.runtimes.results.detections import Detections
-from detr_export.runtimes.session import takes_padding
-from detr_export.runtimes.tasks import DETECTION, TABLES, TASKS, Result, document_of, drawing_of, largest_batch, run_task
+from detr_export.runtimes.stream import find_in, require_batches
+from detr_export.runtimes.tasks import TASKS, Result, document_of, drawing_of
 
 ATTENTION = "attention"
 FILE_TASKS = (*TASKS, ATTENTION)
@@ -33,6 +34,7 @@ class FileOptions:
     threshold: float
     batch: int  # most images of one run
     max_padding: float  # largest share of a batch's pixels that may be padding
+    clip: bool  # whether boxes end at the edges of the image
 
 
 @dataclass(frozen=True)
@@ -69,38 +71,15 @@ class FilePrediction:
         return result
 
 
-def require_batches(predictor: Predictor, task: str, batch: int, max_padding: float) -> None:
+def require_file_batches(predictor: Predictor, task: str, batch: int, max_padding: float) -> None:
     """Refuses batches that a task or a model does not have.
 
     Raises:
         InputError: says which limit there is.
     """
-    require_grouping(batch, max_padding)
     if batch > 1 and task == ATTENTION:
         raise InputError(f"batch is {batch}, but attention is read off one image at a time; leave batch (--batch) out")
-    largest = largest_batch(predictor)
-    if largest is not None and batch > largest:
-        raise InputError(f"batch is {batch}, but the model takes {largest} at most; give a smaller one (--batch)")
-    if not max_padding:
-        return
-    remedy = "leave max_padding (--max-padding) out"
-    if batch == 1:
-        raise InputError("max_padding is for batches, and batch (--batch) is 1; give a larger one")
-    if task not in (DETECTION, TABLES):
-        raise InputError(f"images are not padded for the task {task}, because its maps would cover the padding; {remedy}")
-    processor = predictor.processor
-    if not takes_padding(predictor.session.inputs) or not processor.do_pad:
-        raise InputError(f"the model takes no padded images: it has no pixel mask, or its processor does not pad; {remedy}")
-    if processor.pad_size is not None:
-        raise InputError(f"the model's processor pads every image to one size, and batches need no more; {remedy}")
-
-
-def size_in_model(predictor: Predictor, size: Optional[Size]) -> Optional[Size]:
-    """`Predictor.model_size`, and None for an image that has no size or that the processor refuses: it is to run alone."""
-    try:
-        return None if size is None else predictor.model_size(size)
-    except ImageError:
-        return None
+    require_batches(predictor.session, predictor.processor, task, batch, max_padding)
 
 
 def predict_batch(
@@ -120,27 +99,20 @@ def predict_batch(
     Raises:
         OutputError, BackendError, ArtifactError: as in `predict_files`.
     """
-    outcomes: dict[int, FilePrediction] = {}
-    loaded: dict[int, Image.Image] = {}
-    for number, file in enumerate(files):
-        image = _loaded(file)
+    images = [_loaded(file) for file in files]
+    found = find_in(partial(_run, predictor, options), images, predictor.model_size, options.batch, options.max_padding)
+    outcomes = []
+    for file, image, result in zip(files, images, found):
         if isinstance(image, ImageError):
-            outcomes[number] = FilePrediction(file, error=image)
+            outcomes.append(FilePrediction(file, error=image))
+        elif isinstance(result, (ImageError, InputError)):  # it describes the picture but does not name the file
+            outcomes.append(FilePrediction(file, error=type(result)(f"{file}: {result}")))
         else:
-            loaded[number] = image
-    sized = [(number, size_in_model(predictor, (image.height, image.width))) for number, image in loaded.items()]
-    for numbers in group_by_size(sized, options.batch, options.max_padding):
-        found = _results(predictor, [loaded[number] for number in numbers], options)
-        for number, (result, attention) in zip(numbers, found):
-            file = files[number]
-            if isinstance(result, DetrError):  # it describes the picture but does not name the file
-                outcomes[number] = FilePrediction(file, error=type(result)(f"{file}: {result}"))
-                continue
-            picture = pictures.get(file)
+            (value, attention), picture = result, pictures.get(file)
             if picture is not None:
-                _draw(result, attention, loaded[number], picture)
-            outcomes[number] = FilePrediction(file, result, picture)
-    return [outcomes[number] for number in range(len(files))]
+                _draw(value, attention, image, picture)
+            outcomes.append(FilePrediction(file, value, picture))
+    return outcomes
 
 
 def _loaded(file: Path) -> Union[Image.Image, ImageError]:
@@ -150,19 +122,14 @@ def _loaded(file: Path) -> Union[Image.Image, ImageError]:
         return error
 
 
-_Found = tuple[Union[Result, ImageError, InputError], Optional[np.ndarray]]  # and the attention of the task with that name
+_Found = tuple[Result, Optional[np.ndarray]]  # and the attention of the task with that name
 
 
-def _results(predictor: Predictor, images: list[Image.Image], options: FileOptions) -> list[_Found]:
-    """What the model finds. If a batch fails, each image runs alone, so that an error reaches only the one that has it."""
-    try:
-        if options.task == ATTENTION:
-            return [predictor.explain(image, options.threshold) for image in images]
-        return [(result, None) for result in run_task(predictor, options.task, images, options.threshold)]
-    except (ImageError, InputError) as error:
-        if len(images) == 1:
-            return [(error, None)]
-    return [found for image in images for found in _results(predictor, [image], options)]
+def _run(predictor: Predictor, options: FileOptions, images: list[Picture]) -> list[_Found]:
+    if options.task == ATTENTION:
+        return [predictor.explain(image, options.threshold, clip=options.clip) for image in images]
+    results = predictor.predict([*images], options.task, options.threshold, clip=options.clip, batch_size=options.batch)
+    return [(result, None) for result in results]
 
 
 def _draw(result: Result, attention: Optional[np.ndarray], image: Image.Image, picture: Path) -> None:

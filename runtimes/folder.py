@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
@@ -14,13 +15,14 @@ from detr_export.runtimes.file_batches import (
     FileOptions,
     FilePrediction,
     predict_batch,
-    require_batches,
-    size_in_model,
+    require_file_batches,
 )
 from detr_export.runtimes.files import require_writable, write_atomically
-from detr_export.runtimes.grouping import Size, group_by_size, size_of_file
-from detr_export.runtimes.pipeline import WORKERS, ModelThread, in_order
+from detr_export.runtimes.grouping import Size, size_of_file
+from detr_export.runtimes.pipeline import WORKERS, ModelThread, in_batches
 from detr_export.runtimes.predictor import Predictor
+from detr_export.runtimes.stream import size_in_model
+from detr_export.runtimes.tasks import require_clip
 from detr_export.runtimes.thresholds import require_shares
 
 __all__ = ["FILE_TASKS", "RESULTS_NAME", "FilePrediction", "predict_files"]
@@ -38,6 +40,7 @@ def predict_files(
     batch: int = 1,
     max_padding: float = 0.0,
     workers: int = WORKERS,
+    clip: bool = True,
 ) -> Generator[FilePrediction, None, None]:
     """Predicts on files, and yields the outcomes in the order of the files, each as soon as those before it are there.
 
@@ -60,10 +63,11 @@ def predict_files(
         workers: threads beside the model's own. At most twice as many batches of results are in memory, and of images as
             many batches as workers; with `batch` above 1 also the results that wait for a batch that fills slowly. 0 means
             no threads: one batch is read, run and drawn after another.
+        clip: as in `Predictor.detect`. Segments have the boxes of their masks, so False is refused for them.
 
     Raises:
-        InputError: the task, the threshold, `batch`, `max_padding` or `workers` is invalid, or the model or the task does
-            not have such batches.
+        InputError: the task, the threshold, `batch`, `max_padding`, `workers` or `clip` is invalid, or the model or the task
+            does not have such batches.
         OutputError: a picture or the document exists and `overwrite` is false, or it cannot be written.
         BackendError: the backend failed. A file that is not a usable image does not raise; its outcome has the error.
     """
@@ -74,7 +78,8 @@ def predict_files(
     require_shares(threshold=threshold)
     if workers < 0:
         raise InputError(f"workers is {workers}; expected a number of threads, or 0 for none")
-    require_batches(predictor, task, batch, max_padding)
+    require_clip(task, clip)
+    require_file_batches(predictor, task, batch, max_padding)
     pictures = _picture_paths(images, output) if output is not None else {}
     originals = {image.resolve() for image in images}
     for path in pictures.values():
@@ -84,42 +89,32 @@ def predict_files(
     if output is not None:
         require_writable(output / RESULTS_NAME, overwrite)
 
-    # Batches finish in another order than that of the files, so an outcome waits here for those before it.
-    options = FileOptions(task, threshold, batch, max_padding)
-    waiting: dict[int, FilePrediction] = {}
     documents: list[dict[str, Any]] = []
-    with closing(_finished_batches(predictor, images, options, pictures, workers)) as batches:
-        for finished in batches:
-            waiting.update(finished)
-            while (number := len(documents)) in waiting:
-                outcome = waiting.pop(number)
-                documents.append(outcome.to_dict())
-                yield outcome
+    options = FileOptions(task, threshold, batch, max_padding, clip)
+    with closing(_outcomes(predictor, images, options, pictures, workers)) as outcomes:
+        for outcome in outcomes:
+            documents.append(outcome.to_dict())
+            yield outcome
     if output is not None:
         write_atomically(output / RESULTS_NAME, (json.dumps(documents, indent=2) + "\n").encode())
 
 
-def _finished_batches(
+def _outcomes(
     predictor: Predictor, images: list[Path], options: FileOptions, pictures: Mapping[Path, Path], workers: int
-) -> Generator[list[tuple[int, FilePrediction]], None, None]:
-    """The outcomes of one batch after another, with the positions of their files."""
+) -> Generator[FilePrediction, None, None]:
+    def finish(predictor: Predictor, files: list[Path]) -> list[FilePrediction]:
+        return predict_batch(predictor, files, options, pictures)
 
-    def finish(batch: list[int], predictor: Predictor) -> list[tuple[int, FilePrediction]]:
-        files = [images[number] for number in batch]
-        return list(zip(batch, predict_batch(predictor, files, options, pictures)))
+    def sized() -> Iterator[tuple[Path, Optional[Size]]]:
+        for image in images:
+            yield image, None if options.batch == 1 else size_in_model(predictor.model_size, size_of_file(image))
 
-    def sized() -> Iterator[tuple[int, Optional[Size]]]:
-        for number, image in enumerate(images):
-            yield number, None if options.batch == 1 else size_in_model(predictor, size_of_file(image))
-
-    batches = group_by_size(sized(), options.batch, options.max_padding)
     if not workers:
-        yield from (finish(batch, predictor) for batch in batches)
+        yield from in_batches(partial(finish, predictor), sized(), options.batch, options.max_padding)
         return
     with ModelThread(predictor.session) as model:
-        threaded = Predictor(model)
-        with closing(in_order(lambda batch: finish(batch, threaded), batches, workers, model.stop)) as finished:
-            yield from finished
+        function = partial(finish, Predictor(model))
+        yield from in_batches(function, sized(), options.batch, options.max_padding, workers, model.stop)
 
 
 def _picture_paths(images: list[Path], output: Path) -> dict[Path, Path]:

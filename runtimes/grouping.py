@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Generic, Optional, TypeVar
+from typing import BinaryIO, Generic, Optional, TypeVar, Union
 
 from PIL import Image
 
-from detr_export.runtimes.errors import InputError
+from detr_export.runtimes.errors import ImageError, InputError
+from detr_export.runtimes.processing.frames import array_over, is_file_content
+from detr_export.runtimes.processing.images import ImageSource
 
 Item = TypeVar("Item")
 Size = tuple[int, int]  # (height, width), pixels
@@ -95,7 +98,7 @@ def _grouped(items: Iterable[tuple[Item, Optional[Size]]], batch: int, max_paddi
         yield group.items
 
 
-def size_of_file(path: str | os.PathLike[str]) -> Optional[Size]:
+def size_of_file(file: Union[str, os.PathLike, BinaryIO]) -> Optional[Size]:
     """The (height, width) of an image file once it stands upright, from its header. The pixels are not decoded.
 
     Returns:
@@ -103,13 +106,34 @@ def size_of_file(path: str | os.PathLike[str]) -> Optional[Size]:
         are checked again when the pixels are there.
     """
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-            # The method of the base class: that of PNG files decodes the pixels to find EXIF data behind them
-            exif = Image.Image.getexif(image)
-            lying = exif.get(_EXIF_ORIENTATION) in _LYING
-            if image.format == "TIFF" and exif.get(_TIFF_WIDTH) != width:
-                lying = False  # newer versions of Pillow give the upright size
+        with Image.open(file) as image:
+            return _upright_size(image)
     except Exception:  # Pillow raises all kinds of errors for damaged files
         return None
+
+
+def size_of_image(source: ImageSource) -> Optional[Size]:
+    """The same of anything that `load_image` reads, and None for anything else."""
+    if isinstance(source, Image.Image):
+        return _upright_size(source)
+    if isinstance(source, (str, os.PathLike)):
+        return size_of_file(source)
+    try:
+        array = array_over(source)
+    except ImageError:
+        return None
+    if array is None:
+        return None
+    if is_file_content(array):
+        return size_of_file(io.BytesIO(array.tobytes()))
+    return (array.shape[0], array.shape[1]) if array.ndim == 3 else None
+
+
+def _upright_size(image: Image.Image) -> Size:
+    width, height = image.size
+    # The method of the base class: that of PNG files decodes the pixels to find EXIF data behind them
+    exif = Image.Image.getexif(image)
+    lying = exif.get(_EXIF_ORIENTATION) in _LYING
+    if image.format == "TIFF" and exif.get(_TIFF_WIDTH) != width:
+        lying = False  # newer versions of Pillow give the upright size
     return (width, height) if lying else (height, width)

@@ -88,6 +88,11 @@ class ImageRunner:
             sizes = [size_of(picture, LAST) for picture in chosen]
             yield RawBatch(indices, sizes, {name: _widened(value) for name, value in outputs.items()})
 
+    @property
+    def pads(self) -> bool:
+        """Whether images of different sizes can share a batch."""
+        return self._takes_mask and self.processor.do_pad
+
     def prepare(self, pictures: list[Picture]) -> Outputs:
         """The session's inputs for one batch of RGB images, which have one `model_size` if the model takes no mask."""
         end_to_end = self.metadata.end_to_end

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import closing
+from typing import Optional, TypeVar
 
 import numpy as np
 
+from detr_export.runtimes.grouping import Size, group_by_size
 from detr_export.runtimes.session import Choose, Session
 
 Task = TypeVar("Task")
@@ -75,3 +77,39 @@ def in_order(
     finally:
         stop()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def in_batches(
+    function: Callable[[list[Task]], list[Done]],
+    tasks: Iterable[tuple[Task, Optional[Size]]],
+    batch: int,
+    max_padding: float,
+    workers: int = 0,
+    stop: Callable[[], None] = lambda: None,
+) -> Generator[Done, None, None]:
+    """Calls a function on batches of tasks, and yields its results in the order of the tasks.
+
+    Tasks are taken as in `in_order`, with batches in the place of tasks, and as far ahead as `group_by_size` reads. The end
+    and exceptions are as in `in_order`.
+
+    Args:
+        function: gives a list with one result for each task of a batch.
+        tasks: with the sizes by which they are grouped; `batch` and `max_padding` are those of `group_by_size`.
+        workers: how many threads call the function; 0 for the caller's own.
+        stop: as in `in_order`.
+    """
+
+    def finish(group: list[tuple[int, Task]]) -> list[tuple[int, Done]]:
+        return list(zip([number for number, _ in group], function([task for _, task in group])))
+
+    groups = group_by_size((((number, task), size) for number, (task, size) in enumerate(tasks)), batch, max_padding)
+    finished = in_order(finish, groups, workers, stop) if workers else (finish(group) for group in groups)
+    # Batches finish in another order than that of their tasks, so a result waits here for those before it.
+    waiting: dict[int, Done] = {}
+    due = 0
+    with closing(finished):
+        for results in finished:
+            waiting.update(results)
+            while due in waiting:
+                yield waiting.pop(due)
+                due += 1

@@ -14,6 +14,7 @@ from typing import Optional, TypeVar, Union
 
 import numpy as np
 
+from detr_export.runtimes.devices import parse_device
 from detr_export.runtimes.errors import ArtifactError, InputError
 from detr_export.runtimes.metadata import Metadata
 
@@ -150,6 +151,15 @@ def check_inputs(
         low, high = metadata.ranges.get(name, (1, None)) if metadata else (1, None)
         if size < low or (high is not None and size > high):
             raise InputError(f"{name} is {size}; this model takes {low} to {high if high is not None else 'any'}")
+
+
+def largest_batch(session: Session, device: str = "cpu") -> Optional[int]:
+    """How many pictures one run of a model may have, on a device that may limit it, too; None for any number."""
+    if parse_device(device).builds_engines:
+        return 1  # ONNX Runtime builds an engine for one picture
+    limits = [] if session.metadata is None else [session.metadata.ranges.get("batch", (1, None))[1]]
+    limits += [spec.shape[0] for spec in session.inputs if isinstance(spec.shape[0], int)]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def takes_padding(inputs: Sequence[TensorSpec]) -> bool:

@@ -1,16 +1,15 @@
-"""What a model can be asked for by name: pictures in, one result for each; and what a result looks like."""
+"""What a model can be asked for by name, and what a result looks like."""
 
 from __future__ import annotations
 
-from typing import Any, Optional, Union
+from typing import Any, Union
 
 from PIL import Image
 
-from detr_export.runtimes.devices import parse_device
-from detr_export.runtimes.predictor import Predictor
+from detr_export.runtimes.errors import InputError
 from detr_export.runtimes.results.detections import Detections
 from detr_export.runtimes.results.segmentation import KINDS, Segmentation
-from detr_export.runtimes.results.tables import REQUIRED, Table, draw_tables
+from detr_export.runtimes.results.tables import Table, draw_tables
 
 Result = Union[Detections, Segmentation, "list[Table]"]
 
@@ -18,46 +17,12 @@ DETECTION, TABLES = "detection", "tables"
 TASKS = (DETECTION, *KINDS, TABLES)  # the names are those of `detr-export predict --task`
 
 
-def tasks_of(predictor: Predictor) -> tuple[str, ...]:
-    """The tasks that a model does, the default first."""
-    masks: tuple[str, ...] = KINDS if predictor.draws_masks else ()
-    if predictor.metadata.end_to_end is not None:  # it gives the best class of a query only
-        masks = tuple(kind for kind in masks if kind != "semantic")
-    names = {name.lower() for name in predictor.id2label.values()}
-    tables = (TABLES,) if names.issuperset(REQUIRED) else ()
-    return (DETECTION, *masks, *tables)
-
-
-def largest_batch(predictor: Predictor, device: str = "cpu") -> Optional[int]:
-    """How many pictures one run of a model may have, on a device that may limit it, too; None for any number."""
-    if parse_device(device).builds_engines:
-        return 1  # ONNX Runtime builds an engine for one picture
-    limits = [predictor.metadata.ranges.get("batch", (1, None))[1]]
-    limits += [spec.shape[0] for spec in predictor.session.inputs if isinstance(spec.shape[0], int)]
-    return min((limit for limit in limits if limit is not None), default=None)
-
-
-def run_task(predictor: Predictor, task: str, images: Any, threshold: float) -> Any:
-    """A `Result` for one image, a list of them for several, as the predictor's methods give.
-
-    Args:
-        predictor: the model.
-        task: one of `TASKS`.
-        images: as in `Predictor.detect`.
-        threshold: as in the predictor's method; semantic maps have none.
-
-    Raises:
-        ArtifactError, ImageError, InputError, BackendError: as in the predictor's method.
-    """
-    if task == DETECTION:
-        return predictor.detect(images, threshold)
-    if task == TABLES:
-        return predictor.tables(images, threshold)
-    if task == "panoptic":
-        return predictor.segment_panoptic(images, threshold)
-    if task == "instances":
-        return predictor.segment_instances(images, threshold)
-    return predictor.segment_semantic(images)
+def require_clip(task: str, clip: bool) -> None:
+    """Refuses `clip=False` for a task whose boxes are those of masks. Raises InputError."""
+    if not clip and task in KINDS:
+        raise InputError(
+            f"the boxes of the task {task} are those of its masks, which end at the edges; leave clip (--no-clip) out"
+        )
 
 
 def document_of(result: Result) -> dict[str, Any]:

@@ -59,11 +59,15 @@ class _Scorer:
         return tuple(dict.fromkeys(notes))
 
     def update(self, image_ids: Sequence[int], images: Sequence[Any]) -> None:
+        # COCO's numbers are those of the model's own boxes, which are not clipped.
         if "segm" not in self.coco.iou_types and self.panoptic is None:
-            for image_id, found in zip(image_ids, self.predictor.detect(list(images), threshold=0.0), strict=True):
+            results = self.predictor.detect(list(images), threshold=0.0, clip=False, batch_size=len(images))
+            for image_id, found in zip(image_ids, results, strict=True):
                 self.coco.update(image_id, found)
             return
-        both = self.predictor.detect_and_segment(list(images), panoptic_threshold=self._threshold)
+        both = self.predictor.detect_and_segment(
+            list(images), panoptic_threshold=self._threshold, clip=False, batch_size=len(images)
+        )
         for image_id, (found, segmentation) in zip(image_ids, both, strict=True):
             self.coco.update(image_id, found)
             if self.panoptic is not None:

@@ -37,7 +37,7 @@ from detr_export.runtimes.pipeline import WORKERS
 from detr_export.runtimes.predictor import Predictor
 from detr_export.runtimes.processing.images import iter_image_paths, load_image
 from detr_export.runtimes.results.detections import Detections
-from detr_export.runtimes.tasks import TASKS, drawing_of, run_task
+from detr_export.runtimes.tasks import TASKS, drawing_of
 from detr_export.training.demo_data import write_demo_data
 
 _WARM_UP = 8  # pictures
@@ -128,7 +128,7 @@ def profile(predictor: Predictor, pictures: Sequence[Path], task: str) -> dict[s
         image = timed("reading", partial(load_image, file))
         inputs = timed("preparing", partial(runner.prepare, [image]))
         timed("the model", partial(predictor.session.run, inputs))
-        result = timed("all but reading and drawing", partial(run_task, predictor, task, image, 0.5))
+        result = timed("all but reading and drawing", partial(predictor.predict, image, task, 0.5))
         drawn = timed("drawing", partial(drawing_of, result, image))
         for level in _LEVELS:
             content = io.BytesIO()
@@ -143,7 +143,7 @@ def profile(predictor: Predictor, pictures: Sequence[Path], task: str) -> dict[s
 def _every_score(predictor: Predictor, pictures: Sequence[Path], variant: Variant) -> list[Detections]:
     """All queries of each picture, whatever their score."""
     outcomes = predict_files(
-        predictor, pictures, 0.0, batch=variant.batch, max_padding=variant.max_padding, workers=variant.workers
+        predictor, pictures, 0.0, batch=variant.batch, max_padding=variant.max_padding, workers=variant.workers, clip=False
     )
     results = [outcome.result for outcome in outcomes]
     return [result for result in results if isinstance(result, Detections)]

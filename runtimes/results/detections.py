@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Optional, Union
 
@@ -15,9 +15,31 @@ from detr_export.runtimes.processing.rle import encode_compressed_rle
 from detr_export.runtimes.results.drawing import draw_attention, draw_boxes
 
 
+class _Value:
+    """A result that equals another of its class with the same values. It has no hash, because its arrays may be changed."""
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return all(np.array_equal(one, vars(other)[name]) for name, one in vars(self).items())
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 @dataclass(frozen=True, eq=False)
-class Detections:
-    """The objects found in one image, in the order of the model's queries."""
+class Detection(_Value):
+    """One object of `Detections`."""
+
+    label: int  # id of its class
+    name: str  # of its class
+    score: float  # in (0, 1]
+    box: tuple[float, float, float, float]  # (x_min, y_min, x_max, y_max) in pixels of the original image
+    mask: Optional[np.ndarray]  # (height, width) bool, at that size, or None
+
+
+@dataclass(frozen=True, eq=False)
+class Detections(_Value):
+    """The objects found in one image, in the order of the model's queries. Iterating gives a `Detection` for each."""
 
     scores: np.ndarray  # (N,) float32 in (0, 1]
     labels: np.ndarray  # (N,) int64, ids of the checkpoint's classes
@@ -29,13 +51,18 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def __iter__(self) -> Iterator[Detection]:
+        masks = [None] * len(self) if self.masks is None else self.masks
+        for label, name, score, box, mask in zip(self.labels, self.names, self.scores, self.boxes, masks):
+            x_min, y_min, x_max, y_max = map(float, box)
+            yield Detection(int(label), name, float(score), (x_min, y_min, x_max, y_max), mask)
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON: `{"image_size": [height, width], "detections": [{"label", "name", "score", "box"}, ...]}`."""
         return {
             "image_size": list(self.image_size),
             "detections": [
-                {"label": int(label), "name": name, "score": float(score), "box": [float(value) for value in box]}
-                for label, name, score, box in zip(self.labels, self.names, self.scores, self.boxes)
+                {"label": item.label, "name": item.name, "score": item.score, "box": [*item.box]} for item in self
             ],
         }
 
@@ -85,7 +112,17 @@ class Detections:
         )
 
 
-def make_detections(kept: Kept, image_size: tuple[int, int], id2label: Mapping[int, str]) -> Detections:
-    """Makes the result for one image from what post-processing kept, the image's (height, width), and the class names."""
+def make_detections(kept: Kept, image_size: tuple[int, int], id2label: Mapping[int, str], clip: bool) -> Detections:
+    """Makes the result for one image.
+
+    Args:
+        kept: what post-processing kept.
+        image_size: (height, width) of the image, pixels.
+        id2label: names of the classes.
+        clip: whether boxes end at the edges of the image. A box that lies wholly outside then has no area.
+    """
     names = tuple(id2label.get(int(label), str(label)) for label in kept.labels)
-    return Detections(kept.scores, kept.labels, kept.boxes, names, image_size)
+    height, width = image_size
+    edges = np.array([width, height, width, height], dtype=np.float32)
+    boxes = kept.boxes.clip(0, edges) if clip else kept.boxes
+    return Detections(kept.scores, kept.labels, boxes, names, image_size)

@@ -8,7 +8,6 @@ from typing import Any
 
 from detr_export.runtimes.devices import parse_device
 from detr_export.runtimes.predictor import Predictor
-from detr_export.runtimes.tasks import tasks_of
 
 
 @dataclass(frozen=True)
@@ -28,4 +27,4 @@ class Identity:
 
 def identify(predictor: Predictor, model: str, device: str, version: str) -> Identity:
     """Names a model that was opened under the name `model` on `device`, and the version of detr-export."""
-    return Identity(PurePath(model).name, predictor.metadata.task, tasks_of(predictor), str(parse_device(device)), version)
+    return Identity(PurePath(model).name, predictor.metadata.task, predictor.tasks, str(parse_device(device)), version)

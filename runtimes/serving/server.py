@@ -23,7 +23,7 @@ from detr_export.runtimes.serving.identity import Identity
 from detr_export.runtimes.serving.metrics import Metrics
 from detr_export.runtimes.serving.options import ServerOptions
 from detr_export.runtimes.serving.service import Service
-from detr_export.runtimes.tasks import largest_batch
+from detr_export.runtimes.session import largest_batch
 
 _BACKLOG = 512  # connections that the kernel holds until they are accepted
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -78,7 +78,7 @@ class Server:
         self._port = port
         self._identity = identity
         self._grace = options.grace
-        self._service = Service(predictor, options, Metrics(), largest_batch(predictor, identity.device))
+        self._service = Service(predictor, options, Metrics(), largest_batch(predictor.session, identity.device))
         config = uvicorn.Config(
             make_app(self._service, identity),
             lifespan="off",

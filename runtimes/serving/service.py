@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Optional, TypeVar
 
+from PIL import Image
 from starlette.requests import Request
 
 from detr_export.runtimes.predictor import Predictor
@@ -31,7 +31,7 @@ from detr_export.runtimes.serving.refusals import (
     TOO_MANY,
     Refusal,
 )
-from detr_export.runtimes.tasks import TASKS, run_task, tasks_of
+from detr_export.runtimes.tasks import TASKS
 from detr_export.runtimes.thresholds import require_shares
 
 Value = TypeVar("Value")
@@ -66,14 +66,19 @@ class Service:
     def __init__(
         self, predictor: Predictor, options: ServerOptions, metrics: Metrics, largest_batch: Optional[int] = None
     ) -> None:
-        self.tasks = tasks_of(predictor)
+        self.tasks = predictor.tasks
         self.options = options
         self.metrics = metrics
         self.stopping = False
         self.cut_short = False
         self._taken = 0  # places
         max_batch = options.max_batch if largest_batch is None else min(options.max_batch, largest_batch)
-        self._batcher = Batcher(partial(run_task, predictor), max_batch, options.max_wait, options.mix_sizes, metrics)
+
+        def run(task: str, pictures: list[Image.Image], threshold: float) -> list[Any]:
+            found: list[Any] = predictor.predict([*pictures], task, threshold, batch_size=max_batch)
+            return found
+
+        self._batcher = Batcher(run, max_batch, options.max_wait, options.mix_sizes, metrics)
         self._threads = ThreadPoolExecutor(min(_MOST_DECODERS, os.cpu_count() or 1), "pictures")
 
     def __enter__(self) -> Service:

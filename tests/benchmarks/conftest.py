@@ -65,7 +65,7 @@ def annotated(segmenter: Path, tmp_path_factory: pytest.TempPathFactory) -> Anno
             name = f"{image_id}.png"
             Image.fromarray(pixels).save(root / "images" / name)
             images.append({"id": image_id, "file_name": name, "height": height, "width": width})
-            found, segmentation = predictor.detect_and_segment(pixels, 0.0, PANOPTIC_THRESHOLD)
+            found, segmentation = predictor.detect_and_segment(pixels, 0.0, PANOPTIC_THRESHOLD, clip=False)
             assert found.masks is not None
             for query in range(index % 2, len(found), 2):
                 x_min, y_min, x_max, y_max = (float(value) for value in found.boxes[query] + random.normal(0, 0.7, 4))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from detr_export.runtimes.errors import InputError
-from detr_export.runtimes.grouping import AHEAD, group_by_size, size_of_file
+from detr_export.runtimes.grouping import AHEAD, group_by_size, size_of_file, size_of_image
 from detr_export.runtimes.processing.images import load_image
 
 SIZES = [(int(h), int(w)) for h, w in np.random.default_rng(0).integers(30, 60, (300, 2)) // 4 * 4]
@@ -92,3 +93,31 @@ def test_what_is_no_picture_has_no_size(tmp_path: Path) -> None:
     assert size_of_file(tmp_path / "a.jpg") is None
     assert size_of_file(tmp_path / "b.jpg") is None
     assert size_of_file(tmp_path) is None
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_sizes_of_images_of_all_kinds(orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = tmp_path / "a.jpg"
+    Image.new("RGB", (40, 30)).save(file, exif=exif)
+    data = file.read_bytes()
+    for source in (
+        file,
+        str(file),
+        data,
+        bytearray(data),
+        memoryview(data),
+        np.frombuffer(data, np.uint8),
+        Image.open(file),
+    ):
+        loaded = load_image(source)
+        assert size_of_image(source) == (loaded.height, loaded.width) == ((40, 30) if orientation > 4 else (30, 40))
+    pixels = np.zeros((30, 40, 3), np.uint8)
+    for source in (pixels, pixels[..., ::-1], memoryview(pixels), Image.fromarray(pixels)):
+        assert size_of_image(source) == (30, 40)
+
+
+@pytest.mark.parametrize("source", [b"", b"hello", "nothing.jpg", np.zeros((4, 4), np.uint8), 3, None])
+def test_what_is_no_image_has_no_size(source: Any) -> None:
+    assert size_of_image(source) is None

@@ -10,7 +10,7 @@ from concurrent.futures import CancelledError
 import numpy as np
 import pytest
 
-from detr_export.runtimes.pipeline import ModelThread, in_order
+from detr_export.runtimes.pipeline import ModelThread, in_batches, in_order
 from detr_export.runtimes.session import Session, TensorSpec
 
 
@@ -81,6 +81,30 @@ def test_what_runs_is_stopped_before_it_is_waited_for() -> None:
     next(results)
     results.close()
     assert stopped.is_set()
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_results_of_batches_are_in_the_order_of_the_tasks(workers: int) -> None:
+    seen: list[list[int]] = []
+
+    def work(batch: list[int]) -> list[int]:
+        seen.append(batch)
+        return [task * task for task in batch]
+
+    sizes = [(8, 8), (9, 9), None]
+    tasks = ((task, sizes[task % 3]) for task in range(20))
+    assert list(in_batches(work, tasks, 4, 0.0, workers)) == [task * task for task in range(20)]
+    assert sorted(map(len, seen)) == [1] * 6 + [3, 3, 4, 4]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_exception_of_a_batch_arrives(workers: int) -> None:
+    results = in_batches(
+        lambda batch: [1 // (4 - task) for task in batch], ((task, (8, 8)) for task in range(9)), 2, 0.0, workers
+    )
+    assert list(itertools.islice(results, 4)) == [0, 0, 0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
 
 
 class Threads(Session):

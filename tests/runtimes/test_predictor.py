@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -81,7 +82,7 @@ def test_same_detections_as_transformers(
     expected = oracle_detections(tiny_checkpoint, pictures, threshold)
     everything = np.concatenate([item["scores"] for item in oracle_detections(tiny_checkpoint, pictures, 0.0)])
     assert np.abs(everything - threshold).min() > SCORE_ATOL  # or rounding would decide what is found
-    given = predictor.detect(pictures, threshold)
+    given = predictor.detect(pictures, threshold, clip=False)
     for found, wanted, picture in zip(given, expected, pictures, strict=True):
         assert_same(found, wanted["scores"], wanted["labels"], wanted["boxes"])
         assert found.image_size == (picture.height, picture.width)
@@ -91,13 +92,15 @@ def test_same_detections_as_transformers(
 
 def test_same_detections_on_the_photograph(predictor: Predictor, tiny_checkpoint: Path, photo: Path) -> None:
     (expected,) = oracle_detections(tiny_checkpoint, [Image.open(photo)], 0.0)
-    assert_same(predictor.detect(photo, 0.0), expected["scores"], expected["labels"], expected["boxes"])
+    assert_same(predictor.detect(photo, 0.0, clip=False), expected["scores"], expected["labels"], expected["boxes"])
 
 
 def test_torch_and_onnx_agree(predictor: Predictor, tiny_checkpoint: Path, pictures: list[Image.Image]) -> None:
     with Predictor.load(tiny_checkpoint) as reference:
         assert isinstance(reference.session, TorchSession)
-        for given, wanted in zip(predictor.detect(pictures, 0.0), reference.detect(pictures, 0.0), strict=True):
+        for given, wanted in zip(
+            predictor.detect(pictures, 0.0, clip=False), reference.detect(pictures, 0.0, clip=False), strict=True
+        ):
             assert_same(given, wanted.scores, wanted.labels, wanted.boxes)
 
 
@@ -271,6 +274,30 @@ def test_an_image_outside_of_the_ranges(tiny_onnx: Path, predictor: Predictor, p
         pytest.raises(InputError, match="width is 143; this model takes 1 to 100"),
     ):
         narrow.detect(photo)
+
+
+# ---- other processes ----------------------------------------------------------------------------------------------------
+
+
+def test_a_pickled_predictor_opens_its_file_again(tiny_onnx: Path, photo: Path) -> None:
+    with Predictor.load(tiny_onnx, threads=1, spinning=False) as predictor:
+        expected = predictor.detect(photo, 0.0)
+        content = pickle.dumps(predictor)
+    assert len(content) < 1000
+    with pickle.loads(content) as again:
+        assert again.detect(photo, 0.0) == expected
+        assert pickle.dumps(again) == content
+    with pytest.raises(InputError, match=r"around an open session cannot be pickled; open its file with Predictor\.load"):
+        pickle.dumps(Predictor(again.session))
+
+
+def test_a_pickled_predictor_whose_file_is_gone(tiny_onnx: Path, tmp_path: Path) -> None:
+    file = Path(shutil.copy(tiny_onnx, tmp_path / "a.onnx"))
+    with Predictor.load(file) as predictor:
+        content = pickle.dumps(predictor)
+    file.unlink()
+    with pytest.raises(ArtifactError, match=r"a\.onnx"):
+        pickle.loads(content)
 
 
 # ---- results ------------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ def main(program: str, folder: str, model: str) -> None:
         for picture in pictures:
             file = Path(scratch) / "picture.ppm"
             Image.fromarray(picture).save(file)
-            found = predictor.detect(picture, THRESHOLD)
+            found = predictor.detect(picture, THRESHOLD, clip=False)
             printed = subprocess.run([program, model, str(file), str(THRESHOLD)], capture_output=True, text=True, check=True)
             lines = [line.rsplit(" ", 5) for line in printed.stdout.splitlines()]
             assert [line[0] for line in lines] == list(found.names), (picture.shape, printed.stdout, found.names)

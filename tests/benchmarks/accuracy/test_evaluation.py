@@ -55,7 +55,7 @@ def test_the_numbers_are_those_of_the_evaluators(compared: Evaluation, segmenter
     with Predictor.load(segmenter) as predictor:
         for record in annotated.document()["images"]:
             found, segmentation = predictor.detect_and_segment(
-                annotated.images / record["file_name"], 0.0, PANOPTIC_THRESHOLD
+                annotated.images / record["file_name"], 0.0, PANOPTIC_THRESHOLD, clip=False
             )
             coco.update(record["id"], found)
             panoptic.update(record["id"], segmentation)
@@ -169,11 +169,11 @@ def test_a_detector_runs_padded_batches(tiny_onnx: Path, tiny_checkpoint: Path, 
     records = sorted(document["images"], key=lambda record: record["id"])
     with Predictor.load(tiny_onnx) as predictor:
         for record in records:
-            found = predictor.detect(annotated.images / record["file_name"], 0.0)
+            found = predictor.detect(annotated.images / record["file_name"], 0.0, clip=False)
             document["annotations"] += [{**entry, "area": 1000} for entry in found.to_coco(record["id"])[::2]]
         expected = CocoEvaluator(document, ("bbox",))
         for chosen in (records[:4], records[4:]):
-            batch = predictor.detect([annotated.images / record["file_name"] for record in chosen], 0.0)
+            batch = predictor.detect([annotated.images / record["file_name"] for record in chosen], 0.0, clip=False)
             for record, found in zip(chosen, batch, strict=True):
                 expected.update(record["id"], found)
     scores = expected.compute().bbox

@@ -34,7 +34,6 @@ from detr_export import cli
 from detr_export.runtimes import Predictor, load_image
 from detr_export.runtimes.serving.batching import Batcher
 from detr_export.runtimes.serving.metrics import Metrics
-from detr_export.runtimes.tasks import run_task
 
 ROOT = Path(__file__).parents[3]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
@@ -210,7 +209,8 @@ def test_a_batch_gives_what_a_list_gives(predictor: Predictor, photo: Path) -> N
     def run(task: str, images: list[Image.Image], threshold: float) -> list[Any]:
         began.set()
         assert go.wait(SECONDS)
-        return run_task(predictor, task, images, threshold)
+        found: list[Any] = predictor.predict([*images], task, threshold)
+        return found
 
     with Batcher(run, 4, 60, False, Metrics()) as batcher:
         batcher.submit("detection", 0.0, pictures[0])

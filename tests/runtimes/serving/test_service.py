@@ -10,7 +10,6 @@ import io
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,8 +24,7 @@ from detr_export.runtimes.serving.identity import identify
 from detr_export.runtimes.serving.metrics import Metrics
 from detr_export.runtimes.serving.options import ServerOptions
 from detr_export.runtimes.serving.service import Service
-from detr_export.runtimes.session import TensorSpec
-from detr_export.runtimes.tasks import largest_batch
+from detr_export.runtimes.session import TensorSpec, largest_batch
 from tests.runtimes.serving.asgi import Call, begin, until
 
 SECONDS = 30
@@ -36,15 +34,14 @@ class SlowPredictor:
     """Finds nothing in any picture, once `go` is set."""
 
     def __init__(self) -> None:
-        self.draws_masks = False
-        self.id2label = {0: "thing"}
-        self.metadata = Metadata("detection", self.id2label, {}, True)
+        self.tasks = ("detection",)
+        self.metadata = Metadata("detection", {0: "thing"}, {}, True)
         self.go = threading.Event()
         self.go.set()
         self.error: Exception | None = None
         self.runs: list[int] = []  # pictures of each
 
-    def detect(self, images: tuple[Image.Image, ...], threshold: float) -> list[Detections]:
+    def predict(self, images: list[Image.Image], task: str, threshold: float, *, batch_size: int) -> list[Detections]:
         self.runs.append(len(images))
         assert self.go.wait(SECONDS)
         if self.error is not None:
@@ -273,10 +270,10 @@ def test_a_batch_is_no_larger_than_the_model_takes() -> None:
 def test_the_largest_batch_of_a_model(
     device: str, range_of_batches: tuple[int, int | None], size: int | str, expected: int | None
 ) -> None:
-    predictor: Any = SlowPredictor()
-    predictor.metadata = replace(predictor.metadata, ranges={"batch": range_of_batches})
-    predictor.session = SimpleNamespace(inputs=(TensorSpec("pixel_values", "float32", (size, 3, "height", "width")),))
-    assert largest_batch(predictor, device) == expected
+    metadata = Metadata("detection", {}, {}, True, ranges={"batch": range_of_batches})
+    inputs = (TensorSpec("pixel_values", "float32", (size, 3, "height", "width")),)
+    session: Any = SimpleNamespace(inputs=inputs, metadata=metadata)
+    assert largest_batch(session, device) == expected
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_finds_what_the_checkpoint_finds(detector: Path, tiny_checkpoint: Path, 
     other_labels = total = 0
     with Predictor.load(detector) as predictor, Predictor.load(tiny_checkpoint) as checkpoint:
         for image in _images(photo):
-            found, expected = predictor.detect(image, 0.2), checkpoint.detect(image, 0.2)
+            found, expected = predictor.detect(image, 0.2, clip=False), checkpoint.detect(image, 0.2, clip=False)
             assert len(found) == len(expected) > 0
             order = _order(found, expected)
             other_labels, total = other_labels + int((found.labels != expected.labels[order]).sum()), total + len(found)
@@ -117,8 +117,8 @@ def test_lists_of_images(detector: Path, photo: Path) -> None:
     images = _images(photo)
     images += [image[::-1] for image in images[:2]]
     with Predictor.load(detector) as predictor:
-        for image, found in zip(images, predictor.detect(images, 0.1), strict=True):
-            alone = predictor.detect(image, 0.1)
+        for image, found in zip(images, predictor.detect(images, 0.1, clip=False), strict=True):
+            alone = predictor.detect(image, 0.1, clip=False)
             assert np.array_equal(found.labels, alone.labels)
             assert np.abs(found.boxes - alone.boxes).max() < 1e-3 * max(image.shape)
 
@@ -153,7 +153,7 @@ def test_other_forms(
     options = replace(WHOLE, color=color, resize=resize, precision=precision, top_k=3)
     file = export_onnx(load_checkpoint(tiny_checkpoint), tmp_path / "other.onnx", options).path
     with Predictor.load(file) as predictor, Predictor.load(detector) as rgb, OrtSession(file) as session:
-        found, expected = predictor.detect(str(photo), 0.0), rgb.detect(str(photo), 0.0)
+        found, expected = predictor.detect(str(photo), 0.0, clip=False), rgb.detect(str(photo), 0.0, clip=False)
         assert len(found) == 3
         close = SENSITIVE if precision == "fp32" else 5 * SENSITIVE
         assert np.abs(found.scores - expected.scores[:3]).max() < close
