@@ -5,7 +5,7 @@ DEMO_VENV := .venv-demo
 INSTALL := -m pip install --quiet --constraint constraints.txt --editable
 WORKERS ?= 2
 
-.PHONY: demo web-demo web-test benchmark panoptic-benchmark test cpp-test embedding-test lint format docs transformers5 gpu-check clean
+.PHONY: demo web-demo web-test benchmark panoptic-benchmark int8-benchmark test cpp-test embedding-test lint format docs transformers5 gpu-check clean
 
 DEMO := $(DEMO_VENV)/bin/detr-export
 SHAPES := demo/shapes/annotations
@@ -61,6 +61,26 @@ panoptic-benchmark: $(VENV)/installed
 	mkdir -p $(RESULT)
 	$(VENV)/bin/python -m detr_export.benchmarks.speed.panoptic_cost $(PANOPTIC) $(PANOPTIC).onnx $(PANOPTIC)-one.onnx \
 	    > $(RESULT)/report.json
+
+# The tables of int8 in docs/export.md: scores of demo beside those of fp32, then size and time of R50. DRAWN pictures are scored.
+INT8 := demo/int8
+DRAWN ?= 500
+int8-benchmark: $(VENV)/installed
+	rm -rf $(INT8)
+	$(VENV)/bin/detr-export demo-data $(INT8)/drawn --images 100
+	$(VENV)/bin/detr-export demo-data $(INT8)/drawn --images $(DRAWN) --split val
+	$(VENV)/bin/detr-export onnx demo --output $(INT8)/fp32.onnx
+	for scope in backbone encoder all; do \
+	    $(VENV)/bin/detr-export onnx demo --precision int8 --int8-scope $$scope --calibration $(INT8)/drawn --accuracy $(INT8)/drawn \
+	        --output $(INT8)/$$scope.onnx || exit 1; done
+	$(VENV)/bin/detr-bench $(INT8)/fp32.onnx $(INT8)/backbone.onnx $(INT8)/encoder.onnx $(INT8)/all.onnx --accuracy $(INT8)/drawn \
+	    --callers 1 --output benchmarks/results/int8-demo --overwrite
+	$(VENV)/bin/python examples/make_seeded_checkpoint.py $(R50)
+	$(VENV)/bin/detr-export onnx $(R50) --output $(R50).onnx --overwrite
+	$(VENV)/bin/detr-export onnx $(R50) --precision int8 --calibration $(INT8)/drawn --calibration-images 10 --no-verify \
+	    --output $(R50)-int8.onnx --overwrite
+	$(VENV)/bin/detr-bench transformers:$(R50) $(R50).onnx $(R50)-int8.onnx --size 800x1066 --rounds 6 --runs 2 --callers 0 \
+	    --output benchmarks/results/int8-r50 --overwrite
 
 test: $(VENV)/installed
 	# More threads than cores would fight. A file's tests stay in one worker, so that what they share is made once.
