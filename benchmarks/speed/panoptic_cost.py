@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +108,8 @@ def _open_transformers(checkpoint: str, threads: int) -> Segment:
 
 def _peak_memory(variant: tuple[Callable[..., Segment], tuple[Any, ...]], picture: np.ndarray, threshold: float) -> int:
     """Bytes that a process with nothing but this variant takes at most."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_run_and_tell, (variant, picture, threshold))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # which notices when its process dies
+        return pool.submit(_run_and_tell, variant, picture, threshold).result()
 
 
 def _run_and_tell(variant: tuple[Callable[..., Segment], tuple[Any, ...]], picture: np.ndarray, threshold: float) -> int:

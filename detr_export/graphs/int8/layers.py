@@ -101,13 +101,10 @@ def _reason_behind(graph: onnx.GraphProto, value: str) -> str | None:
     """Why what follows a convolution keeps it float; None if it can be int8."""
     if any(node.op_type == "Shape" and node.input[0] == value for node in graph.node):
         return "a group norm reads its shape, and then ONNX Runtime computes it in float"
-    constants, reached = {tensor.name for tensor in graph.initializer}, {value}
+    reached = {value}
     for node in graph.node:
-        if not reached.isdisjoint(node.input):
-            if node.op_type in _MOVES:
-                reached.update(node.output)
-            elif node.op_type == "MatMul" and constants.isdisjoint(node.input):
-                return "its result is a factor of an attention"
+        if node.op_type in _MOVES and not reached.isdisjoint(node.input):
+            reached.update(node.output)
     if not reached.isdisjoint(item.name for item in graph.output):
         return "its result is an output of the model"
     return None
