@@ -9,6 +9,7 @@ from importlib import metadata as distributions
 from pathlib import Path
 
 from detr_export.benchmarks.speed.report import Environment
+from detr_export.runtimes.cpu import instruction_sets
 from detr_export.runtimes.errors import InputError, missing_extra
 
 try:
@@ -46,6 +47,7 @@ def describe_environment(threads: int) -> Environment:
         driver=driver,
         versions={name: version for name in _PACKAGES if (version := installed_version(name))},
         threads=threads,
+        instruction_sets=instruction_sets(),
     )
 
 

@@ -30,6 +30,7 @@ class Environment:
     driver: str | None  # of the GPU
     versions: Mapping[str, str]  # of the packages that are installed
     threads: int  # of one run of a model, the same for all variants
+    instruction_sets: Sequence[str] = ()  # of the CPU, those that change how fast a model runs; empty where nothing says
 
 
 @dataclass(frozen=True)

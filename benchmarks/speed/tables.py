@@ -195,8 +195,11 @@ def remarks(report: Report) -> list[str]:
     """What a reader of the numbers must know."""
     environment, method = report.environment, report.method
     gigabytes = environment.memory_bytes / 2**30
+    cpu = environment.cpu
+    if environment.instruction_sets:
+        cpu += f" ({', '.join(environment.instruction_sets)})"
     lines = [
-        f"{environment.cpu}, {environment.cores} cores, {gigabytes:.0f} GiB, {environment.os}, Python {environment.python}"
+        f"{cpu}, {environment.cores} cores, {gigabytes:.0f} GiB, {environment.os}, Python {environment.python}"
         + (f", {environment.gpu} (driver {environment.driver})" if environment.gpu else "")
         + (f", governor {environment.governor}" if environment.governor else ""),
         ", ".join(f"{name} {version}" for name, version in environment.versions.items()),

@@ -13,6 +13,7 @@ from pathlib import Path
 from detr_export.runtimes.errors import ArtifactError, BackendError, DetrError, InputError, missing_extra
 from detr_export.runtimes.files import user_path
 from detr_export.runtimes.hub import onnx_file
+from detr_export.runtimes.mask_head import mask_head_file
 from detr_export.runtimes.opening import ENGINE_SUFFIXES
 
 
@@ -182,10 +183,10 @@ def find_baseline(wanted: str, targets: Sequence[Target]) -> Target:
 
 
 def file_bytes(source: str) -> int | None:
-    """Size of a file, or of the weights in a folder; None for what is not on disk."""
+    """Size of a file with its mask head, or of the weights in a folder; None for what is not on disk."""
     path = user_path(source)
     if path.is_file():
-        return path.stat().st_size
+        return sum(file.stat().st_size for file in (path, mask_head_file(path)) if file.is_file())
     if path.is_dir():
         return sum(file.stat().st_size for file in path.iterdir() if file.suffix in _WEIGHT_SUFFIXES) or None
     return None

@@ -63,7 +63,7 @@ def report() -> Report:
     return Report(
         started="2026-01-01T00:00:00+00:00",
         command=["detr-bench", "a|b.onnx"],
-        environment=Environment("A CPU", 2, 8 << 30, None, "Linux", "3.11.0", None, None, {"torch": "2.10.0"}, 2),
+        environment=Environment("A CPU", 2, 8 << 30, None, "Linux", "3.11.0", None, None, {"torch": "2.10.0"}, 2, ["avx2"]),
         method=Method(3, 1, "torch:demo", 0.1, interrupted=False),
         variants=[
             Variant("torch:demo", "torch", "demo", "fp32", "2.10.0", 5_000_000, 1.25, 300.0, 400_000_000),
@@ -110,6 +110,10 @@ def test_clocks_of_a_gpu_are_kept_and_shown(report: Report) -> None:
     assert "3 (1 disturbed, 1 clocks down)" in markdown(changed)
 
 
+def test_the_instruction_sets_are_named(report: Report) -> None:
+    assert "- A CPU (avx2), 2 cores, 8 GiB, Linux, Python 3.11.0" in markdown(report)
+
+
 def test_scores_stand_beside_times(report: Report) -> None:
     text = markdown(report)
     assert "## Accuracy, and the session's time at 800x1066, batch 1" in text
@@ -153,6 +157,7 @@ def test_schema(report: Report) -> None:
     }
     assert set(document["environment"]) == {
         *("cpu", "cores", "memory_bytes", "governor", "os", "python", "gpu", "driver", "versions", "threads"),
+        "instruction_sets",
     }
     assert set(document["method"]) == {
         *("rounds", "warmup_runs", "baseline", "calibration_tolerance", "interrupted", "baseline_again", "why_no_noise"),

@@ -138,6 +138,10 @@ def test_file_bytes(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(b"{}")
     assert file_bytes(str(tmp_path)) == 5
     assert file_bytes(str(tmp_path / "config.json")) == 2
+    (tmp_path / "a.onnx").write_bytes(b"abc")
+    assert file_bytes(str(tmp_path / "a.onnx")) == 3
+    (tmp_path / "a.masks.onnx").write_bytes(b"d")
+    assert file_bytes(str(tmp_path / "a.onnx")) == 4
     assert file_bytes("facebook/detr-resnet-50") is None
 
 
