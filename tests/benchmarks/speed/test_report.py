@@ -259,7 +259,7 @@ def test_markdown(report: Report) -> None:
     assert any(line.startswith("| ort:no.onnx | failed |") for line in rows)
     assert any(line.startswith("| openvino:a\\|b.onnx | 800x1066 | 1 | failed |") for line in rows)
     assert "- 1 of 3 turns were disturbed" in text
-    assert "A CPU, 2 cores" in text
+    assert "A CPU (avx2), 2 cores" in text
     assert "0.50 (0.40-0.60)" in text
 
 
