@@ -12,10 +12,11 @@ from pathlib import Path
 from detr_export.benchmarks.speed.report import Accuracy
 from detr_export.benchmarks.speed.targets import BACKENDS, Target
 from detr_export.coco_folder import find_split
+from detr_export.runtimes.devices import OPENVINO
 from detr_export.runtimes.files import user_path
 
 # The backends that a Predictor opens. In the others, the outputs of the same weights were compared.
-SCORED = ("torch", "torch-cuda", "ort", "ort-cuda")
+SCORED = ("torch", "torch-cuda", "ort", "ort-cuda", "openvino")
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def score(target: Target, data: Annotated, masks: bool, limit: int | None, threa
     from detr_export.benchmarks.accuracy.evaluation import evaluate
 
     panoptic = data.panoptic if masks else None
-    device = BACKENDS[target.backend].device
+    device = OPENVINO if target.backend == OPENVINO else BACKENDS[target.backend].device
     found = evaluate(target.source, data.images, data.instances, panoptic, limit, device=device, threads=threads)
     metrics = found.accuracy.metrics()
     return Accuracy(

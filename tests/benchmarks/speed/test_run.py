@@ -242,9 +242,14 @@ def test_scores_of_the_same_file(segmenter_onnx: Path, annotated: Annotated, tmp
     (root / "annotations" / "instances_val.json").symlink_to(annotated.instances)
     (root / "annotations" / "panoptic_val.json").symlink_to(annotated.panoptic[0])
     (root / "annotations" / "panoptic_val").symlink_to(annotated.panoptic[1])
-    report = run([str(segmenter_onnx)], accuracy=root, limit=4, **{**QUICK, "rounds": 1, "runs": 1})
+    targets = [str(segmenter_onnx), f"openvino:{segmenter_onnx}"]
+    report = run(targets, accuracy=root, limit=4, **{**QUICK, "rounds": 1, "runs": 1})
     assert report.problems() == []
-    (scores,) = report.accuracy
+    scores, openvino = report.accuracy
+    assert openvino.variant == f"openvino:{segmenter_onnx.name}"
+    assert (openvino.box_AP, openvino.mask_AP, openvino.PQ) == pytest.approx(
+        (scores.box_AP, scores.mask_AP, scores.PQ), abs=0.02
+    )
     from detr_export.benchmarks.accuracy.evaluation import evaluate
 
     found = evaluate(segmenter_onnx, annotated.images, annotated.instances, annotated.panoptic, 4)
