@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
@@ -19,7 +18,7 @@ from detr_export.runtimes.file_batches import (
 )
 from detr_export.runtimes.files import require_writable, write_atomically
 from detr_export.runtimes.grouping import Size, size_of_file
-from detr_export.runtimes.pipeline import WORKERS, ModelThread, in_batches
+from detr_export.runtimes.pipeline import WORKERS
 from detr_export.runtimes.predictor import Predictor
 from detr_export.runtimes.stream import size_in_model
 from detr_export.runtimes.tasks import require_clip
@@ -109,12 +108,7 @@ def _outcomes(
         for image in images:
             yield image, None if options.batch == 1 else size_in_model(predictor.model_size, size_of_file(image))
 
-    if not workers:
-        yield from in_batches(partial(finish, predictor), sized(), options.batch, options.max_padding)
-        return
-    with ModelThread(predictor.session) as model:
-        function = partial(finish, Predictor(model))
-        yield from in_batches(function, sized(), options.batch, options.max_padding, workers, model.stop)
+    return predictor.in_batches(finish, sized(), options.batch, options.max_padding, workers)
 
 
 def _picture_paths(images: list[Path], output: Path) -> dict[Path, Path]:

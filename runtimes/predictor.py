@@ -12,10 +12,10 @@ from typing import Any, Optional, Union, overload
 import numpy as np
 
 from detr_export.runtimes.errors import ArtifactError, ImageError, InputError
-from detr_export.runtimes.grouping import size_of_image
+from detr_export.runtimes.grouping import Size, size_of_image
 from detr_export.runtimes.image_runner import ImageRunner, Outputs, Sizes
 from detr_export.runtimes.opening import open_session
-from detr_export.runtimes.pipeline import WORKERS, ModelThread, in_batches
+from detr_export.runtimes.pipeline import WORKERS, Done, ModelThread, Task, in_batches
 from detr_export.runtimes.processing.batch import Picture
 from detr_export.runtimes.processing.detection import Kept, keep_detections, softmax
 from detr_export.runtimes.processing.end_to_end import keep_sorted, mask_outputs
@@ -196,15 +196,24 @@ class Predictor:
 
             return find_in(run, [read(item, color) for item in batch], self.model_size, batch_size, max_padding)
 
-        def results() -> Generator[Any, None, None]:
-            if not workers:
-                yield from in_batches(partial(find, self), taken, batch_size, max_padding)
-                return
-            with ModelThread(self.session) as model:
-                function = partial(find, Predictor(model))
-                yield from in_batches(function, taken, batch_size, max_padding, workers, model.stop)
+        return _raising(self.in_batches(find, taken, batch_size, max_padding, workers))
 
-        return _raising(results())
+    def in_batches(
+        self,
+        function: Callable[[Predictor, list[Task]], list[Done]],
+        tasks: Iterable[tuple[Task, Optional[Size]]],
+        batch: int,
+        max_padding: float,
+        workers: int,
+    ) -> Generator[Done, None, None]:
+        """`pipeline.in_batches` of a function that also takes a predictor. With workers, the model runs in a thread beside
+        theirs, and the predictor is one around that thread."""
+        if not workers:
+            yield from in_batches(partial(function, self), tasks, batch, max_padding)
+            return
+        with ModelThread(self.session) as model:
+            threaded = partial(function, Predictor(model))
+            yield from in_batches(threaded, tasks, batch, max_padding, workers, model.stop)
 
     @overload
     def detect(

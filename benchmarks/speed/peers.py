@@ -55,8 +55,8 @@ class TransformersSession(Session):
         except (OSError, ValueError, RuntimeError, ImportError) as error:
             raise CheckpointError(f"transformers cannot open {directory}: {first_line(error)}") from error
 
-        # Say what it takes and gives, as every session does.
         self.directory = Path(directory)
+        # Say what it takes and gives, as every session does.
         self._model: Any = model.eval()
         self._torch = torch
         self.version = str(transformers.__version__)
