@@ -771,7 +771,7 @@ def train(
         raise typer.BadParameter("--processor goes with --from CHECKPOINT")
     require_extra("export", "train")
     from detr_export.checkpoints.reading import load_checkpoint
-    from detr_export.coco_folder import read_split
+    from detr_export.data.splits import read_split
     from detr_export.runtimes.progress import SILENT
     from detr_export.training.options import TrainingOptions
     from detr_export.training.processes import is_first_process

@@ -15,7 +15,6 @@ from detr_export.checkpoints.reading import Checkpoint
 from detr_export.graphs.export import Draft
 from detr_export.graphs.int8.pictures import require_apart
 from detr_export.runtimes.errors import InputError, VerificationError
-from detr_export.runtimes.processing.images import iter_image_paths
 from detr_export.runtimes.progress import SILENT, Progress
 
 DEFAULT_MAX_DROP = 0.003
@@ -27,7 +26,7 @@ def require_unseen(pictures: tuple[Any, ...], data: Annotated) -> None:
     Raises:
         InputError: a picture is in both.
     """
-    require_apart(pictures, iter_image_paths(data.images))
+    require_apart(pictures, data.pictures())
 
 
 def settle_int8(

@@ -1,6 +1,6 @@
-"""Scores of the measured models on a COCO folder, so that a report says what the speed costs in accuracy.
+"""Scores of the measured models on annotated pictures, so that a report says what the speed costs in accuracy.
 
-The folder is laid out as `detr_export.coco_folder` says. Its split `val` is scored: boxes, masks, and PQ where there are
+The data set is laid out as `detr_export.data.layouts` says. Its split `val` is scored: boxes, masks, and PQ where there are
 panoptic annotations.
 """
 
@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from detr_export.benchmarks.accuracy.annotation_file import AnnotationSource, read_annotation_file
 from detr_export.benchmarks.speed.report import Accuracy
 from detr_export.benchmarks.speed.targets import BACKENDS, Target
-from detr_export.coco_folder import find_split
+from detr_export.data.documents import pictures_of
+from detr_export.data.layouts import COCO, VAL, SplitFiles, find_split, has_split
 from detr_export.runtimes.devices import OPENVINO
 from detr_export.runtimes.files import user_path
 
@@ -24,23 +26,36 @@ class Annotated:
     """Where the annotated images are."""
 
     images: Path  # folder
-    instances: Path  # file
+    instances: AnnotationSource  # file, or its document
     panoptic: tuple[Path, Path] | None  # file and folder of its PNGs
+
+    def pictures(self) -> list[Path]:
+        """The pictures that are scored.
+
+        Raises:
+            AnnotationError: the annotations cannot be read.
+        """
+        return list(pictures_of(read_annotation_file(self.instances), self.images))
 
 
 def find_annotated(folder: str | Path) -> Annotated:
-    """Finds the split `val` of a COCO folder, and its panoptic annotations if there are any.
+    """Finds the split `val` of a data set, and its panoptic annotations if there are any.
 
     Raises:
         AnnotationError: a file or folder of it is missing, or several fit.
     """
-    root = user_path(folder)
-    boxes = find_split(root, "val", "detection")
+    return annotated(find_split(user_path(folder), VAL, "detection"))
+
+
+def annotated(files: SplitFiles) -> Annotated:
+    """The boxes of a split, and its panoptic annotations if they lie beside them in a COCO folder."""
     panoptic = None
-    file = root / "annotations" / f"panoptic_{boxes.images.name}.json"
-    if file.is_file() and file.with_suffix("").is_dir():
-        panoptic = (file, file.with_suffix(""))
-    return Annotated(boxes.images, boxes.annotations, panoptic)
+    root = files.annotations.parent.parent
+    if files.layout == COCO and files.has_splits and has_split(root, files.split, "panoptic"):
+        maps = find_split(root, files.split, "panoptic")
+        assert maps.masks is not None
+        panoptic = (maps.annotations, maps.masks)
+    return Annotated(files.images, files.source, panoptic)
 
 
 def score(target: Target, data: Annotated, masks: bool, limit: int | None, threads: int) -> Accuracy:

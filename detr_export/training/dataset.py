@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from detr_export.coco_folder import CocoSplit
+from detr_export.data.splits import CocoSplit
 from detr_export.runtimes.errors import DetrError
 from detr_export.runtimes.processing.annotations.panoptic import prepare_panoptic
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from detr_export.checkpoints.reading import Checkpoint, load_strictly
-from detr_export.coco_folder import CocoSplit
 from detr_export.config import DetrConfig
+from detr_export.data.splits import CocoSplit
 from detr_export.modeling.batch_norm import unfreeze_batch_norm
 from detr_export.modeling.detr import DetrForObjectDetection, DetrWithHeads
 from detr_export.modeling.segmentation import DetrForSegmentation

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from detr_export.checkpoints.reading import Checkpoint, load_strictly
-from detr_export.coco_folder import CocoSplit, read_split
+from detr_export.data.splits import CocoSplit, read_split
 from detr_export.modeling.detr import DetrWithHeads
 from detr_export.runtimes.errors import DetrError, InputError, OutputError
 from detr_export.runtimes.files import require_writable, write_atomically
@@ -74,7 +74,7 @@ def train(
     """Trains a DETR on the `train` split of a COCO folder and writes the checkpoint.
 
     Args:
-        data: the folder, see `coco_folder`, or what `read_split` made of it. All of it is checked before the first step.
+        data: the folder, see `data.layouts`, or what `read_split` made of it. All of it is checked before the first step.
         output: folder of the checkpoint, the log, and while the run lasts its state.
         options: the recipe.
         config, checkpoint: what to start from, see `starting_point`.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detr_export.coco_folder import find_split
+from detr_export.data.layouts import TRAIN, find_split, is_data_set
 from detr_export.graphs.int8.watching import Feeds
 from detr_export.runtimes.errors import ImageError, InputError
 from detr_export.runtimes.files import sha256_of_files, user_path
@@ -16,34 +16,32 @@ from detr_export.runtimes.processing.images import IMAGE_SUFFIXES, load_image
 from detr_export.runtimes.progress import SILENT, Progress
 
 DEFAULT_IMAGES = 100
-_SPLIT = "train"  # of a COCO folder
 
 
 def find_pictures(folder: str | Path, images: int | None = None) -> tuple[Path, ...]:
     """Picks pictures from a folder and the folders in it, at equal distances in the order of their paths.
 
     Args:
-        folder: the folder; of a COCO folder, the split `train` is taken.
+        folder: the folder; of an annotated data set, see `data.layouts`, the split `train` is taken.
         images: how many; None takes all, and at most `DEFAULT_IMAGES`. Files that are no readable pictures do not count.
 
     Raises:
         InputError: there is no such folder, or `images` is below 1.
         ImageError: there are no readable pictures, or fewer than `images`.
-        AnnotationError: a COCO folder has no such split.
+        AnnotationError: a data set has no such split.
     """
     root = user_path(folder)
     if not root.is_dir():
         raise InputError(f"{root} is not a folder; expected one with pictures to calibrate on")
     if images is not None and images < 1:
         raise InputError(f"calibration_images is {images}; expected at least 1")
-    place = find_split(root, _SPLIT, "detection").images if (root / "annotations").is_dir() else root
-    files = sorted(
-        path
-        for path in place.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
+    if is_data_set(root):
+        files = sorted(path for path in find_split(root, TRAIN, "detection").pictures() if path.is_file())
+    else:
+        found = (path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        files = sorted(path for path in found if not path.name.startswith(".") and path.is_file())
     if not files:
-        raise ImageError(f"{place} holds no pictures to calibrate on; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
+        raise ImageError(f"{root} holds no pictures to calibrate on; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
 
     # Those at equal distances come first, and the others stand in for what cannot be read.
     wanted = images or DEFAULT_IMAGES
@@ -53,9 +51,9 @@ def find_pictures(folder: str | Path, images: int | None = None) -> tuple[Path, 
         if len(readable) < wanted and _is_readable(file):
             readable.append(file)
     if not readable:
-        raise ImageError(f"none of the {len(files)} pictures in {place} can be read; detr-export predict says why")
+        raise ImageError(f"none of the {len(files)} pictures in {root} can be read; detr-export predict says why")
     if images is not None and len(readable) < images:
-        raise ImageError(f"{place} holds {len(readable)} readable pictures, and {images} were asked for; ask for fewer")
+        raise ImageError(f"{root} holds {len(readable)} readable pictures, and {images} were asked for; ask for fewer")
     return tuple(sorted(readable))
 
 
@@ -66,7 +64,7 @@ def require_apart(pictures: Collection[Path], scored: Collection[Path]) -> None:
         InputError: one of the pictures is also among `scored`, the same file or a copy.
     """
     by_size: dict[int, list[Path]] = {}
-    for file in scored:
+    for file in scored:  # a missing one is found later
         by_size.setdefault(file.stat().st_size, []).append(file)
     for file in pictures:
         for other in by_size.get(file.stat().st_size, ()):

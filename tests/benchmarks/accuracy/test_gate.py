@@ -46,9 +46,11 @@ def test_finds_the_validation_split(folder: Path, tmp_path: Path) -> None:
     annotations = folder / "annotations"
     assert (data.images, data.instances) == (folder / "val2017", annotations / "instances_val2017.json")
     assert data.panoptic == (annotations / "panoptic_val2017.json", annotations / "panoptic_val2017")
-    with pytest.raises(AnnotationError, match=r"should hold one annotation file named instances_val\*\.json; found none"):
+    with pytest.raises(AnnotationError, match="is no data set that is known: expected annotations/instances_val"):
         find_annotated(tmp_path)
     (tmp_path / "annotations").mkdir()
+    with pytest.raises(AnnotationError, match=r"should hold one annotation file named instances_val\*\.json; found none"):
+        find_annotated(tmp_path)
     (tmp_path / "annotations" / "instances_val.json").touch()
     with pytest.raises(AnnotationError, match="val does not exist"):
         find_annotated(tmp_path)

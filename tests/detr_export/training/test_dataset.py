@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from detr_export.coco_folder import read_split
+from detr_export.data.splits import read_split
 from detr_export.runtimes import DetrImageProcessor
 from detr_export.runtimes.errors import AnnotationError, DetrError, ImageError
 from detr_export.training.dataset import Augmentation, Batch, CocoDataset, ShuffledBatches, collate

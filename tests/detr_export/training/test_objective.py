@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from detr_export.coco_folder import read_split
+from detr_export.data.splits import read_split
 from detr_export.modeling.detr import DetrForObjectDetection
 from detr_export.modeling.segmentation import DetrForSegmentation
 from detr_export.runtimes import DetrImageProcessor

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from detr_export.checkpoints.reading import Checkpoint, load_checkpoint
-from detr_export.coco_folder import CocoSplit, read_split
+from detr_export.data.splits import CocoSplit, read_split
 from detr_export.modeling.batch_norm import DetrFrozenBatchNorm2d
 from detr_export.modeling.detr import DetrForObjectDetection
 from detr_export.modeling.segmentation import DetrForSegmentation

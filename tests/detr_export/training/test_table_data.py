@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from detr_export.coco_folder import read_split
+from detr_export.data.splits import read_split
 from detr_export.pubtables import STRUCTURE_LABELS
 from detr_export.runtimes.errors import BackendError, OutputError
 from detr_export.training.table_data import TablePicture, draw_picture, write_table_data

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from detr_export.checkpoints.reading import load_checkpoint
-from detr_export.coco_folder import read_split
+from detr_export.data.splits import read_split
 from detr_export.runtimes import Predictor
 from detr_export.runtimes.errors import (
     AnnotationError,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -49,7 +50,9 @@ def test_a_coco_folder(tmp_path: Path) -> None:
     draw(tmp_path / "annotations" / "panoptic_train2017", 2)
     with pytest.raises(AnnotationError, match=r"should hold one annotation file named instances_train\*"):
         find_pictures(tmp_path)
-    (tmp_path / "annotations" / "instances_train2017.json").touch()
+    images = [{"id": number, "file_name": f"{number:04}.png"} for number in range(2)]
+    document = {"images": images, "annotations": [], "categories": []}
+    (tmp_path / "annotations" / "instances_train2017.json").write_text(json.dumps(document))
     assert {path.parent.name for path in find_pictures(tmp_path)} == {"train2017"}
 
 

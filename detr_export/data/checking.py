@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from detr_export.data.yolo import PLACE, YOLO_LINE
 from detr_export.runtimes.errors import AnnotationError, DatasetError, DetrError
 from detr_export.runtimes.processing.annotations import checks
 from detr_export.runtimes.processing.annotations.panoptic import panoptic_path, require_segment_ids
@@ -136,11 +137,13 @@ def _check_instances(findings: Findings, values: Sequence[Any], known: set[int],
             item = checks.record(value, where)
             if item.get("id") is not None:
                 annotation_id = checks.integer(item, "id", where)
-                where = f"annotation {annotation_id}"
+                where = str(item.get(PLACE, f"annotation {annotation_id}"))
                 repeated = _repeated(first, annotation_id, index, f"{where}: id is that of", "annotations")
                 if repeated:
                     raise AnnotationError(repeated)
             image_id = _image_id(item, where, known)
+            if PLACE in item and isinstance(item["bbox"], str):
+                raise AnnotationError(f"{where}: {item['bbox']!r:.80} is no line of a YOLO file: expected {YOLO_LINE}")
             is_crowd = "iscrowd" in item and checks.crowd_flag(item, where)
             if not is_crowd:
                 _check_object(item, where, categories, findings.sizes.get(image_id))

@@ -1,38 +1,23 @@
-"""A data set as COCO lays it out on disk: where its files are, and one annotation record for each image.
-
-    ROOT/train2017/*.jpg                        the images of the split "train": the name may go on after it
-    ROOT/annotations/instances_train2017.json   for detection
-    ROOT/annotations/panoptic_train2017.json    for panoptic segmentation, with its PNGs in
-    ROOT/annotations/panoptic_train2017/*.png
+"""One split of a data set: a record for each image, checked, and the classes.
 
 Classes keep COCO's convention, and DETR's: the class that the model predicts is the category's id, gaps included.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from detr_export.coco import UNUSED
-from detr_export.coco_checks import Findings, check_records
+from detr_export.data.checking import Findings, check_records
+from detr_export.data.layouts import COCO, FORMATS, SplitFiles, find_split
 from detr_export.runtimes.errors import AnnotationError
 from detr_export.runtimes.processing.annotations import checks
 from detr_export.runtimes.progress import SILENT, Progress
 
-FORMATS = {"detection": "instances", "panoptic": "panoptic"}  # by task, what the names of its annotation files begin with
 _MOST_CLASSES = 1 << 16  # a category id beyond this is a mistake, not a class: the classifier has a row for each
-
-
-@dataclass(frozen=True)
-class SplitFiles:
-    """Where one split of a data set is, for one task."""
-
-    images: Path  # folder
-    annotations: Path  # file
-    masks: Path | None  # folder of the panoptic PNGs; None for detection
 
 
 @dataclass(frozen=True)
@@ -47,6 +32,7 @@ class CocoSplit:
     stuff: tuple[int, ...]  # category ids that name no countable things
     bad_images: int = 0  # that were left out
     bad_annotations: int = 0  # objects or segments that were left out, those of bad images included
+    layout: str = COCO  # of the files that it was read from
 
     def __len__(self) -> int:
         return len(self.records)
@@ -57,51 +43,29 @@ class CocoSplit:
         return {label: name for label, name in self.id2label.items() if name != UNUSED}
 
 
-def find_split(root: str | Path, split: str, task: str) -> SplitFiles:
-    """Finds the files of a split; none of them is read.
-
-    Args:
-        root: the folder of the data set.
-        split: the beginning of the split's name: "val" finds val and val2017.
-        task: "detection" or "panoptic".
-
-    Raises:
-        AnnotationError: a folder or file is missing, or several annotation files fit.
-    """
-    folder = Path(root) / "annotations"
-    pattern = f"{FORMATS[task]}_{split}*.json"
-    found = sorted(folder.glob(pattern))
-    if len(found) != 1:
-        names = ", ".join(file.name for file in found) or "none"
-        raise AnnotationError(f"{folder} should hold one annotation file named {pattern}; found {names}")
-    file = found[0]
-    images = Path(root) / file.stem.removeprefix(f"{FORMATS[task]}_")
-    masks = folder / file.stem if task == "panoptic" else None
-    for needed, what in ((images, "images"), (masks, "PNGs")):
-        if needed is not None and not needed.is_dir():
-            raise AnnotationError(f"{needed} does not exist; expected a folder with the {what} of {file}")
-    return SplitFiles(images, file, masks)
-
-
 def read_split(root: str | Path, split: str, task: str, skip_bad: bool = False, progress: Progress = SILENT) -> CocoSplit:
+    """Finds the files of a split, and reads and checks them; arguments as in `find_split`, results as in `read_files`."""
+    return read_files(find_split(root, split, task), skip_bad, progress)
+
+
+def read_files(files: SplitFiles, skip_bad: bool = False, progress: Progress = SILENT) -> CocoSplit:
     """Reads the annotations of a split and checks them against the headers of the pictures.
 
     For detection, images without annotations stay: they teach the model to find nothing. For panoptic segmentation they are
     left out, since every pixel should have been annotated. Crowds are left out.
 
     Args:
-        root, split, task: as in `find_split`.
+        files: of the split; those with a folder of PNGs are for panoptic segmentation.
         skip_bad: leave out bad images, with their annotations, and bad annotations; the result says how many.
         progress: is told how many pictures were looked at.
 
     Raises:
         DatasetError: images or annotations are bad, or with `skip_bad` nothing is left. The message lists the first ten.
-        AnnotationError: as `find_split`, the file is not COCO's, or there is nothing to train on.
+        AnnotationError: the file cannot be read, is not COCO's, or there is nothing to train on.
     """
     # The file and its categories.
-    files = find_split(root, split, task)
-    file = files.annotations
-    document = _read(file, task)
+    file, task = files.annotations, "detection" if files.masks is None else "panoptic"
+    document = files.document()
     try:
         items = checks.records(document, "categories", str(file))
         categories = {checks.integer(item, "id", f"categories[{index}]"): item for index, item in enumerate(items)}
@@ -131,22 +95,7 @@ def read_split(root: str | Path, split: str, task: str, skip_bad: bool = False, 
     records = _panoptic(findings) if task == "panoptic" else _detection(findings)
     labels = {index: names.get(index, UNUSED) for index in range(max(names) + 1)}
     left_out = findings.bad_images, findings.bad_annotations
-    return CocoSplit(task, files.images, files.masks, tuple(records), labels, stuff, *left_out)
-
-
-def _read(file: Path, task: str) -> Mapping[str, Any]:
-    """A document with lists of images, annotations and categories."""
-    try:
-        document = checks.record(json.loads(file.read_text(encoding="utf-8")), "the document")
-        for name in ("images", "annotations", "categories"):
-            found = checks.field(document, name, "the document")
-            if not isinstance(found, list):
-                raise AnnotationError(f"{name} is a {type(found).__name__}: expected a list")
-    except OSError as error:
-        raise AnnotationError(f"{file} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError, AnnotationError) as error:
-        raise AnnotationError(f"{file} is not a COCO {FORMATS[task]} file: {error}") from error
-    return document
+    return CocoSplit(task, files.images, files.masks, tuple(records), labels, stuff, *left_out, files.layout)
 
 
 def _name(category: Mapping[str, Any], where: str) -> str:

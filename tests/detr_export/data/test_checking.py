@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from detr_export.coco_folder import read_split
+from detr_export.data.splits import read_split
 from detr_export.runtimes.errors import AnnotationError, DatasetError
 from detr_export.training.demo_data import write_demo_data
 from tests.detr_export.recorder import Recorder

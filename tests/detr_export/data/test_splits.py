@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from detr_export.coco_folder import read_split
+from detr_export.data.splits import read_split
 from detr_export.runtimes.errors import AnnotationError
 from detr_export.training.demo_data import STUFF, THINGS, write_demo_data
 
@@ -94,10 +94,12 @@ def test_malformed_files(document: Any, message: str, tmp_path: Path) -> None:
 
 
 def test_missing_and_ambiguous_files(shapes: Path, tmp_path: Path) -> None:
-    with pytest.raises(AnnotationError, match=r"should hold one annotation file named instances_train\*.json; found none"):
+    with pytest.raises(AnnotationError, match="is no data set that is known"):
         read_split(tmp_path, "train", "detection")
     annotations = tmp_path / "annotations"
     annotations.mkdir()
+    with pytest.raises(AnnotationError, match=r"should hold one annotation file named instances_train\*.json; found none"):
+        read_split(tmp_path, "train", "detection")
     shutil.copy(shapes / "annotations" / "panoptic_train.json", annotations)
     with pytest.raises(AnnotationError, match="train does not exist"):
         read_split(tmp_path, "train", "panoptic")
