@@ -709,10 +709,23 @@ def demo_data(
 @app.command()
 @reports_errors
 def train(
-    data: Annotated[
-        Path, typer.Option(help="A COCO folder: train*/, annotations/instances_train*.json or panoptic_train*.")
-    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder for the checkpoint, its log and its plot.")],
+    data: Annotated[
+        Optional[Path],
+        typer.Option(help="A data set as COCO, Roboflow, CVAT, Label Studio or YOLO write it; its splits train and val."),
+    ] = None,
+    annotations: Annotated[
+        Optional[Path], typer.Option(metavar="FILE", help="In place of --data: a COCO annotation file, with --images.")
+    ] = None,
+    images: Annotated[
+        Optional[Path], typer.Option(metavar="DIR", help="The folder of the pictures of --annotations.")
+    ] = None,
+    val_annotations: Annotated[
+        Optional[Path], typer.Option(metavar="FILE", help="What to validate on; a tenth of --annotations if left out.")
+    ] = None,
+    val_images: Annotated[
+        Optional[Path], typer.Option(metavar="DIR", help="The pictures of --val-annotations; --images if left out.")
+    ] = None,
     config: Annotated[
         Optional[Path],
         typer.Option(help="A config.json to train from scratch. A preprocessor_config.json beside it is used, too."),
@@ -722,29 +735,60 @@ def train(
         typer.Option("--from", metavar="CHECKPOINT", help="A checkpoint to fine-tune; its classes may differ."),
     ] = None,
     task: Annotated[
-        TrainTask, typer.Option(help="detection: boxes. panoptic: boxes of things and stuff, and their masks.")
-    ] = TrainTask.detection,
+        Optional[TrainTask],
+        typer.Option(help="detection, if left out: boxes. panoptic: boxes of things and stuff, and their masks."),
+    ] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave bad images and bad annotations out. If left out: they are an error.")
     ] = False,
-    epochs: Annotated[int, typer.Option(min=0, help="Epochs of the detector; of everything with --jointly.")] = 300,
+    epochs: Annotated[
+        Optional[int],
+        typer.Option(min=0, help="Epochs of the detector; of everything with --jointly. 50 with --from, else 300."),
+    ] = None,
     mask_epochs: Annotated[
-        int, typer.Option(min=0, help="Panoptic: epochs of the mask head, on the finished detector.")
-    ] = 25,
-    jointly: Annotated[bool, typer.Option("--jointly", help="Panoptic: train detector and mask head together.")] = False,
-    batch: Annotated[int, typer.Option(min=1, help="Images of a step, in each process.")] = 2,
-    learning_rate: Annotated[float, typer.Option(min=0.0, help="Learning rate of all but the backbone.")] = 1e-4,
-    backbone_learning_rate: Annotated[float, typer.Option(min=0.0, help="Learning rate of the backbone.")] = 1e-5,
-    weight_decay: Annotated[float, typer.Option(min=0.0, help="Weight decay of AdamW.")] = 1e-4,
-    clip: Annotated[float, typer.Option(min=0.0, help="Largest norm of the gradient; 0 for no limit.")] = 0.1,
+        Optional[int], typer.Option(min=0, help="Panoptic: epochs of the mask head, on the finished detector; 25.")
+    ] = None,
+    jointly: Annotated[
+        Optional[bool], typer.Option("--jointly", help="Panoptic: train detector and mask head together.")
+    ] = None,
+    batch: Annotated[Optional[int], typer.Option(min=1, help="Images of a batch, in each process; 2.")] = None,
+    accumulate: Annotated[
+        Optional[int], typer.Option(min=1, help="Batches of a step, whose gradients are averaged; 1.")
+    ] = None,
+    learning_rate: Annotated[
+        Optional[float], typer.Option(min=0.0, help="Learning rate of all but the backbone; 1e-4.")
+    ] = None,
+    backbone_learning_rate: Annotated[
+        Optional[float], typer.Option(min=0.0, help="Learning rate of the backbone; 1e-5.")
+    ] = None,
+    weight_decay: Annotated[Optional[float], typer.Option(min=0.0, help="Weight decay of AdamW; 1e-4.")] = None,
+    clip: Annotated[
+        Optional[float], typer.Option(min=0.0, help="Largest norm of the gradient; 0 for no limit; 0.1.")
+    ] = None,
     drop: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of a stage after which the learning rates fall to a tenth.")
-    ] = 2 / 3,
-    warmup: Annotated[int, typer.Option(min=0, help="Steps in which the learning rates rise from 0.")] = 0,
-    flip: Annotated[float, typer.Option(min=0.0, max=1.0, help="Probability of a horizontal flip.")] = 0.5,
+        Optional[float],
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Share of a stage after which the learning rates fall to a tenth. 0.8 with --from, else 2/3.",
+        ),
+    ] = None,
+    warmup: Annotated[
+        Optional[int],
+        typer.Option(
+            min=0, help="Steps in which the learning rates rise from 0. With --from a twentieth, at most 500; else 0."
+        ),
+    ] = None,
+    flip: Annotated[Optional[float], typer.Option(min=0.0, max=1.0, help="Probability of a horizontal flip; 0.5.")] = None,
     scale: Annotated[
-        tuple[float, float], typer.Option(metavar="LOW HIGH", help="Range of the image size, relative to the processor's.")
-    ] = (0.6, 1.0),
+        Optional[tuple[float, float]],
+        typer.Option(metavar="LOW HIGH", help="Range of the image size, relative to the processor's; 0.6 to 1."),
+    ] = None,
+    crop: Annotated[Optional[float], typer.Option(min=0.0, max=1.0, help="Probability of a random crop; 0.5.")] = None,
+    color_jitter: Annotated[
+        Optional[float],
+        typer.Option(min=0.0, max=1.0, help="Largest relative change of brightness, contrast and saturation; 0."),
+    ] = None,
     batch_norm: Annotated[
         Optional[bool],
         typer.Option(
@@ -753,12 +797,34 @@ def train(
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order, augmentation and dropout.")] = 0,
-    fp16_weights: Annotated[
-        bool, typer.Option("--fp16-weights", "--half", help="Store the weights in fp16, which takes half the space.")
+    freeze_backbone: Annotated[
+        Optional[bool], typer.Option("--freeze-backbone", help="Keep the backbone as it is; faster, and for few images.")
+    ] = None,
+    ema: Annotated[
+        Optional[float],
+        typer.Option(metavar="DECAY", help="Write a moving average of the weights, such as 0.9997; none if left out."),
+    ] = None,
+    amp: Annotated[Optional[bool], typer.Option("--amp", help="Compute in mixed precision. CUDA only.")] = None,
+    patience: Annotated[
+        Optional[int], typer.Option(min=1, help="End a stage after so many validations without a better score.")
+    ] = None,
+    validate_every: Annotated[Optional[int], typer.Option(min=1, metavar="N", help="Validate every N epochs; 1.")] = None,
+    validation_images: Annotated[
+        Optional[int], typer.Option(min=1, metavar="N", help="Validate on the first N images; all if left out.")
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write events for TensorBoard into the output folder, too.")
     ] = False,
+    seed: Annotated[Optional[int], typer.Option(min=0, help="Seed of weights, order, augmentation and dropout; 0.")] = None,
+    fp16_weights: Annotated[
+        Optional[bool],
+        typer.Option("--fp16-weights", "--half", help="Store the weights in fp16, which takes half the space."),
+    ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare images.")] = 2,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --output.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the run in --output, with its data and options. --epochs may be more."),
+    ] = False,
     overwrite: OverwriteOption = False,
     device: Annotated[str, typer.Option(help="cpu, or cuda or cuda:N for a GPU.")] = "cpu",
     dilation: DilationOption = None,
@@ -766,23 +832,26 @@ def train(
     processor: ProcessorOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train or fine-tune on a COCO folder, also under torchrun. Ctrl-C keeps the state for --resume."""
+    """Train or fine-tune on your own pictures, also under torchrun. Ctrl-C keeps the state for --resume."""
     if checkpoint is None and processor is not None:
         raise typer.BadParameter("--processor goes with --from CHECKPOINT")
     require_extra("export", "train")
+    from detr_export.benchmarks.accuracy.validation import find_validation
     from detr_export.checkpoints.reading import load_checkpoint
-    from detr_export.data.splits import read_split
+    from detr_export.data.sources import DataSource
+    from detr_export.data.splits import read_files
     from detr_export.runtimes.progress import SILENT
-    from detr_export.training.options import TrainingOptions
     from detr_export.training.processes import is_first_process
+    from detr_export.training.request import Request
     from detr_export.training.trainer import train as train_model
 
-    options = TrainingOptions(
-        task=task.value,
+    recipe: dict[str, Any] = dict(  # noqa: C408 - fields of TrainingOptions
+        task=value_of(task),
         epochs=epochs,
         mask_epochs=mask_epochs,
         jointly=jointly,
         batch_size=batch,
+        accumulate=accumulate,
         learning_rate=learning_rate,
         backbone_learning_rate=backbone_learning_rate,
         weight_decay=weight_decay,
@@ -791,20 +860,52 @@ def train(
         warmup=warmup,
         flip=flip,
         scale=scale,
+        crop=crop,
+        color_jitter=color_jitter,
         train_batch_norm=batch_norm,
+        freeze_backbone=freeze_backbone,
+        ema=ema,
+        mixed_precision=amp,
+        patience=patience,
+        validate_every=validate_every,
+        validation_images=validation_images,
         seed=seed,
         fp16_weights=fp16_weights,
     )
+    given = {name: value for name, value in recipe.items() if value is not None}
+    files = (data, annotations, images, val_annotations, val_images)
+    source = None if resume and not any(files) else DataSource(*files)
     with TerminalProgress("training") as progress:
-        split = read_split(data, "train", task.value, skip_bad, progress if is_first_process() else SILENT)
+        told = progress if is_first_process() else SILENT
+        if resume:
+            request = Request.resumed(output, given, source, skip_bad)
+        else:
+            assert source is not None
+            request = Request.new(given, source, skip_bad, fine_tunes=checkpoint is not None)
+        split = read_files(request.source.training(request.options.task), request.skip_bad, told)
+        validation = find_validation(request.source, request.options.task, request.skip_bad, told)
         start = None if checkpoint is None else load_checkpoint(checkpoint, dilation, revision, value_of(processor))
-        result = train_model(split, output, options, config, start, device, workers, resume, overwrite, progress)
+        result = train_model(
+            split,
+            output,
+            request.options,
+            config,
+            start,
+            device,
+            workers,
+            resume,
+            overwrite,
+            progress,
+            validation,
+            tensorboard,
+            request.arguments,
+        )
     if result is None:  # the first process of a torchrun reports, and this is another
         return
     if as_json:
         print_json(result.to_dict())
     else:
-        typer.echo(f"{result.directory}  {result.steps} steps, loss {result.last['loss']}")
+        typer.echo(result.summary())
 
 
 def main() -> None:

@@ -27,7 +27,11 @@ class Prediction:
 
 
 def detr_loss(
-    config: DetrConfig, prediction: Prediction, auxiliary: Sequence[Prediction], targets: Sequence[Target]
+    config: DetrConfig,
+    prediction: Prediction,
+    auxiliary: Sequence[Prediction],
+    targets: Sequence[Target],
+    boxes: float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum and its terms.
 
@@ -37,6 +41,7 @@ def detr_loss(
         auxiliary: of the layers before it, each with a matching of its own; empty without auxiliary loss.
         targets: for each image `class_labels` (N,) int64, `boxes` (N, 4) normalised (center_x, center_y, width, height),
             and, when there are `pred_masks`, `masks` (N, H, W).
+        boxes: how many objects the terms are divided by; `mean_boxes` when None.
 
     Returns:
         The loss, and `loss_ce`, `loss_bbox`, `loss_giou`, `cardinality_error` (not part of the sum), `loss_mask` and
@@ -47,7 +52,8 @@ def detr_loss(
     """
     _check(config, prediction, targets)
     matcher = HungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost)
-    boxes = mean_boxes(targets, prediction.logits.device)
+    if boxes is None:
+        boxes = mean_boxes(targets, prediction.logits.device)
     terms = _terms(config, prediction, targets, matcher, boxes)
     for index, layer in enumerate(auxiliary):
         terms.update({f"{name}_{index}": value for name, value in _terms(config, layer, targets, matcher, boxes).items()})
@@ -157,11 +163,11 @@ def _matched(targets: Sequence[Target], name: str, matches: Sequence[Match]) -> 
     return torch.cat([target[name][objects] for target, (_, objects) in zip(targets, matches, strict=True)])
 
 
-def mean_boxes(targets: Sequence[Target], device: torch.device) -> float:
-    """Objects in a batch, averaged over the processes of a distributed run; at least 1."""
+def mean_boxes(targets: Sequence[Target], device: torch.device, alone: bool = False) -> float:
+    """Objects in a batch, averaged over the processes of a distributed run unless `alone`; at least 1."""
     total = torch.tensor([sum(len(target["class_labels"]) for target in targets)], dtype=torch.float32, device=device)
     processes = 1
-    if distributed.is_available() and distributed.is_initialized():
+    if not alone and distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(total)
         processes = distributed.get_world_size()
     return max(total.item() / processes, 1.0)

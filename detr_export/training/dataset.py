@@ -1,4 +1,4 @@
-"""From records of a COCO folder to batches: random flip and scale, DETR's normalisation, padding with its mask.
+"""From the records of a split to batches: variations, DETR's normalisation, padding with its mask.
 
 A sample depends on the seed, the epoch and the record alone, not on the process that makes it. So a run that was interrupted
 goes on with the same batches that it would have had.
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
@@ -21,16 +21,9 @@ from detr_export.runtimes.errors import DetrError
 from detr_export.runtimes.processing.annotations.panoptic import prepare_panoptic
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 from detr_export.runtimes.processing.images import load_image
+from detr_export.training.augmentation import Augmentation
 
 Sample = tuple[np.ndarray, dict[str, np.ndarray]]
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """How images are varied."""
-
-    flip: float = 0.5  # probability of a horizontal flip
-    scale: tuple[float, float] = (0.6, 1.0)  # of the processor's shortest edge; the paper takes 480 to 800 of 800 pixels
 
 
 @dataclass(frozen=True)
@@ -94,13 +87,12 @@ class CocoDataset(Dataset):
         size = self.processor.size
         if self.augmentation is not None:
             generator = np.random.default_rng([self.seed, epoch, number])
-            if generator.random() < self.augmentation.flip:
-                image, target = ImageOps.mirror(image), _mirrored(target)
-            size = _scaled(size, generator.uniform(*self.augmentation.scale))
+            image, target, size = self.augmentation.apply(image, target, size, generator)
         pixels = self.processor.preprocess(image, size=size, do_pad=False)["pixel_values"][0]
         if "masks" in target:
             height, width = pixels.shape[1:]
-            target["masks"] = np.stack([_resized(mask, height, width) for mask in target["masks"]])
+            masks = [_resized(mask, height, width) for mask in target["masks"]]
+            target["masks"] = np.stack(masks) if masks else np.zeros((0, height, width), dtype=bool)
         return pixels, target
 
     def _target(self, record: Mapping[str, Any], image_size: tuple[int, int]) -> dict[str, np.ndarray]:
@@ -169,6 +161,14 @@ def collate(samples: Sequence[Sample | DetrError]) -> Batch | DetrError:
     return _padded([sample for sample in samples if not isinstance(sample, DetrError)])
 
 
+def collate_parts(parts: int, samples: Sequence[Sample | DetrError]) -> list[Batch] | DetrError:
+    """The samples of a step as so many batches, whose gradients are added up, or the first error among them."""
+    size = len(samples) // parts
+    batches = [collate(samples[start : start + size]) for start in range(0, len(samples), size)]
+    errors = [batch for batch in batches if isinstance(batch, DetrError)]
+    return errors[0] if errors else [batch for batch in batches if isinstance(batch, Batch)]
+
+
 def _padded(samples: Sequence[Sample]) -> Batch:
     height = max(pixels.shape[1] for pixels, _ in samples)
     width = max(pixels.shape[2] for pixels, _ in samples)
@@ -183,20 +183,6 @@ def _padded(samples: Sequence[Sample]) -> Batch:
             target = {**target, "masks": np.pad(target["masks"], ((0, 0), (0, height - h), (0, width - w)))}
         targets.append({name: torch.from_numpy(value) for name, value in target.items()})
     return Batch(torch.from_numpy(values), torch.from_numpy(mask), targets)
-
-
-def _mirrored(target: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    mirrored = {**target, "boxes": target["boxes"] * (-1, 1, 1, 1) + (1, 0, 0, 0)}
-    mirrored["boxes"] = mirrored["boxes"].astype(np.float32)
-    if "masks" in target:
-        mirrored["masks"] = np.ascontiguousarray(target["masks"][:, :, ::-1])
-    return mirrored
-
-
-def _scaled(size: Mapping[str, int], factor: float) -> dict[str, int]:
-    """The processor's size times `factor`; a longest edge that is only the limit of a shortest edge stays."""
-    fixed = {"longest_edge"} if "shortest_edge" in size else set()
-    return {edge: pixels if edge in fixed else max(1, round(pixels * factor)) for edge, pixels in size.items()}
 
 
 def _resized(mask: np.ndarray, height: int, width: int) -> np.ndarray:

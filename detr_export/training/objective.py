@@ -19,11 +19,16 @@ class DetectorObjective(nn.Module):
     As in facebookresearch/detr, the losses of the earlier layers do not change what the model computes. With
     `auxiliary_loss`, transformers also gives each layer's normed output to the next layer: a model that is trained so
     computes something else when it runs without.
+
+    Args:
+        model: what is trained.
+        alone: do not talk to the other processes of a distributed run.
     """
 
-    def __init__(self, model: DetrWithHeads) -> None:
+    def __init__(self, model: DetrWithHeads, alone: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.alone = alone
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its terms."""
@@ -36,7 +41,14 @@ class DetectorObjective(nn.Module):
         detector = self.model.detector
         prediction = detector.predict(run)
         auxiliary = detector.auxiliary_predictions(run.decoded) or detector.earlier_predictions(run.decoded)
-        return prediction, *detr_loss(self.model.config, prediction, auxiliary, batch.targets)
+        # In mixed precision, costs and losses are float32: overlaps of boxes need its digits.
+        prediction, *auxiliary = (_float32(item) for item in (prediction, *auxiliary))
+        with torch.autocast(prediction.logits.device.type, enabled=False):
+            return prediction, *detr_loss(self.model.config, prediction, auxiliary, batch.targets, self._boxes(batch))
+
+    def _boxes(self, batch: Batch) -> float:
+        """The number of objects that the terms are divided by."""
+        return mean_boxes(batch.targets, batch.pixel_values.device, self.alone)
 
 
 class MaskObjective(DetectorObjective):
@@ -45,8 +57,8 @@ class MaskObjective(DetectorObjective):
     Masks are drawn only for the queries that have an object: the others are in no term of the loss.
     """
 
-    def __init__(self, model: DetrForSegmentation, with_detector: bool) -> None:
-        super().__init__(model)
+    def __init__(self, model: DetrForSegmentation, with_detector: bool, alone: bool = False) -> None:
+        super().__init__(model, alone)
         self.with_detector = with_detector
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -58,8 +70,8 @@ class MaskObjective(DetectorObjective):
         matcher = HungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost)
         matches = matcher(prediction.logits, prediction.pred_boxes, batch.targets)
         masks, matches = self._masks(run, matches)
-        boxes = mean_boxes(batch.targets, masks.device)
-        of_masks = mask_terms(masks, batch.targets, matches, boxes)
+        with torch.autocast(masks.device.type, enabled=False):
+            of_masks = mask_terms(masks.float(), batch.targets, matches, self._boxes(batch))
         mask_loss = weighted_sum(config, of_masks)
         return mask_loss + loss if self.with_detector else mask_loss, terms | of_masks
 
@@ -72,3 +84,7 @@ class MaskObjective(DetectorObjective):
         chosen = torch.stack([functional.pad(queries, (0, most - len(queries))) for queries, _ in matches]).to(hidden.device)
         own = hidden.gather(1, chosen[..., None].expand(-1, -1, hidden.shape[-1]))
         return self.model.draw_masks(run, own), [(torch.arange(len(objects)), objects) for _, objects in matches]
+
+
+def _float32(prediction: Prediction) -> Prediction:
+    return Prediction(prediction.logits.float(), prediction.pred_boxes.float())

@@ -15,6 +15,7 @@ from detr_export.training.options import Stage, TrainingOptions
 from detr_export.training.processes import Processes
 
 _DROP_TO = 0.1  # factor on the learning rates after the drop
+_WARMUP_SHARE, _LONGEST_WARMUP = 20, 500  # one step of so many, and at most so many steps, if the recipe does not say
 
 
 def stage_objective(model: DetrWithHeads, trainable: Set[str], stage: Stage, processes: Processes) -> nn.Module:
@@ -61,7 +62,7 @@ class Schedule:
     """The factor on the learning rates: a linear rise over the warm-up, 1, and 0.1 after the drop."""
 
     def __init__(self, options: TrainingOptions, steps: int) -> None:
-        self.warmup = options.warmup
+        self.warmup = min(steps // _WARMUP_SHARE, _LONGEST_WARMUP) if options.warmup is None else options.warmup
         self.drop = round(options.drop * steps)
 
     def factor(self, step: int) -> float:

@@ -6,12 +6,16 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
 from detr_export.runtimes.devices import CPU, CUDA, parse_device
 from detr_export.runtimes.errors import BackendError
+
+_LONGEST_WAIT = timedelta(hours=3)  # of one process for another: the first one alone validates
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ def joined(device: str) -> Iterator[Processes]:
         return
     local = int(os.environ.get("LOCAL_RANK", "0"))
     own = _device(kind, local)
-    distributed.init_process_group("nccl" if kind == "cuda" else "gloo")
+    distributed.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=_LONGEST_WAIT)
     try:
         yield Processes(distributed.get_rank(), count, own)
     finally:
@@ -64,6 +68,15 @@ def mean_over_processes(values: Mapping[str, Tensor]) -> dict[str, float]:
         distributed.all_reduce(stacked)
         stacked /= distributed.get_world_size()
     return dict(zip(values, stacked.tolist(), strict=True))
+
+
+def said_by_first(value: Any, processes: Processes) -> Any:
+    """What the first process says; the others wait until it does. Alone, the value itself."""
+    if processes.count == 1:
+        return value
+    said = [value]
+    distributed.broadcast_object_list(said, device=processes.device)
+    return said[0]
 
 
 def is_first_process() -> bool:

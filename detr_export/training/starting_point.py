@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +17,10 @@ from detr_export.modeling.detr import DetrForObjectDetection, DetrWithHeads
 from detr_export.modeling.segmentation import DetrForSegmentation
 from detr_export.runtimes.errors import InputError
 from detr_export.runtimes.processing.image_processor import CONFIG_NAME, DetrImageProcessor
+from detr_export.runtimes.processing.image_processor_fast import processor_from_dict
 from detr_export.training.initialization import draw_class_head, draw_mask_head, draw_weights
 from detr_export.training.options import TrainingOptions
+from detr_export.training.state import State
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,9 @@ class StartingPoint:
 
     model: DetrWithHeads
     processor: DetrImageProcessor
-    notes: tuple[str, ...]  # which parts of it start afresh, for people
+    notes: tuple[str, ...] = ()  # which parts of it start afresh, for people
+    whole_backbone: bool = False  # whether all of the backbone is trained, with its batch norm
+    source: Mapping[str, str] | None = None  # name and SHA-256 of the checkpoint that it came from
 
 
 def starting_point(
@@ -74,10 +79,21 @@ def starting_point(
         draw_class_head(model)
         state |= {name: value for name, value in model.state_dict().items() if "class_labels_classifier." in name}
     load_strictly(model, state, checkpoint.source)
-    if options.train_batch_norm:
-        _train_whole_backbone(model)
+    whole_backbone = bool(options.train_batch_norm)
+    _choose_trained(model, whole_backbone, options.freeze_backbone)
     processor = checkpoint.processor if config is None else _processor_beside(Path(config)) or checkpoint.processor
-    return StartingPoint(model, processor, tuple(notes))
+    source = {"name": checkpoint.source, "sha256": checkpoint.sha256}
+    return StartingPoint(model, processor, tuple(notes), whole_backbone, source)
+
+
+def saved_point(state: State) -> StartingPoint:
+    """The model of a run that goes on; its weights are those of `state` only when they are loaded."""
+    options, identity = state.options, state.identity
+    kind = DetrForSegmentation if options.task == "panoptic" else DetrForObjectDetection
+    model = kind(DetrConfig.from_dict(json.loads(identity.config)))
+    _choose_trained(model, identity.whole_backbone, options.freeze_backbone)
+    processor = processor_from_dict(identity.processor)
+    return StartingPoint(model, processor, (), identity.whole_backbone, identity.source)
 
 
 def _fresh(kind: type[DetrWithHeads], split: CocoSplit, options: TrainingOptions, config: Path) -> StartingPoint:
@@ -87,10 +103,13 @@ def _fresh(kind: type[DetrWithHeads], split: CocoSplit, options: TrainingOptions
     if isinstance(model, DetrForSegmentation):
         draw_mask_head(model.mask_head)
     from_scratch = not described.use_pretrained_backbone
-    if options.train_batch_norm if options.train_batch_norm is not None else from_scratch:
-        _train_whole_backbone(model)
+    if from_scratch and options.freeze_backbone:
+        raise InputError("a fresh backbone has to learn; leave freeze_backbone out, or start from a checkpoint (--from)")
+    whole_backbone = options.train_batch_norm if options.train_batch_norm is not None else from_scratch
+    _choose_trained(model, whole_backbone, options.freeze_backbone)
     backbone = "a fresh backbone" if from_scratch else f"a pretrained {described.backbone}"
-    return StartingPoint(model, _processor_beside(config) or DetrImageProcessor(), (f"training from scratch on {backbone}",))
+    processor = _processor_beside(config) or DetrImageProcessor()
+    return StartingPoint(model, processor, (f"training from scratch on {backbone}",), whole_backbone)
 
 
 def _for_training(config: DetrConfig, labels: Mapping[int, str], split: CocoSplit) -> DetrConfig:
@@ -98,9 +117,13 @@ def _for_training(config: DetrConfig, labels: Mapping[int, str], split: CocoSpli
     return replace(config, id2label=dict(labels), extra=extra)
 
 
-def _train_whole_backbone(model: DetrWithHeads) -> None:
-    unfreeze_batch_norm(model.base.backbone)
-    model.base.unfreeze_backbone()
+def _choose_trained(model: DetrWithHeads, whole_backbone: bool, freeze_backbone: bool) -> None:
+    """Which parameters of the backbone may be trained; as the model is built, all but its first layers and batch norm."""
+    if whole_backbone:
+        unfreeze_batch_norm(model.base.backbone)
+        model.base.unfreeze_backbone()
+    elif freeze_backbone:
+        model.base.freeze_backbone()
 
 
 def _processor_beside(config: Path) -> DetrImageProcessor | None:

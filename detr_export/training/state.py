@@ -1,10 +1,10 @@
-"""The state of an unfinished run: what a later run needs to end in the same weights."""
+"""The state of a run: what a later run needs to end in the same weights, or to go on for more epochs."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,53 +13,99 @@ from torch import Tensor
 
 from detr_export.runtimes.errors import InputError
 from detr_export.runtimes.files import write_atomically
+from detr_export.training.options import CHANGEABLE, TrainingOptions
 
-STATE_NAME = "training_state.pt"  # there until the last step is done
+STATE_NAME = "training_state.pt"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a run that goes on shares with the run that it goes on from."""
+
+    options: Mapping[str, Any]  # of `TrainingOptions.to_dict`
+    config: str  # JSON of the model's configuration
+    processor: Mapping[str, Any]  # settings
+    whole_backbone: bool  # whether all of the backbone is trained, with its batch norm
+    images: int  # of the data
+    processes: int
+    source: Mapping[str, str] | None = None  # name and SHA-256 of the checkpoint that it began with
+
+    def require_same(self, other: Identity, file: Path) -> None:
+        """Refuses to go on from a state of `other` in `file`.
+
+        Raises:
+            InputError: they are of different runs.
+        """
+        mine, theirs = self._compared(), other._compared()
+        differing = [name for name, value in mine.items() if theirs.get(name) != value]
+        if differing:
+            told = ", ".join(name if name == "config" else f"{name} {theirs.get(name)}" for name in differing)
+            raise InputError(f"{file} is of another run: {told}; resume with the options of that run, or leave them out")
+
+    def _compared(self) -> dict[str, Any]:
+        options = {name: value for name, value in self.options.items() if name not in CHANGEABLE}
+        return {**options, "config": self.config, "images": self.images, "processes": self.processes}
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best of the validations of a stage."""
+
+    score: float
+    epoch: int  # from 1
+    since: int = 0  # validations after it
 
 
 @dataclass(frozen=True)
 class State:
     """Where a run is."""
 
+    identity: Identity
     stage: int  # number of the stage, from 0
     step: int  # steps of it that are done
     model: dict[str, Tensor]  # state_dict
-    optimizer: dict[str, Any] | None  # state_dict; None at the start of a stage
+    optimizer: dict[str, Any] | None = None  # state_dict; None at the start of a stage
+    average: dict[str, Tensor] | None = None  # state_dict of the moving average
+    precision: dict[str, Any] = field(default_factory=dict)  # state_dict of the gradients' scale
+    best: Best | None = None  # of the stage
+    stopped: bool = False  # the stage ended before its last epoch
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # of the command, see `train`
+
+    @property
+    def options(self) -> TrainingOptions:
+        """The recipe."""
+        return TrainingOptions.from_dict(self.identity.options)
 
 
-def write_state(file: Path, identity: Mapping[str, Any], state: State) -> None:
+def write_state(file: Path, state: State) -> None:
     """Writes a state.
-
-    Args:
-        file: where to.
-        identity: options and data by name, all of which must be equal in a run that goes on from here.
-        state: of the run.
 
     Raises:
         OutputError: the file cannot be written.
     """
+    document = {item.name: getattr(state, item.name) for item in fields(state)}
+    document["identity"] = vars(state.identity)
+    document["best"] = None if state.best is None else vars(state.best)
+    document["arguments"] = dict(state.arguments)
     buffer = io.BytesIO()
-    document = {"stage": state.stage, "step": state.step, "model": state.model, "optimizer": state.optimizer}
-    torch.save({"identity": identity, **document}, buffer)
+    torch.save(document, buffer)
     write_atomically(file, buffer.getvalue())
 
 
-def read_state(file: Path, identity: Mapping[str, Any]) -> State:
-    """Reads the state of a run of the same identity.
+def read_state(file: Path) -> State:
+    """Reads a state; its tensors are read from the disk when they are used.
 
     Raises:
-        InputError: there is none, it is damaged, or it is of another run.
+        InputError: there is none, or it is damaged.
     """
     if not file.is_file():
-        raise InputError(f"{file} does not exist: there is no unfinished run to resume; leave --resume out")
+        raise InputError(f"{file} does not exist: there is no run to resume; leave --resume out")
     try:
-        document = torch.load(file, map_location="cpu", weights_only=True)
-        found = document["identity"]
-        state = State(document["stage"], document["step"], document["model"], document["optimizer"])
+        document = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        document["identity"] = Identity(**document["identity"])
+        document["best"] = None if document["best"] is None else Best(**document["best"])
+        state = State(**document)
+        _ = state.options
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for
         raise InputError(f"{file} is damaged and cannot be resumed; begin anew with --overwrite") from error
-    other = [name for name, value in identity.items() if found.get(name) != value]
-    if other:
-        told = ", ".join(name if name == "config" else f"{name} {found.get(name)}" for name in other)
-        raise InputError(f"{file} is of another run: {told}; resume with the options of that run")
     return state

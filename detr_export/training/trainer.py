@@ -1,18 +1,24 @@
 """The training loop: DETR's recipe (paper, appendix A.4) in stages, resumable to the same weights.
 
-Batches, augmentation and dropout of a step depend on the seed and the step alone. The state is written at the end of each
+Batches, variations and dropout of a step depend on the seed and the step alone. The state is written at the end of each
 epoch and on Ctrl-C; a run that goes on from it ends in the weights that the uninterrupted run would have ended in, on the
 same machine and with the same number of processes.
+
+What a run leaves in its folder: `last/`, the checkpoint after the last epoch; `best/`, that with the best score, if it was
+validated; the one of the two that counts in the folder itself; the logs, their plot, and a picture of predictions for each
+epoch; the recipe; and the state, for more epochs.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import platform
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +26,36 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from detr_export.checkpoints.reading import Checkpoint, load_strictly
+from detr_export.checkpoints.reading import Checkpoint, load_checkpoint
 from detr_export.data.splits import CocoSplit, read_split
-from detr_export.modeling.detr import DetrWithHeads
 from detr_export.runtimes.errors import DetrError, InputError, OutputError
-from detr_export.runtimes.files import require_writable, write_atomically
+from detr_export.runtimes.files import replacing, require_writable, write_atomically, writing
 from detr_export.runtimes.progress import SILENT, Progress
-from detr_export.training.dataset import Augmentation, Batch, CocoDataset, ShuffledBatches, collate
+from detr_export.training.augmentation import Augmentation
+from detr_export.training.averaging import Average
+from detr_export.training.dataset import Batch, CocoDataset, ShuffledBatches, collate_parts
 from detr_export.training.interruption import held_interrupts, ignore_interrupts
 from detr_export.training.optimization import Schedule, make_optimizer, stage_objective
 from detr_export.training.options import Stage, TrainingOptions
-from detr_export.training.processes import Processes, joined, mean_over_processes
-from detr_export.training.starting_point import StartingPoint, starting_point
-from detr_export.training.state import STATE_NAME, State, read_state, write_state
-from detr_export.training.training_log import TrainingLog
+from detr_export.training.plotting import PLOT_NAME, plot_run
+from detr_export.training.precision import Precision
+from detr_export.training.processes import Processes, joined, mean_over_processes, said_by_first
+from detr_export.training.run_folder import RunFolder
+from detr_export.training.starting_point import StartingPoint, saved_point, starting_point
+from detr_export.training.state import STATE_NAME, Best, Identity, State, read_state, write_state
+from detr_export.training.tensorboard import Board
+from detr_export.training.training_log import (
+    LOSSES,
+    VALIDATION_COLUMNS,
+    VALIDATION_LOG_NAME,
+    Table,
+    TrainingLog,
+)
+from detr_export.training.validation import SCORES, Validated, Validation, validate
 
 RECIPE_NAME = "recipe.json"
+PICTURES_FOLDER = "predictions"
 _STEPS_OF_A_ROW = 10  # of the log, at most
-_SHOWN = ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice")
 
 
 @dataclass(frozen=True)
@@ -48,6 +66,7 @@ class Training:
     steps: int  # of all stages
     last: Mapping[str, str]  # the last row of the log
     left_out: Mapping[str, int]  # bad "images" and "annotations" of the data that were not trained on
+    best: Mapping[str, str] | None = None  # the row of the validation log whose checkpoint it is; None without validation
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -55,8 +74,17 @@ class Training:
             "directory": str(self.directory),
             "steps": self.steps,
             "last": dict(self.last),
+            "best": None if self.best is None else dict(self.best),
             "left_out": dict(self.left_out),
         }
+
+    def summary(self) -> str:
+        """For people, on one line."""
+        text = f"{self.directory}  {self.steps} steps, loss {self.last.get('loss', '-')}"
+        if self.best is None:
+            return text
+        name = next(name for name in SCORES if self.best[name])
+        return f"{text}; best: {self.best['stage']} epoch {self.best['epoch']}, {name.replace('_', ' ')} {self.best[name]}"
 
 
 def train(
@@ -70,19 +98,26 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress = SILENT,
+    validation: Validation | None = None,
+    tensorboard: bool = False,
+    arguments: Mapping[str, Any] | None = None,
 ) -> Training | None:
-    """Trains a DETR on the `train` split of a COCO folder and writes the checkpoint.
+    """Trains a DETR on a split of a data set and writes the checkpoint.
 
     Args:
-        data: the folder, see `data.layouts`, or what `read_split` made of it. All of it is checked before the first step.
-        output: folder of the checkpoint, the log, and while the run lasts its state.
+        data: the folder, see `data.layouts`, of which the split `train` is taken, or a split from `read_split`. All of it is
+            checked before the first step.
+        output: folder of the run.
         options: the recipe.
-        config, checkpoint: what to start from, see `starting_point`.
+        config, checkpoint: what to start from, see `starting_point`. A run that goes on needs neither.
         device: `cpu`, `cuda` or `cuda:N`. Under torchrun all its processes train together.
         workers: processes that prepare batches; 0 prepares them in this one.
-        resume: go on from the state that an interrupted run left in `output`.
+        resume: go on from the state in `output`: of an interrupted run, or of a finished one for more epochs.
         overwrite: begin anew in a folder that holds a checkpoint or a state.
         progress: is told what goes on, and after each step how far the stage is.
+        validation: what each epoch is scored on; without it the last weights are the checkpoint.
+        tensorboard: also write events for TensorBoard.
+        arguments: JSON values that the state keeps, for whoever resumes the run.
 
     Returns:
         What came of it; None in all but the first process of a torchrun.
@@ -95,6 +130,8 @@ def train(
         BackendError: the device or an extra is missing.
         KeyboardInterrupt: on Ctrl-C, after the step in progress and with the state written.
     """
+    if options.patience is not None and validation is None:
+        raise InputError("patience needs a validation, and there is none; the data has no split val")
     with joined(device) as processes:
         told = progress if processes.is_first else SILENT
         split = data if isinstance(data, CocoSplit) else read_split(data, "train", options.task, progress=told)
@@ -102,33 +139,46 @@ def train(
             raise InputError(
                 f"the data was read for the task {split.task}, and task is {options.task}; read it for that one"
             )
-        start = starting_point(split, options, config, checkpoint)
-        run = _Run(Path(output), options, start, processes, len(split), told)
-        run.begin(resume, overwrite)
-        notes = [f"{len(split)} images, {len(split.categories)} classes"]
-        if split.bad_images or split.bad_annotations:
-            notes.append(f"left out as bad: {split.bad_images} images, {split.bad_annotations} annotations")
-        for note in (*notes, *start.notes):
-            run.progress.stage(note)
-        for number, stage in enumerate(options.stages):
-            with_masks = stage.name != "detector" and options.task == "panoptic"
-            augmentation = Augmentation(options.flip, options.scale)
-            # Each stage sees the images in other variations and another order.
-            dataset = CocoDataset(split, start.processor, with_masks, augmentation, options.seed + number)
-            run.train_stage(number, stage, dataset, workers)
-        return run.finish(split)
+        state = read_state(Path(output) / STATE_NAME) if resume else None
+        if state is not None and config is None and checkpoint is None:
+            start = saved_point(state)
+        else:
+            start = starting_point(split, options, config, checkpoint)
+        with Board(Path(output) if tensorboard and processes.is_first else None) as board:
+            run = _Run(Path(output), options, start, processes, split, told, validation, board, arguments or {})
+            run.begin(state, overwrite)
+            for note in (*_about(split, validation), *start.notes):
+                told.stage(note)
+            augmentation = Augmentation(options.flip, options.scale, options.crop, options.color_jitter)
+            for number, stage in enumerate(options.stages):
+                # Each stage sees the images in other variations and another order.
+                with_masks = stage.name != "detector" and options.task == "panoptic"
+                dataset = CocoDataset(split, start.processor, with_masks, augmentation, options.seed + number)
+                run.train_stage(number, stage, dataset, workers)
+            return run.finish()
+
+
+def _about(split: CocoSplit, validation: Validation | None) -> list[str]:
+    held_out = "" if validation is None else f", and {len(validation.split)} to validate on"
+    notes = [f"{len(split)} images, {len(split.categories)} classes{held_out}"]
+    if split.bad_images or split.bad_annotations:
+        notes.append(f"left out as bad: {split.bad_images} images, {split.bad_annotations} annotations")
+    return notes
 
 
 class _Run:
     """One run in one process.
 
     Args:
-        folder: of the checkpoint.
+        folder: of the run.
         options: the recipe.
         start: the model to train.
         processes: that share the run.
-        images: how many the data has.
+        split: what it is trained on.
         progress: told of the run.
+        validation: what it is validated on.
+        board: of TensorBoard.
+        arguments: see `train`.
     """
 
     def __init__(
@@ -137,122 +187,180 @@ class _Run:
         options: TrainingOptions,
         start: StartingPoint,
         processes: Processes,
-        images: int,
+        split: CocoSplit,
         progress: Progress,
+        validation: Validation | None,
+        board: Board,
+        arguments: Mapping[str, Any],
     ) -> None:
-        self.folder = folder
-        self.options = options
+        self.options, self.start, self.processes, self.split = options, start, processes, split
+        self.progress, self.validation, self.board, self.arguments = progress, validation, board, arguments
+        self.precision = Precision(processes.device, options.mixed_precision)
         # Channels last: a fifth faster on the CPU, and the layout for tensor cores.
         self.model = start.model.to(processes.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if processes.count > 1 and processes.device.type == "cuda":
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        self.processor = start.processor
-        self.processes = processes
-        self.progress = progress
-        self.log = TrainingLog(folder)
         self.trainable = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        # What a run that goes on from this one's state must share with it.
-        self.identity = {
-            **options.to_dict(),
-            "config": json.dumps(self.model.config.to_dict(), sort_keys=True),
-            "images": images,
-            "processes": processes.count,
-        }
-        self.origin = State(0, 0, {}, None)  # where the run begins, or goes on
+        self.average: Average | None = None  # of the stage
+        self.folder = RunFolder(folder, start.processor, options.fp16_weights)
+        self.log = TrainingLog(folder)
+        self.validated = Table(folder / VALIDATION_LOG_NAME, VALIDATION_COLUMNS)
+        config = json.dumps(self.model.config.to_dict(), sort_keys=True)
+        self.identity = Identity(
+            options.to_dict(),
+            config,
+            start.processor.to_dict(),
+            start.whole_backbone,
+            len(split),
+            processes.count,
+            start.source,
+        )
+        self.origin = State(self.identity, 0, 0, {})  # where the run begins, or goes on
         self.steps = 0  # of all stages so far
+        self.best: Best | None = None  # of the stage
 
-    def begin(self, resume: bool, overwrite: bool) -> None:
-        """Reads the state to go on from, or makes sure that there is none."""
-        state_file = self.folder / STATE_NAME
+    # ---- the beginning --------------------------------------------------------------------------------------------------
+
+    def begin(self, state: State | None, overwrite: bool) -> None:
+        """Takes over the state to go on from, or makes sure that there is none."""
+        state_file = self.folder.path / STATE_NAME
         require_writable(state_file, overwrite=True)
-        if resume:
-            self.origin = read_state(state_file, self.identity)
-            self.model.load_state_dict(self.origin.model)
-            if self.origin.stage < len(self.options.stages):
-                self.log.resume(self.options.stages[self.origin.stage].name, self.origin.step)
-        elif not overwrite:
-            for file in (state_file, self.folder / "model.safetensors"):
-                if file.exists():
+        if state is None:
+            for file in (state_file, self.folder.path / "model.safetensors"):
+                if file.exists() and not overwrite:
                     remedy = "--resume to go on, or " if file == state_file else ""
                     raise OutputError(f"{file} exists; add {remedy}--overwrite to begin anew")
+            return
+        self.identity.require_same(state.identity, state_file)
+        stages, before = self.options.stages, state.options.stages
+        if stages[: state.stage] != before[: state.stage]:
+            raise InputError(f"{state_file}: the stage {before[0].name} is over, so its epochs stay {before[0].epochs}")
+        if state.stopped and stages[state.stage] != before[state.stage]:
+            state = replace(state, stopped=False)
+        self.origin = state
+        self.model.load_state_dict(state.model)
+        for table in (self.log, self.validated):
+            table.resume(stages[state.stage].name, state.step)
+        self.best = state.best
 
     # ---- one stage ------------------------------------------------------------------------------------------------------
 
     def train_stage(self, number: int, stage: Stage, dataset: CocoDataset, workers: int) -> None:
         """Trains what is left of a stage."""
-        options, processes = self.options, self.processes
         # How many steps the stage has, and which of them are left.
-        batches = ShuffledBatches(len(dataset), options.batch_size, dataset.seed, range(0), processes.rank, processes.count)
+        options, processes = self.options, self.processes
+        images = options.batch_size * options.accumulate  # of a step
+        batches = ShuffledBatches(len(dataset), images, dataset.seed, range(0), processes.rank, processes.count)
         per_epoch = batches.steps_per_epoch
         if per_epoch == 0:
             raise InputError(
-                f"{len(dataset)} images do not fill a batch of {options.batch_size} in {processes.count} processes; "
+                f"{len(dataset)} images do not fill a batch of {images} in {processes.count} processes; "
                 "give a smaller --batch"
             )
         steps = stage.epochs * per_epoch
-        self.steps += steps
         if number < self.origin.stage:
+            self.steps += steps
             return
         goes_on = number == self.origin.stage
-        batches.steps = range(self.origin.step if goes_on else 0, steps)
+        begin = self.origin.step if goes_on else 0
+        self.steps += begin
+        if goes_on and self.origin.step:
+            self._require_more(steps, per_epoch)
+            if self.origin.stopped:
+                return
+        batches.steps = range(begin, steps)
 
         # What is trained, and with what.
         objective = stage_objective(self.model, self.trainable, stage, processes)
         optimizer = make_optimizer(self.model, options)
+        if not goes_on:
+            self.best = None
+        self.average = Average(self.model, options.ema) if options.ema else None
         if goes_on and self.origin.optimizer is not None:
             optimizer.load_state_dict(self.origin.optimizer)
+            self.precision.load_state_dict(self.origin.precision)
+            if self.average is not None and self.origin.average is not None:
+                self.average.load_state_dict(self.origin.average)
         schedule = Schedule(options, steps)
         loader = self._loader(dataset, batches, workers)
 
         # The steps. Ctrl-C waits for the end of one.
         with held_interrupts() as interrupted:
-            clock = time.monotonic()
-            for step, batch in zip(batches.steps, loader, strict=True):
-                if isinstance(batch, DetrError):
-                    raise batch
+            clock = _Clock()
+            for step, parts in zip(batches.steps, loader, strict=True):
+                if isinstance(parts, DetrError):
+                    raise parts
                 torch.manual_seed(options.seed + 1_000_003 * (step * processes.count + processes.rank) + number)
                 factor = schedule.factor(step)
-                values = self._step(step, batch, objective, optimizer, factor)
-                now = time.monotonic()
-                speed = options.batch_size * processes.count / max(now - clock, 1e-9)
-                clock = now
-                self._note(stage, step, per_epoch, steps, values, speed, factor)
-                if (step + 1) % per_epoch == 0 and step + 1 < steps:
-                    self._write_state(number, step + 1, optimizer)
+                values = self._step(step, parts, objective, optimizer, factor)
+                self.steps += 1
+                values["images_per_second"] = images * processes.count / clock.lap()
+                self._note(stage, step, per_epoch, steps, values, factor, clock.left(steps - step - 1))
+                stopped = False
+                if (step + 1) % per_epoch == 0:
+                    stopped = self._end_epoch(stage, (step + 1) // per_epoch, step + 1)
+                    self._write_state(number, step + 1, optimizer, stopped)
+                    clock.lap()
                 if interrupted:
-                    self._write_state(number, step + 1, optimizer)
+                    self._write_last()
+                    self._write_state(number, step + 1, optimizer, stopped)
                     self.progress.stage(
                         f"interrupted after step {step + 1} of {steps} ({stage.name}); add --resume to go on"
                     )
                     raise KeyboardInterrupt
-        self._write_state(number + 1, 0, None)
+                if stopped:
+                    break
+        if number + 1 < len(options.stages):
+            self._hand_over()
+            self._write_state(number + 1, 0, None)
+
+    def _require_more(self, steps: int, per_epoch: int) -> None:
+        """Refuses to go on where nothing is left to do."""
+        origin, finished = self.origin, (self.folder.path / RECIPE_NAME).exists()
+        over = origin.step == steps or origin.stopped
+        if origin.step > steps or (over and finished and origin.stage + 1 == len(self.options.stages)):
+            done = f"{origin.step / per_epoch:g}"
+            raise InputError(
+                f"{self.folder.path} has been trained for {done} epochs of the stage "
+                f"{self.options.stages[origin.stage].name} already; give more epochs to go on"
+            )
 
     def _loader(self, dataset: CocoDataset, batches: ShuffledBatches, workers: int) -> DataLoader[Any]:
         return DataLoader(
             dataset,
             batch_sampler=batches,
-            collate_fn=collate,
+            collate_fn=functools.partial(collate_parts, self.options.accumulate),
             num_workers=workers,
             worker_init_fn=_begin_worker,
             pin_memory=self.processes.device.type == "cuda",
         )
 
     def _step(
-        self, step: int, batch: Batch, objective: nn.Module, optimizer: torch.optim.Optimizer, factor: float
+        self, step: int, parts: Sequence[Batch], objective: nn.Module, optimizer: torch.optim.Optimizer, factor: float
     ) -> dict[str, float]:
         """Makes one step; returns the loss, its terms and the norm of the gradient before clipping."""
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        loss, terms = objective(batch.to(self.processes.device))
-        values = mean_over_processes({"loss": loss, **terms})
+        optimizer.zero_grad()
+        sums: dict[str, torch.Tensor] = {}
+        for index, batch in enumerate(parts):
+            # Under torchrun the gradients of all parts are averaged at once, with those of the last one.
+            is_last = index + 1 == len(parts)
+            distributed = isinstance(objective, nn.parallel.DistributedDataParallel)
+            with nullcontext() if is_last or not distributed else objective.no_sync():  # type: ignore[operator]
+                with self.precision.autocast():
+                    loss, terms = objective(batch.to(self.processes.device))
+                self.precision.backward(loss / len(parts))
+            for name, value in {"loss": loss, **terms}.items():
+                sums[name] = sums.get(name, 0.0) + value.detach() / len(parts)
+        values = mean_over_processes(sums)
         if not math.isfinite(values["loss"]):
             raise InputError(f"the loss of step {step + 1} is {values['loss']}; give a lower --learning-rate")
-        optimizer.zero_grad()
-        loss.backward()
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        norm = nn.utils.clip_grad_norm_(parameters, self.options.clip or math.inf)
-        optimizer.step()
-        return {**values, "gradient_norm": float(norm)}
+        norm = self.precision.apply(optimizer, parameters, self.options.clip or math.inf)
+        if self.average is not None:
+            self.average.update(self.model)
+        return {**values, "gradient_norm": norm}
 
     def _note(
         self,
@@ -261,56 +369,145 @@ class _Run:
         per_epoch: int,
         steps: int,
         values: Mapping[str, float],
-        speed: float,
         factor: float,
+        left: str,
     ) -> None:
         """Tells of a step, and makes a row of the log where one is due."""
-        self.log.add({**values, "images_per_second": speed})
-        losses = " ".join(f"{name} {self.log.mean(name):.3f}" for name in _SHOWN if name in values)
-        self.progress.step(step + 1, steps, f"{stage.name}: {losses}")
+        self.log.count(values)
+        losses = " ".join(f"{name} {self.log.mean(name):.3f}" for name in LOSSES if name in values)
         epoch, position = divmod(step, per_epoch)
         epoch, position = epoch + 1, position + 1
-        epoch_ends = position == per_epoch
-        if epoch_ends:
-            self.progress.stage(f"{stage.name}: epoch {epoch} of {stage.epochs}, step {step + 1} of {steps}: {losses}")
+        self.progress.step(step + 1, steps, f"{stage.name}, epoch {epoch}/{stage.epochs}: {losses}")
+        if position == per_epoch:
+            self.progress.stage(f"{stage.name}: epoch {epoch} of {stage.epochs}, step {step + 1} of {steps}: {losses}{left}")
         # The rows of an epoch have the same number of steps each, or one less: their plain mean is about that of the epoch.
         rows = -(-per_epoch // _STEPS_OF_A_ROW)
         if position * rows // per_epoch > (position - 1) * rows // per_epoch:
             rate = f"{self.options.learning_rate * factor:.3g}"
-            self.log.end_row({"stage": stage.name, "epoch": epoch, "step": step + 1, "learning_rate": rate})
+            row = self.log.end_row({"stage": stage.name, "epoch": epoch, "step": step + 1, "learning_rate": rate})
+            self.board.row("training", row)
 
-    def _write_state(self, stage: int, step: int, optimizer: torch.optim.Optimizer | None) -> None:
+    # ---- between epochs and stages --------------------------------------------------------------------------------------
+
+    def _end_epoch(self, stage: Stage, epoch: int, step: int) -> bool:
+        """Writes and validates a checkpoint; returns whether the stage ends here, before its last epoch."""
+        self._write_last()
+        due = epoch % self.options.validate_every == 0 or epoch == stage.epochs
+        patience, ends = self.options.patience, False
+        if self.validation is not None and due and self.processes.is_first:
+            device = str(self.processes.device)
+            found = validate(self.folder.last, self.validation, stage, self.options, device, self.progress)
+            self._keep(found, stage, epoch, step)
+            assert self.best is not None
+            ends = patience is not None and self.best.since >= patience and epoch < stage.epochs
+            if ends:
+                self.progress.stage(f"{stage.name}: no better score in {patience} validations; the stage ends")
+        return said_by_first(ends, self.processes)
+
+    def _keep(self, found: Validated, stage: Stage, epoch: int, step: int) -> None:
+        """Notes a validation, and keeps its checkpoint if it is the best one."""
+        name, score = found.decisive
+        is_best = self.best is None or score > self.best.score
+        if is_best:
+            self.folder.keep_best()
+            self.best = Best(score, epoch)
+        else:
+            assert self.best is not None
+            self.best = replace(self.best, since=self.best.since + 1)
+        position = {"stage": stage.name, "epoch": str(epoch), "step": str(step), "best": "1" if is_best else ""}
+        self.validated.add({**found.losses, **found.scores, **position})
+        self.board.row("validation", self.validated.rows[-1])
+        self.board.picture(position, found.picture)
+        file = self.folder.path / PICTURES_FOLDER / f"{stage.name}_{epoch:03}.png"
+        with replacing(file) as temporary, writing(file):
+            found.picture.save(temporary)
+        told = f"the best {name.replace('_', ' ')} so far" if is_best else f"the best was epoch {self.best.epoch}"
+        self.progress.stage(f"{stage.name}: validation after epoch {epoch}: {found.summary()}; {told}")
+
+    def _write_last(self) -> None:
+        if self.processes.is_first:
+            self.folder.write_last(self.model if self.average is None else self.average.module)  # type: ignore[arg-type]
+
+    def _write_state(self, stage: int, step: int, optimizer: torch.optim.Optimizer | None, stopped: bool = False) -> None:
         if not self.processes.is_first:
             return
-        state = State(stage, step, self.model.state_dict(), None if optimizer is None else optimizer.state_dict())
-        write_state(self.folder / STATE_NAME, self.identity, state)
+        state = State(
+            self.identity,
+            stage,
+            step,
+            self.model.state_dict(),
+            None if optimizer is None else optimizer.state_dict(),
+            None if optimizer is None or self.average is None else self.average.state_dict(),
+            {} if optimizer is None else self.precision.state_dict(),
+            None if optimizer is None else self.best,
+            stopped,
+            self.arguments,
+        )
+        write_state(self.folder.path / STATE_NAME, state)
         self.log.write()
+        if self.validation is not None:
+            self.validated.write()
+        plot_run(self.folder.path / PLOT_NAME, self.log.rows, self.validated.rows)
+
+    def _hand_over(self) -> None:
+        """Gives the next stage the weights that would be deployed: the best ones, or the average."""
+        if self.validation is None and self.average is None:
+            return
+        said_by_first(None, self.processes)  # the files are written
+        chosen = self.folder.best if self.validation is not None else self.folder.last
+        found = self.model.load_state_dict(load_checkpoint(str(chosen)).state_dict, strict=False)
+        absent = [name for name in found.missing_keys if not name.endswith("num_batches_tracked")]
+        assert not absent
+        assert not found.unexpected_keys
 
     # ---- the end --------------------------------------------------------------------------------------------------------
 
-    def finish(self, split: CocoSplit) -> Training | None:
-        """Writes the checkpoint with frozen batch norm, the recipe and the plot, and removes the state."""
+    def finish(self) -> Training | None:
+        """Puts the checkpoint that counts into the folder, and the recipe beside it."""
         if not self.processes.is_first:
             return None
-        frozen: DetrWithHeads = type(self.model)(self.model.config)
-        load_strictly(frozen, {name: value.cpu() for name, value in self.model.state_dict().items()}, "training")
-        self.log.write()
-        self.log.plot()
-        frozen.save_pretrained(self.folder, self.processor, self.options.fp16_weights)
-        left_out = {"images": split.bad_images, "annotations": split.bad_annotations}
+        self.folder.finish(with_best=self.validation is not None)
+        best = [row for row in self.validated.rows if row["best"]]
+        left_out = {"images": self.split.bad_images, "annotations": self.split.bad_annotations}
         recipe = {
-            "data": split.images.parent.name,
-            "images": len(split),
+            "source": self.start.source,
+            "data": self.split.images.parent.name,
+            "layout": self.split.layout,
+            "images": len(self.split),
+            "validation_images": 0 if self.validation is None else len(self.validation.split),
             "left_out": left_out,
             "steps": self.steps,
+            "best": dict(best[-1]) if best else None,
             "processes": self.processes.count,
             "device": self.processes.device.type,
             "tools": {"torch": torch.__version__, "python": platform.python_version()},
             "options": self.options.to_dict(),
         }
-        write_atomically(self.folder / RECIPE_NAME, (json.dumps(recipe, indent=2) + "\n").encode())
-        (self.folder / STATE_NAME).unlink(missing_ok=True)
-        return Training(self.folder, self.steps, self.log.rows[-1] if self.log.rows else {}, left_out)
+        write_atomically(self.folder.path / RECIPE_NAME, (json.dumps(recipe, indent=2) + "\n").encode())
+        last = self.log.rows[-1] if self.log.rows else {}
+        return Training(self.folder.path, self.steps, last, left_out, best[-1] if best else None)
+
+
+class _Clock:
+    """Seconds of steps, and what is left at their mean."""
+
+    def __init__(self) -> None:
+        self._mark = self._start = time.monotonic()
+        self._steps = 0
+
+    def lap(self) -> float:
+        """Seconds since the last call."""
+        now = time.monotonic()
+        seconds, self._mark = max(now - self._mark, 1e-9), now
+        return seconds
+
+    def left(self, steps: int) -> str:
+        """For people: how long so many steps take, validations included."""
+        self._steps += 1
+        seconds = round((self._mark - self._start) / self._steps * steps)
+        if seconds < 1:
+            return ""
+        return f", {seconds} s left" if seconds < 100 else f", {seconds / 60:.0f} min left"
 
 
 def _begin_worker(number: int) -> None:

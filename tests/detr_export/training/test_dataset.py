@@ -64,7 +64,7 @@ def test_without_augmentation_a_sample_is_what_the_processor_makes(shapes: Path)
 @pytest.mark.parametrize("scale", [(0.5, 0.5), (0.7, 1.3)])
 def test_targets_follow_the_image(flip: float, scale: tuple[float, float], shapes: Path) -> None:
     plain = dataset(shapes, None)
-    varied = dataset(shapes, Augmentation(flip, scale))
+    varied = dataset(shapes, Augmentation(flip, scale, crop=0.0))
     for number in range(6):
         pixels, target = sample(varied, 0, number)
         shorter = min(pixels.shape[1:])
@@ -84,7 +84,7 @@ def test_targets_follow_the_image(flip: float, scale: tuple[float, float], shape
 
 def test_a_flipped_image_is_the_mirror_image(shapes: Path) -> None:
     plain = sample(dataset(shapes, None), 0, 0)[0]
-    flipped = sample(dataset(shapes, Augmentation(1.0, (1.0, 1.0))), 0, 0)[0]
+    flipped = sample(dataset(shapes, Augmentation(1.0, (1.0, 1.0), crop=0.0)), 0, 0)[0]
     assert np.abs(flipped[:, :, ::-1] - plain).max() < 0.05
     assert np.abs(flipped - plain).max() > 1
 
@@ -98,7 +98,7 @@ def test_a_sample_depends_on_seed_epoch_and_record(shapes: Path) -> None:
 
 
 def test_collate_pads_and_leaves_boxes_alone(shapes: Path) -> None:
-    data = dataset(shapes, Augmentation(0.0, (0.5, 1.2)))
+    data = dataset(shapes, Augmentation(0.0, (0.5, 1.2), crop=0.0))
     samples = [sample(data, 0, number) for number in range(5)]
     batch = collate(samples)
     assert isinstance(batch, Batch)

@@ -79,11 +79,13 @@ def panoptic(shapes: Path, config_folder: Path, tmp_path_factory: pytest.TempPat
 def test_what_a_run_leaves(panoptic: Path) -> None:
     assert sorted(file.name for file in panoptic.iterdir()) == [
         "config.json",
+        "last",
         "model.safetensors",
         "preprocessor_config.json",
         "recipe.json",
         "training_log.csv",
         "training_log.png",
+        "training_state.pt",
     ]
     log = rows(panoptic)
     assert tuple(log[0]) == COLUMNS
@@ -129,7 +131,7 @@ class Interrupting(Recorder):
         self.name, self.at = stage, at
 
     def step(self, done: int, total: int, note: str = "") -> None:
-        if done == self.at and note.startswith(f"{self.name}: loss "):
+        if done == self.at and note.startswith(f"{self.name}, epoch ") and "loss" in note:
             os.kill(os.getpid(), signal.SIGINT)
 
 
@@ -231,11 +233,11 @@ def test_two_processes(shapes: Path, config_folder: Path, tmp_path: Path) -> Non
     [
         ({"batch_size": 25}, {}, InputError, "24 images do not fill a batch of 25"),
         ({"learning_rate": 1e30}, {}, InputError, "NaN|not finite|is nan|is inf"),
-        ({}, {"resume": True}, InputError, "there is no unfinished run to resume"),
+        ({}, {"resume": True}, InputError, "there is no run to resume"),
         ({}, {"device": "cuda"}, BackendError, "sees no GPU"),
         ({}, {"device": "tpu"}, BackendError, "device is 'tpu'"),
         ({}, {"output": "{file}"}, OutputError, "is not a folder that this user may write to"),
-        ({}, {"data": "nothing"}, AnnotationError, "should hold one annotation file"),
+        ({}, {"data": "nothing"}, AnnotationError, "is no data set that is known"),
     ],
 )
 def test_refusals(
@@ -341,7 +343,7 @@ def test_what_is_logged_is_the_loss_of_what_is_written(
 
     config = json.loads((panoptic / "config.json").read_text()) | {"dropout": dropout}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    still = {"learning_rate": 0.0, "backbone_learning_rate": 0.0, "flip": 0.0, "scale": (1.0, 1.0)}
+    still = {"learning_rate": 0.0, "backbone_learning_rate": 0.0, "flip": 0.0, "scale": (1.0, 1.0), "crop": 0.0}
     options = replace(FAST, batch_size=batch_size, train_batch_norm=False, **stages, **still)
     out = tmp_path / "out"
     train(shapes, out, options, tmp_path, load_checkpoint(panoptic), workers=0)
@@ -364,9 +366,14 @@ def test_what_is_logged_is_the_loss_of_what_is_written(
             assert float(row[name]) == pytest.approx(np.mean(expected[name][start:end]), rel=1e-3), name
 
 
-def test_a_finished_run_is_not_overwritten_by_accident(panoptic: Path, shapes: Path, config_folder: Path) -> None:
-    with pytest.raises(OutputError, match=r"model\.safetensors exists; add --overwrite to begin anew"):
+def test_a_finished_run_is_not_overwritten_by_accident(
+    panoptic: Path, shapes: Path, config_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(OutputError, match=r"training_state\.pt exists; add --resume to go on, or --overwrite"):
         train(shapes, panoptic, FAST, config_folder)
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(OutputError, match=r"model\.safetensors exists; add --overwrite to begin anew"):
+        train(shapes, tmp_path, FAST, config_folder)
 
 
 def test_a_damaged_state(panoptic: Path, shapes: Path, config_folder: Path, tmp_path: Path) -> None:

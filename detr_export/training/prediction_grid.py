@@ -1,0 +1,71 @@
+"""A picture that shows how a training run goes: predictions on a few validation pictures, beside what was annotated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from detr_export.data.splits import CocoSplit
+from detr_export.runtimes.predictor import Predictor
+from detr_export.runtimes.processing.images import load_image
+from detr_export.runtimes.results.drawing import caption, color_of, draw_boxes
+
+_PICTURES = 8
+_COLUMNS = 4  # of pictures; each has two cells side by side: annotated, predicted
+_CELL = 320  # pixels, the longer side of a picture
+_GAP = 6
+_BACKGROUND = (255, 255, 255)
+_THRESHOLD = 0.5
+
+
+def draw_grid(predictor: Predictor, split: CocoSplit) -> Image.Image:
+    """The first pictures of a split in pairs: on the left with the annotated boxes, on the right with the predicted ones.
+
+    A model that draws masks shows its panoptic segmentation on the right.
+    """
+    pairs = []
+    for record in split.records[:_PICTURES]:
+        image = load_image(record["image"])
+        shown = image.copy()
+        shown.thumbnail((_CELL, _CELL))
+        pairs.append((_annotated(shown, image.size, record, split.id2label), _predicted(predictor, image, shown)))
+    width = max(left.width for left, _ in pairs)
+    height = max(left.height for left, _ in pairs)
+    columns = min(_COLUMNS, len(pairs))
+    rows = -(-len(pairs) // columns)
+    grid = Image.new("RGB", (columns * (2 * width + 2 * _GAP) + _GAP, rows * (height + _GAP) + _GAP), _BACKGROUND)
+    for index, pair in enumerate(pairs):
+        row, column = divmod(index, columns)
+        for side, picture in enumerate(pair):
+            x = _GAP + column * (2 * width + 2 * _GAP) + side * (width + 1)
+            grid.paste(picture, (x, _GAP + row * (height + _GAP)))
+    return grid
+
+
+def _annotated(
+    shown: Image.Image, size: tuple[int, int], record: Mapping[str, Any], names: Mapping[int, str]
+) -> Image.Image:
+    """The boxes of a record on its picture, which is `size` (width, height) large when it is not made smaller."""
+    picture = shown.copy()
+    draw = ImageDraw.Draw(picture)
+    factor = np.array([picture.width / size[0], picture.height / size[1]] * 2)
+    for item in record["annotations"] if "annotations" in record else record["segments_info"]:
+        x, y, width, height = item["bbox"]
+        box = (np.array([x, y, x + width, y + height]) * factor).tolist()
+        color = color_of(item["category_id"])
+        draw.rectangle(box, outline=color, width=2)
+        caption(draw, (box[0], box[1]), names[item["category_id"]], color)
+    return picture
+
+
+def _predicted(predictor: Predictor, image: Image.Image, shown: Image.Image) -> Image.Image:
+    if predictor.draws_masks:
+        found = predictor.segment_panoptic(image)
+        return found.draw(image).resize(shown.size)
+    boxes = predictor.detect(image, threshold=_THRESHOLD)
+    factor = np.array([shown.width / image.width, shown.height / image.height] * 2, dtype=np.float32)
+    size = (shown.height, shown.width)
+    return draw_boxes(shown, size, boxes.boxes * factor, boxes.scores, boxes.labels, boxes.names)
