@@ -20,6 +20,7 @@ from detr_export.choices import (
     CalibrationMethod,
     CheckpointArgument,
     DemoKind,
+    DemoLayout,
     DeviceOption,
     DilationOption,
     ExportTask,
@@ -693,16 +694,27 @@ def demo_data(
     images: Annotated[int, typer.Option(min=1, help="How many pictures to draw.")],
     split: Annotated[str, typer.Option(help="The split's name. It also decides which pictures are drawn.")] = "train",
     kind: Annotated[
-        DemoKind, typer.Option(help="shapes: what demo was trained on. tables: with their rows, columns and headers.")
+        DemoKind,
+        typer.Option(
+            help="shapes: what demo was trained on. tables: with their rows, columns and headers. coins: on a table."
+        ),
     ] = DemoKind.shapes,
+    layout: Annotated[
+        DemoLayout,
+        typer.Option(help="coco: as COCO's folders. roboflow: as Roboflow exports COCO, with splits train, valid and test."),
+    ] = DemoLayout.coco,
 ) -> None:
-    """Draw a data set with COCO annotations: shapes in landscapes, or tables. Every run draws the same."""
-    from detr_export.training.demo_data import write_demo_data
-    from detr_export.training.table_data import write_table_data
+    """Draw a data set with COCO annotations: shapes in landscapes, tables or coins. Every run draws the same."""
+    from detr_export.training.coin_data import COINS
+    from detr_export.training.demo_data import SHAPES
+    from detr_export.training.drawn_split import write_split
+    from detr_export.training.roboflow_split import write_roboflow_split
+    from detr_export.training.table_data import TABLES
 
-    write = write_table_data if kind is DemoKind.tables else write_demo_data
+    data = {DemoKind.shapes: SHAPES, DemoKind.tables: TABLES, DemoKind.coins: COINS}[kind]
+    write = write_roboflow_split if layout is DemoLayout.roboflow else write_split
     with TerminalProgress("drawing") as progress:
-        write(directory, images, split, progress)
+        write(directory, images, split, data, progress)
     typer.echo(f"{directory}  {images} images of the split {split}")
 
 
