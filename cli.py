@@ -672,17 +672,39 @@ def evaluate(
         Optional[str],
         typer.Option(metavar="CHECKPOINT", help="A checkpoint or file to compare with, scored on the same images."),
     ] = None,
+    plots: Annotated[
+        Optional[Path],
+        typer.Option(
+            metavar="DIR",
+            help="A folder for a confusion matrix, precision over recall, and score thresholds: pictures and CSV files.",
+        ),
+    ] = None,
+    overwrite: OverwriteOption = False,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score a model on annotated images: box AP, mask AP and, with --panoptic, PQ."""
+    if overwrite and plots is None:
+        raise typer.BadParameter("--overwrite goes with --plots DIR")
     require_python(3, 10, "evaluate")
     from detr_export.benchmarks.accuracy.evaluation import evaluate as evaluate_model
 
     with TerminalProgress("scoring") as progress:
         found = evaluate_model(
-            model, images, annotations, panoptic, limit, batch, device, threads, threshold, against, progress
+            model,
+            images,
+            annotations,
+            panoptic,
+            limit,
+            batch,
+            device,
+            threads,
+            threshold,
+            against,
+            progress,
+            plots,
+            overwrite,
         )
     print_result(found, as_json)
 
