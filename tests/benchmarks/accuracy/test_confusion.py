@@ -50,7 +50,9 @@ def test_of_several_annotations_the_one_that_overlaps_most() -> None:
 
 
 def test_crowds_are_not_counted() -> None:
+    """Neither as missed, nor by what lies in them."""
     crowd = annotation(1, B, 3, iscrowd=1)
+    assert counts(document(crowd), detections((0.9, 1, A))) == [[0, 0, 0], [0, 0, 0], [1, 0, 0]]
     inside = (100.0, 25.0, 20.0, 20.0)
     assert counts(document(annotation(1, A), crowd), detections((0.9, 1, inside), (0.8, 3, inside))) == [
         [0, 0, 1],
