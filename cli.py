@@ -20,6 +20,7 @@ from detr_export.choices import (
     CalibrationMethod,
     CheckpointArgument,
     DemoKind,
+    DemoLayout,
     DeviceOption,
     DilationOption,
     ExportTask,
@@ -671,17 +672,39 @@ def evaluate(
         Optional[str],
         typer.Option(metavar="CHECKPOINT", help="A checkpoint or file to compare with, scored on the same images."),
     ] = None,
+    plots: Annotated[
+        Optional[Path],
+        typer.Option(
+            metavar="DIR",
+            help="A folder for a confusion matrix, precision over recall, and score thresholds: pictures and CSV files.",
+        ),
+    ] = None,
+    overwrite: OverwriteOption = False,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score a model on annotated images: box AP, mask AP and, with --panoptic, PQ."""
+    if overwrite and plots is None:
+        raise typer.BadParameter("--overwrite goes with --plots DIR")
     require_python(3, 10, "evaluate")
     from detr_export.benchmarks.accuracy.evaluation import evaluate as evaluate_model
 
     with TerminalProgress("scoring") as progress:
         found = evaluate_model(
-            model, images, annotations, panoptic, limit, batch, device, threads, threshold, against, progress
+            model,
+            images,
+            annotations,
+            panoptic,
+            limit,
+            batch,
+            device,
+            threads,
+            threshold,
+            against,
+            progress,
+            plots,
+            overwrite,
         )
     print_result(found, as_json)
 
@@ -693,16 +716,27 @@ def demo_data(
     images: Annotated[int, typer.Option(min=1, help="How many pictures to draw.")],
     split: Annotated[str, typer.Option(help="The split's name. It also decides which pictures are drawn.")] = "train",
     kind: Annotated[
-        DemoKind, typer.Option(help="shapes: what demo was trained on. tables: with their rows, columns and headers.")
+        DemoKind,
+        typer.Option(
+            help="shapes: what demo was trained on. tables: with their rows, columns and headers. coins: on a table."
+        ),
     ] = DemoKind.shapes,
+    layout: Annotated[
+        DemoLayout,
+        typer.Option(help="coco: as COCO's folders. roboflow: as Roboflow exports COCO, with splits train, valid and test."),
+    ] = DemoLayout.coco,
 ) -> None:
-    """Draw a data set with COCO annotations: shapes in landscapes, or tables. Every run draws the same."""
-    from detr_export.training.demo_data import write_demo_data
-    from detr_export.training.table_data import write_table_data
+    """Draw a data set with COCO annotations: shapes in landscapes, tables or coins. Every run draws the same."""
+    from detr_export.training.coin_data import COINS
+    from detr_export.training.demo_data import SHAPES
+    from detr_export.training.drawn_split import write_split
+    from detr_export.training.roboflow_split import write_roboflow_split
+    from detr_export.training.table_data import TABLES
 
-    write = write_table_data if kind is DemoKind.tables else write_demo_data
+    data = {DemoKind.shapes: SHAPES, DemoKind.tables: TABLES, DemoKind.coins: COINS}[kind]
+    write = write_roboflow_split if layout is DemoLayout.roboflow else write_split
     with TerminalProgress("drawing") as progress:
-        write(directory, images, split, progress)
+        write(directory, images, split, data, progress)
     typer.echo(f"{directory}  {images} images of the split {split}")
 
 

@@ -100,6 +100,14 @@ class DemoKind(str, Enum):
 
     shapes = "shapes"
     tables = "tables"
+    coins = "coins"
+
+
+class DemoLayout(str, Enum):
+    """How drawn data lies in its folder."""
+
+    coco = "coco"
+    roboflow = "roboflow"
 
 
 def value_of(choice: Optional[Enum]) -> Optional[str]:

@@ -134,6 +134,8 @@ def test_the_console_script_and_the_module() -> None:
         (("verify", "a", "--against", "b", "--inputs", "c", "--images", "d"), "--inputs and --images do not go together"),
         (("evaluate", "a", "--images", "b"), "Missing option '--annotations'"),
         (("demo-data", "a"), "Missing option '--images'"),
+        (("demo-data", "a", "--images", "1", "--kind", "coin"), "Invalid value for '--kind'"),
+        (("evaluate", "a", "--images", "b", "--annotations", "c", "--overwrite"), "--overwrite goes with --plots DIR"),
         (("demo-data", "a", "--images", "0"), "Invalid value for '--images'"),
         (("train", "--data", "a"), "Missing option '--output'"),
         (("train", "--data", "a", "-o", "b", "--task", "c"), "Invalid value for '--task'"),

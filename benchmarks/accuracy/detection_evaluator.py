@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -149,14 +149,35 @@ class CocoEvaluator:
         scores = {name: self._score(name) if name in self.iou_types else None for name in IOU_TYPES}
         return CocoScores(scores["bbox"], scores["segm"], len(self._found))
 
+    def matched(self, iou_type: str, across_classes: bool = False, above: float = -1.0) -> COCOeval:
+        """pycocotools' own arrays for objects of every size: a `COCOeval` after `evaluate()` and `accumulate()`.
+
+        Args:
+            iou_type: "bbox", or "segm" if `iou_types` has it.
+            across_classes: let detections match annotations of any class, at IoU .50 alone, and take all detections of an
+                image. Otherwise they match within each class, at all ten IoU thresholds, and 100 of an image are taken.
+            above: leave out detections whose score is not higher; by default none.
+
+        Raises:
+            AnnotationError: the segmentation of an annotation is malformed.
+            InputError: the type is not scored.
+        """
+        if iou_type not in self.iou_types:
+            raise InputError(f"{iou_type!r} is not scored here; expected one of {', '.join(self.iou_types)}")
+        with _quiet():
+            scoring = self._prepared(iou_type, above)
+            scoring.params.areaRng, scoring.params.areaRngLbl = [[0, 1e10]], ["all"]
+            scoring.params.maxDets = [100]
+            if across_classes:
+                scoring.params.useCats, scoring.params.iouThrs = 0, np.array([0.5])
+                scoring.params.maxDets = [max((len(boxes) for boxes, _ in self._found.values()), default=0)]
+            scoring.evaluate()
+            scoring.accumulate()
+        return scoring
+
     def _score(self, iou_type: str) -> TypeScores:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            # pycocotools' compiled part was written against numpy 1.
-            warnings.filterwarnings("ignore", "__array__ implementation doesn't accept a copy", DeprecationWarning)
-            truth = self._truth(iou_type)
-            results = self._results(iou_type)
-            found = truth.loadRes(results) if results else _indexed({"annotations": []})  # loadRes wants at least one
-            scoring = COCOeval(truth, found, iou_type)
+        with _quiet():
+            scoring = self._prepared(iou_type)
             scoring.evaluate()
             scoring.accumulate()
             scoring.summarize()
@@ -168,6 +189,12 @@ class CocoEvaluator:
             values = precision[..., index]
             per_class[self.categories[int(category)]] = float(values.mean()) if (values > -1).all() else None
         return TypeScores(AverageMetrics(**metrics), per_class)
+
+    def _prepared(self, iou_type: str, above: float = -1.0) -> COCOeval:
+        truth = self._truth(iou_type)
+        results = [entry for entry in self._results(iou_type) if entry["score"] > above]
+        found = truth.loadRes(results) if results else _indexed({"annotations": []})  # loadRes wants at least one
+        return COCOeval(truth, found, iou_type)
 
     def _truth(self, iou_type: str) -> COCO:
         truth = _indexed(
@@ -210,6 +237,15 @@ class CocoEvaluator:
             for image_id, (boxes, masks) in self._found.items()
             for label, score, mask in zip(boxes.labels, boxes.scores, masks, strict=True)
         ]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps pycocotools from printing."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        # pycocotools' compiled part was written against numpy 1.
+        warnings.filterwarnings("ignore", "__array__ implementation doesn't accept a copy", DeprecationWarning)
+        yield
 
 
 def _indexed(document: dict[str, Any]) -> COCO:

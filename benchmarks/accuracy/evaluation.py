@@ -21,6 +21,7 @@ from typing import Any
 from detr_export.benchmarks.accuracy.annotation_file import AnnotationSource, check_categories, read_annotation_file
 from detr_export.benchmarks.accuracy.detection_evaluator import CocoEvaluator
 from detr_export.benchmarks.accuracy.panoptic_evaluator import PanopticEvaluator
+from detr_export.benchmarks.accuracy.plots import require_plots_folder, write_plots
 from detr_export.benchmarks.accuracy.results import Evaluation, ModelAccuracy
 from detr_export.runtimes.errors import AnnotationError, ArtifactError, ImageError, InputError
 from detr_export.runtimes.files import sha256_of_files, user_path
@@ -97,6 +98,8 @@ def evaluate(
     threshold: float = PANOPTIC_THRESHOLD,
     against: str | Path | Predictor | None = None,
     progress: Progress = SILENT,
+    plots: str | Path | None = None,
+    overwrite: bool = False,
 ) -> Evaluation:
     """Scores a model, and another beside it, on annotated images.
 
@@ -114,18 +117,24 @@ def evaluate(
             needs them.
         against: another model, which predicts the same images.
         progress: what is told of the images that are done.
+        plots: a folder for pictures and tables of what `model` confuses, of its precision over recall, and of score
+            thresholds, as `write_plots` makes them.
+        overwrite: replace plots in a folder that is not empty.
 
     Raises:
         ArtifactError, CheckpointError, BackendError: a model cannot be opened, or draws no masks where they are wanted.
         AnnotationError: annotations are malformed, or their categories are not the model's.
         ImageError: an image is missing or damaged.
         InputError: an argument is out of its range, or an image has no panoptic annotation or another size than annotated.
+        OutputError: the folder of the plots is not empty or cannot be written.
     """
     for name, count in (("limit", limit), ("batch", batch)):
         if count is not None and count < 1:
             raise InputError(f"{name} is {count}; expected at least 1")
     if not 0 <= threshold <= 1:
         raise InputError(f"threshold is {threshold}; expected a number from 0 to 1")
+    if plots is not None:
+        require_plots_folder(plots, overwrite)
     document = read_annotation_file(annotations)
     panoptic_document = {} if panoptic is None else read_annotation_file(panoptic[0])
     with contextlib.ExitStack() as stack:
@@ -159,6 +168,8 @@ def evaluate(
                 scorer.update(image_ids, loaded)
         progress.step(len(paths), len(paths), "scoring images")
         accuracies = [scorer.accuracy() for scorer in scorers]
+        if plots is not None:
+            write_plots(scorers[0].coco, plots, overwrite)
     return Evaluation(
         accuracy=accuracies[0],
         reference=None if against is None else accuracies[1],
@@ -168,6 +179,7 @@ def evaluate(
         batch=batch,
         device=device,
         notes=notes,
+        plots=None if plots is None else os.fspath(plots),
         versions=_versions(),
     )
 

@@ -71,6 +71,7 @@ class Evaluation:
     batch: int
     device: str
     notes: tuple[str, ...] = ()
+    plots: str | None = None  # the folder that they were written to
     versions: Mapping[str, str] = field(default_factory=dict)  # of the packages that are installed, and of Python
 
     def difference(self) -> Metrics | None:
@@ -95,6 +96,7 @@ class Evaluation:
             "batch": self.batch,
             "device": self.device,
             "notes": list(self.notes),
+            "plots": self.plots,
             "versions": dict(self.versions),
         }
 
@@ -105,6 +107,8 @@ class Evaluation:
         if self.reference is not None:
             lines.append(f"reference: {self.reference.model}")
         lines += [f"note: {note}" for note in self.notes]
+        if self.plots is not None:
+            lines.append(f"plots: {self.plots}")
         return "\n".join([*lines, "", *aligned(self._metric_rows()), "", *aligned(self._class_rows())])
 
     def _metric_rows(self) -> list[list[str]]:

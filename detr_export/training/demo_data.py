@@ -92,9 +92,7 @@ def draw_picture(split: str, index: int) -> Picture:
 
 def write_demo_data(directory: str | Path, images: int, split: str = "train", progress: Progress = SILENT) -> Path:
     """Writes a split with its instances and panoptic annotations; arguments and errors as in `write_split`."""
-    things, everything = _categories(THINGS), _categories(THINGS | STUFF)
-    data = DrawnData("Shapes in landscapes, drawn by detr-export", things, everything, _annotated_picture)
-    return write_split(directory, images, split, data, progress)
+    return write_split(directory, images, split, SHAPES, progress)
 
 
 def _annotated_picture(split: str, index: int) -> AnnotatedPicture:
@@ -251,3 +249,11 @@ _OUTLINES: dict[int, Callable[[], np.ndarray]] = {
     4: lambda: _regular([1.15, 0.5] * 5),
     5: _cross,
 }
+
+SHAPES = DrawnData(
+    name="shapes",
+    description="Shapes in landscapes, drawn by detr-export",
+    categories=_categories(THINGS),
+    panoptic_categories=_categories(THINGS | STUFF),
+    draw=_annotated_picture,
+)

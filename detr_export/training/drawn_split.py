@@ -35,6 +35,7 @@ class AnnotatedPicture:
 class DrawnData:
     """A data set that can be drawn."""
 
+    name: str  # one word, in the plural
     description: str  # goes into the annotation files
     categories: list[dict[str, Any]]  # of the instances file
     panoptic_categories: list[dict[str, Any]] | None  # of the panoptic file; None: no panoptic file is written
@@ -63,8 +64,7 @@ def write_split(directory: str | Path, images: int, split: str, data: DrawnData,
     """
     # Refuse what cannot be drawn, and a split that is there.
     root = Path(directory)
-    if images < 1:
-        raise InputError(f"{images} images: expected at least 1")
+    check_images(images)
     if not split.isidentifier():
         raise InputError(f"the split is named {split!r}; expected letters, digits and underscores, such as train or val")
     annotations = root / "annotations"
@@ -81,7 +81,7 @@ def write_split(directory: str | Path, images: int, split: str, data: DrawnData,
         picture = data.draw(split, index)
         image_id = index + 1
         name = f"{image_id:06d}"
-        write_atomically(root / split / f"{name}.jpg", _encoded(picture.pixels, "JPEG", quality=_JPEG_QUALITY))
+        write_atomically(root / split / f"{name}.jpg", jpeg(picture))
         height, width = picture.pixels.shape[:2]
         records.append({"id": image_id, "file_name": f"{name}.jpg", "height": height, "width": width})
         if picture.ids is not None:
@@ -93,17 +93,29 @@ def write_split(directory: str | Path, images: int, split: str, data: DrawnData,
 
     # The annotation files.
     head = {"info": {"description": data.description, "split": split}, "images": records}
-    _write_json(instances_file, {**head, "annotations": instances, "categories": data.categories})
+    write_json(instances_file, {**head, "annotations": instances, "categories": data.categories})
     if data.panoptic_categories is not None:
-        _write_json(panoptic_file, {**head, "annotations": panoptic, "categories": data.panoptic_categories})
+        write_json(panoptic_file, {**head, "annotations": panoptic, "categories": data.panoptic_categories})
     return root
+
+
+def check_images(images: int) -> None:
+    """Raises InputError for a number of images that cannot be drawn."""
+    if images < 1:
+        raise InputError(f"{images} images: expected at least 1")
+
+
+def jpeg(picture: AnnotatedPicture) -> bytes:
+    """The picture as a JPEG file."""
+    return _encoded(picture.pixels, "JPEG", quality=_JPEG_QUALITY)
+
+
+def write_json(file: Path, document: Mapping[str, Any]) -> None:
+    """Writes a document in one move; OutputError when that fails."""
+    write_atomically(file, json.dumps(document).encode())
 
 
 def _encoded(pixels: np.ndarray, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind, **options)
     return buffer.getvalue()
-
-
-def _write_json(file: Path, document: Mapping[str, Any]) -> None:
-    write_atomically(file, json.dumps(document).encode())

@@ -71,9 +71,7 @@ def draw_picture(split: str, index: int) -> TablePicture:
 
 def write_table_data(directory: str | Path, images: int, split: str = "train", progress: Progress = SILENT) -> Path:
     """Writes a split with its instances annotations; arguments and errors as in `write_split` and `draw_picture`."""
-    categories = [{"id": id_, "name": name, "supercategory": "table"} for id_, name in STRUCTURE_LABELS.items()]
-    data = DrawnData("Tables, drawn by detr-export", categories, None, _annotated_picture)
-    return write_split(directory, images, split, data, progress)
+    return write_split(directory, images, split, TABLES, progress)
 
 
 def _annotated_picture(split: str, index: int) -> AnnotatedPicture:
@@ -117,3 +115,12 @@ def _place(
     y = margins[2] * size[1] + np.cumsum([0.0, *heights]) * scale
     table = PlacedTable(layout, tuple(x.round().astype(int).tolist()), tuple(y.round().astype(int).tolist()))
     return table, size, row_height * scale
+
+
+TABLES = DrawnData(
+    name="tables",
+    description="Tables, drawn by detr-export",
+    categories=[{"id": id_, "name": name, "supercategory": "table"} for id_, name in STRUCTURE_LABELS.items()],
+    panoptic_categories=None,
+    draw=_annotated_picture,
+)

@@ -2,7 +2,6 @@
 with the size, and what accuracy it buys.
 
 They are made from the JSON document of a report (`report.json`), so an old one can be drawn again. Each variant has a row of
-its own, where long names have room, and keeps its colour and marker in every plot. The colours are those of Okabe and Ito,
-which colour-blind readers can tell apart. Axes of time start at zero. The row of a variant that was wrong, failed or was not
-measured says so.
+its own, where long names have room, and keeps its colour and marker in every plot. Axes of time start at zero. The row of a
+variant that was wrong, failed or was not measured says so.
 """

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
+from detr_export.benchmarks.plot_style import WIDTH, plain_axes
 from detr_export.benchmarks.speed.plots.document import Document, Group, group_title, groups_of, median_of
-from detr_export.benchmarks.speed.plots.style import WIDTH, add_legend, plain_axes, style_of
+from detr_export.benchmarks.speed.plots.style import add_legend, style_of
 
 _SCORES = (("box_AP", "box AP"), ("mask_AP", "mask AP"), ("PQ", "panoptic quality (PQ)"))
 

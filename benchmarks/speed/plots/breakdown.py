@@ -5,6 +5,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from detr_export.benchmarks.plot_style import GREY
 from detr_export.benchmarks.speed.plots.document import (
     Document,
     disturbed_note,
@@ -15,7 +16,7 @@ from detr_export.benchmarks.speed.plots.document import (
     why_not_timed,
     wrong_note,
 )
-from detr_export.benchmarks.speed.plots.style import GREY, in_ms, rows_figure, short_number
+from detr_export.benchmarks.speed.plots.style import in_ms, rows_figure, short_number
 
 _PARTS = (
     ("preprocess_ms", "preprocess", "#E69F00"),

@@ -5,17 +5,13 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-
+from detr_export.benchmarks.plot_style import add_caption, write_png
 from detr_export.benchmarks.speed.plots.accuracy import draw_accuracy
 from detr_export.benchmarks.speed.plots.breakdown import draw_breakdown
 from detr_export.benchmarks.speed.plots.document import Document
 from detr_export.benchmarks.speed.plots.growth import draw_growth
 from detr_export.benchmarks.speed.plots.latency import draw_latency
-from detr_export.benchmarks.speed.plots.style import GREY
-from detr_export.runtimes.files import replacing, writing
 
-_DPI = 150
 _PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "transformers", "tensorrt", "numpy")  # in the caption
 
 
@@ -43,12 +39,8 @@ def draw_all(report: Document, folder: Path) -> list[Path]:
     for name, figure in figures.items():
         if figure is None:
             continue
-        figure.supxlabel(caption(report), x=0.01, ha="left", fontsize=7, color=GREY)
-        path = Path(folder) / name
-        FigureCanvasAgg(figure)
-        with replacing(path) as temporary, writing(path):
-            figure.savefig(temporary, dpi=_DPI, format="png")
-        written.append(path)
+        add_caption(figure, caption(report))
+        written.append(write_png(figure, Path(folder) / name))
     return written
 
 

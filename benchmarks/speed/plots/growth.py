@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from detr_export.benchmarks.plot_style import WIDTH, plain_axes
 from detr_export.benchmarks.speed.plots.document import Document, groups_of, median_of, variant_names
-from detr_export.benchmarks.speed.plots.style import WIDTH, add_legend, plain_axes, style_of
+from detr_export.benchmarks.speed.plots.style import add_legend, style_of
 
 
 def draw_growth(report: Document) -> Figure | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
+from detr_export.benchmarks.plot_style import GREY
 from detr_export.benchmarks.speed.plots.document import (
     Document,
     disturbed_note,
@@ -15,7 +16,7 @@ from detr_export.benchmarks.speed.plots.document import (
     why_not_timed,
     wrong_note,
 )
-from detr_export.benchmarks.speed.plots.style import GREY, in_ms, rows_figure, style_of
+from detr_export.benchmarks.speed.plots.style import in_ms, rows_figure, style_of
 from detr_export.benchmarks.speed.statistics import percentiles
 
 _TAIL = 1.5  # samples beyond this many medians of the slowest variant are counted in words: they would squeeze the rest

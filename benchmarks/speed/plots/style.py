@@ -1,4 +1,4 @@
-"""How plots look: colours, labels, axes and legends."""
+"""How variants look in plots: colours, labels, rows and legends."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from detr_export.benchmarks.plot_style import COLOURS, WIDTH, plain_axes
 from detr_export.benchmarks.speed.plots.document import Document, Group, variant_names, wrong_note
 
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#B8A800")
 _MARKERS = "osD^vPX*"
-GREY = "#595959"
-WIDTH = 9.0  # inches
 _LABEL_LENGTH = 42  # characters of a variant's name
 
 
@@ -38,7 +36,7 @@ def short_labels(names: Sequence[str], length: int = _LABEL_LENGTH) -> dict[str,
 def style_of(report: Document, name: str) -> tuple[str, str]:
     """Colour and marker of a variant. With more variants than colours, markers tell apart those of one colour."""
     index = variant_names(report).index(name)
-    return _COLOURS[index % len(_COLOURS)], _MARKERS[(index + index // len(_COLOURS)) % len(_MARKERS)]
+    return COLOURS[index % len(COLOURS)], _MARKERS[(index + index // len(COLOURS)) % len(_MARKERS)]
 
 
 def rows_figure(report: Document, groups: Mapping[Group, Any], title: str) -> tuple[Figure, list[Axes]]:
@@ -59,13 +57,6 @@ def rows_figure(report: Document, groups: Mapping[Group, Any], title: str) -> tu
         panel.tick_params(axis="y", length=0)
         plain_axes(panel, "x")
     return figure, grid[: len(groups)]
-
-
-def plain_axes(panel: Axes, grid: Any) -> None:
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.tick_params(labelsize=8)
-    panel.grid(axis=grid, color="#DDDDDD", lw=0.6)
-    panel.set_axisbelow(True)
 
 
 def add_legend(figure: Figure, report: Document, names: Sequence[str], title: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 from collections.abc import Mapping
@@ -14,7 +15,15 @@ from detr_export.benchmarks.accuracy import evaluation
 from detr_export.benchmarks.accuracy.detection_evaluator import CocoEvaluator
 from detr_export.benchmarks.accuracy.evaluation import Evaluation, evaluate
 from detr_export.benchmarks.accuracy.panoptic_evaluator import PanopticEvaluator
-from detr_export.runtimes import AnnotationError, ArtifactError, CheckpointError, ImageError, InputError, Predictor
+from detr_export.runtimes import (
+    AnnotationError,
+    ArtifactError,
+    CheckpointError,
+    ImageError,
+    InputError,
+    OutputError,
+    Predictor,
+)
 from tests.benchmarks.conftest import CATEGORIES, PANOPTIC_THRESHOLD, Annotated, Watcher
 from tests.test_cli import fails, run
 
@@ -110,6 +119,34 @@ def test_progress_is_told_how_many_images_are_done(segmenter_onnx: Path, annotat
     watcher = Watcher()
     evaluate(segmenter_onnx, annotated.images, annotated.instances, limit=3, batch=2, progress=watcher)
     assert [(done, total) for done, total, _ in watcher.steps] == [(0, 3), (2, 3), (3, 3)]
+
+
+def test_plots_are_of_the_model_that_is_scored(
+    segmenter_onnx: Path, segmenter: Path, annotated: Annotated, tmp_path: Path
+) -> None:
+    folder = tmp_path / "plots"
+    places = (annotated.images, annotated.instances)
+    found = evaluate(segmenter_onnx, *places, limit=3, against=segmenter, plots=folder)
+    assert found.plots == found.to_dict()["plots"] == str(folder)
+    assert f"plots: {folder}" in found.summary().splitlines()
+    for prefix, scores in (("", found.accuracy.coco.bbox), ("mask_", found.accuracy.coco.segm)):
+        assert scores is not None
+        with (folder / f"{prefix}precision_recall.csv").open(newline="") as file:
+            precision: dict[str, list[float]] = {}
+            for row in csv.DictReader(file):
+                precision.setdefault(row["class"], []).append(float(row["precision at IoU .50:.95"]))
+        areas = {name: sum(values) / len(values) for name, values in precision.items()}
+        expected = {name: value for name, value in scores.per_class.items() if value is not None}
+        assert areas == pytest.approx({"(all classes)": scores.metrics.AP, **expected})
+
+    # Refused before anything is predicted.
+    watcher = Watcher()
+    with pytest.raises(OutputError, match="is not empty; add --overwrite"):
+        evaluate(segmenter_onnx, *places, plots=folder, progress=watcher)
+    assert not watcher.steps
+    with Predictor.load(segmenter_onnx) as predictor:
+        assert evaluate(predictor, *places, limit=1, plots=folder, overwrite=True).plots == str(folder)
+    assert evaluate(segmenter_onnx, *places, limit=1).plots is None
 
 
 def test_to_dict(compared: Evaluation, segmenter_onnx: Path, segmenter: Path) -> None:
