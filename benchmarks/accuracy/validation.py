@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from detr_export.benchmarks.accuracy.annotation_file import read_annotation_file
@@ -41,7 +42,7 @@ def find_validation(source: DataSource, task: str, skip_bad: bool = False, progr
     data = annotated(boxes)
     if split.bad_images or split.bad_annotations:
         data = Annotated(data.images, _without_bad(data, split), data.panoptic)
-    return Validation(split, scorer(data))
+    return Validation(split, scorer(data), plotter(data))
 
 
 def scorer(data: Annotated) -> Callable[[Predictor, int | None, Progress], Mapping[str, float]]:
@@ -65,6 +66,15 @@ def scorer(data: Annotated) -> Callable[[Predictor, int | None, Progress], Mappi
         return {name: value for name, value in named.items() if value is not None}
 
     return score
+
+
+def plotter(data: Annotated) -> Callable[[Predictor, int | None, Progress, Path], None]:
+    """A function `plot(predictor, limit, progress, folder)` that writes the plots of `evaluate` for an open model."""
+
+    def plot(predictor: Predictor, limit: int | None, progress: Progress, folder: Path) -> None:
+        evaluate(predictor, data.images, data.instances, None, limit, progress=progress, plots=folder, overwrite=True)
+
+    return plot
 
 
 def _without_bad(data: Annotated, split: CocoSplit) -> Mapping[str, Any]:

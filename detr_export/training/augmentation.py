@@ -37,7 +37,8 @@ class Augmentation:
 
         Args:
             image: RGB.
-            target: `class_labels` (N,), `boxes` (N, 4) relative (center_x, center_y, width, height), maybe `masks` (N, H, W).
+            target: `class_labels` (N,), `boxes` (N, 4) relative (center_x, center_y, width, height), and maybe
+                `masks` (N, H, W).
             size: the processor's.
             generator: where the random numbers come from.
 

@@ -27,6 +27,7 @@ def plot_run(file: Path, training: Sequence[Row], validation: Sequence[Row]) -> 
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError:
         raise missing_extra("matplotlib", "train") from None
     stages = list(dict.fromkeys(row["stage"] for row in training)) or ["detector"]
@@ -40,6 +41,7 @@ def plot_run(file: Path, training: Sequence[Row], validation: Sequence[Row]) -> 
         if validation:
             scores = figure.add_subplot(panels, len(stages), len(stages) + number)
             _draw_scores(scores, own[1])
+            scores.xaxis.set_major_locator(MaxNLocator(integer=True))
             scores.set(xlabel="epoch", ylabel="score on the validation pictures", ylim=(0, 1))
     with replacing(file) as temporary, writing(file):
         figure.savefig(temporary, dpi=120)
@@ -75,4 +77,4 @@ def _curve(rows: Sequence[Row], across: str, name: str) -> tuple[list[int], list
 def _finish(axes: Any) -> None:
     axes.grid(alpha=0.3)
     if axes.lines:
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="x-small", ncols=2, framealpha=0.7)

@@ -14,11 +14,11 @@ from detr_export.runtimes.processing.images import load_image
 from detr_export.runtimes.results.drawing import caption, color_of, draw_boxes
 
 _PICTURES = 8
-_COLUMNS = 4  # of pictures; each has two cells side by side: annotated, predicted
+_COLUMNS = 2  # of pictures; each has two cells side by side: annotated, predicted
 _CELL = 320  # pixels, the longer side of a picture
 _GAP = 6
 _BACKGROUND = (255, 255, 255)
-_THRESHOLD = 0.5
+_THRESHOLD = 0.3  # below that of `predict`, to see early what the model begins to find
 
 
 def draw_grid(predictor: Predictor, split: CocoSplit) -> Image.Image:
@@ -39,9 +39,10 @@ def draw_grid(predictor: Predictor, split: CocoSplit) -> Image.Image:
     grid = Image.new("RGB", (columns * (2 * width + 2 * _GAP) + _GAP, rows * (height + _GAP) + _GAP), _BACKGROUND)
     for index, pair in enumerate(pairs):
         row, column = divmod(index, columns)
-        for side, picture in enumerate(pair):
-            x = _GAP + column * (2 * width + 2 * _GAP) + side * (width + 1)
-            grid.paste(picture, (x, _GAP + row * (height + _GAP)))
+        x, y = _GAP + column * (2 * width + 2 * _GAP), _GAP + row * (height + _GAP)
+        for picture in pair:
+            grid.paste(picture, (x, y))
+            x += picture.width + 1
     return grid
 
 

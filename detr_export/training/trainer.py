@@ -6,7 +6,7 @@ same machine and with the same number of processes.
 
 What a run leaves in its folder: `last/`, the checkpoint after the last epoch; `best/`, that with the best score, if it was
 validated; the one of the two that counts in the folder itself; the logs, their plot, and a picture of predictions for each
-epoch; the recipe; and the state, for more epochs.
+epoch, plots of what the finished model confuses; the recipe; and the state, for more epochs.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from detr_export.checkpoints.reading import Checkpoint, load_checkpoint
 from detr_export.data.splits import CocoSplit, read_split
 from detr_export.runtimes.errors import DetrError, InputError, OutputError
 from detr_export.runtimes.files import replacing, require_writable, write_atomically, writing
+from detr_export.runtimes.predictor import Predictor
 from detr_export.runtimes.progress import SILENT, Progress
 from detr_export.training.augmentation import Augmentation
 from detr_export.training.averaging import Average
@@ -54,7 +55,7 @@ from detr_export.training.training_log import (
 from detr_export.training.validation import SCORES, Validated, Validation, validate
 
 RECIPE_NAME = "recipe.json"
-PICTURES_FOLDER = "predictions"
+PICTURES_FOLDER, PLOTS_FOLDER = "predictions", "plots"
 _STEPS_OF_A_ROW = 10  # of the log, at most
 
 
@@ -467,6 +468,10 @@ class _Run:
         if not self.processes.is_first:
             return None
         self.folder.finish(with_best=self.validation is not None)
+        if self.validation is not None:
+            with Predictor.load(self.folder.path, str(self.processes.device)) as predictor:
+                limit = self.options.validation_images
+                self.validation.plot(predictor, limit, self.progress, self.folder.path / PLOTS_FOLDER)
         best = [row for row in self.validated.rows if row["best"]]
         left_out = {"images": self.split.bad_images, "annotations": self.split.bad_annotations}
         recipe = {

@@ -25,6 +25,7 @@ from detr_export.training.prediction_grid import draw_grid
 # Scores in [0, 1]. The first of them that there is decides which checkpoint is the best one.
 SCORES = ("PQ", "mask_AP", "box_AP", "box_AP50")
 Score = Callable[[Predictor, int | None, Progress], Mapping[str, float]]
+Plot = Callable[[Predictor, int | None, Progress, Path], None]
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,13 @@ class Validation:
     """What a run is validated on.
 
     `score` gives the scores of an open model, as far as its stage and the annotations have them, on the first so many images
-    or on all. `detr_export.benchmarks.accuracy.validation` makes one.
+    or on all. `plot` writes plots of the finished model into a folder. `detr_export.benchmarks.accuracy.validation` makes
+    both.
     """
 
     split: CocoSplit
     score: Score
+    plot: Plot
 
 
 @dataclass(frozen=True)
