@@ -1,15 +1,17 @@
-"""The post-processing functions as methods, with the names that they have in transformers' image processors."""
+"""The post-processing functions as methods, with the names that they have in transformers' image processors.
+
+Outputs of PyTorch give tensors, on the device of the outputs and without a gradient; all others give NumPy arrays.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from typing import Any, Optional
 
-import numpy as np
-
 from detr_export.runtimes.processing import segmentation
 from detr_export.runtimes.processing.detection import TargetSizes, post_process_object_detection
 from detr_export.runtimes.processing.segmentation import Size
+from detr_export.runtimes.processing.torch_tensors import as_given, outputs_as_arrays, sizes_as_arrays
 
 
 class PostProcessor:
@@ -17,19 +19,20 @@ class PostProcessor:
 
     def post_process_object_detection(
         self, outputs: Any, threshold: float = 0.5, target_sizes: Optional[TargetSizes] = None
-    ) -> list[dict[str, np.ndarray]]:
+    ) -> list[dict[str, Any]]:
         """See `detr_export.runtimes.processing.detection.post_process_object_detection`."""
-        return post_process_object_detection(outputs, threshold, target_sizes)
+        arrays, device = outputs_as_arrays(outputs)
+        return as_given(post_process_object_detection(arrays, threshold, sizes_as_arrays(target_sizes)), device)
 
-    def post_process(self, outputs: Any, target_sizes: TargetSizes) -> list[dict[str, np.ndarray]]:
+    def post_process(self, outputs: Any, target_sizes: TargetSizes) -> list[dict[str, Any]]:
         """All queries of all images, whatever their scores. This is an older method, deprecated in transformers."""
-        return post_process_object_detection(outputs, -1.0, target_sizes)
+        return self.post_process_object_detection(outputs, -1.0, target_sizes)
 
-    def post_process_semantic_segmentation(
-        self, outputs: Any, target_sizes: Optional[Sequence[Size]] = None
-    ) -> list[np.ndarray]:
+    def post_process_semantic_segmentation(self, outputs: Any, target_sizes: Optional[Sequence[Size]] = None) -> list[Any]:
         """See `detr_export.runtimes.processing.segmentation.post_process_semantic_segmentation`."""
-        return segmentation.post_process_semantic_segmentation(outputs, target_sizes)
+        arrays, device = outputs_as_arrays(outputs)
+        maps = segmentation.post_process_semantic_segmentation(arrays, sizes_as_arrays(target_sizes))
+        return as_given(maps, device)
 
     def post_process_instance_segmentation(
         self,
@@ -41,9 +44,12 @@ class PostProcessor:
         return_coco_annotation: bool = False,
     ) -> list[dict[str, Any]]:
         """See `detr_export.runtimes.processing.segmentation.post_process_instance_segmentation`."""
-        return segmentation.post_process_instance_segmentation(
-            outputs, threshold, mask_threshold, overlap_mask_area_threshold, target_sizes, return_coco_annotation
+        arrays, device = outputs_as_arrays(outputs)
+        sizes = sizes_as_arrays(target_sizes)
+        results = segmentation.post_process_instance_segmentation(
+            arrays, threshold, mask_threshold, overlap_mask_area_threshold, sizes, return_coco_annotation
         )
+        return as_given(results, device)
 
     def post_process_panoptic_segmentation(
         self,
@@ -55,6 +61,9 @@ class PostProcessor:
         target_sizes: Optional[Sequence[Size]] = None,
     ) -> list[dict[str, Any]]:
         """See `detr_export.runtimes.processing.segmentation.post_process_panoptic_segmentation`."""
-        return segmentation.post_process_panoptic_segmentation(
-            outputs, threshold, mask_threshold, overlap_mask_area_threshold, label_ids_to_fuse, target_sizes
+        arrays, device = outputs_as_arrays(outputs)
+        sizes = sizes_as_arrays(target_sizes)
+        results = segmentation.post_process_panoptic_segmentation(
+            arrays, threshold, mask_threshold, overlap_mask_area_threshold, label_ids_to_fuse, sizes
         )
+        return as_given(results, device)
