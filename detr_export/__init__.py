@@ -55,7 +55,13 @@ _MODELS = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'detr_export' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"detr_export.{_MODELS.get(name, 'runtimes')}"), name)
+    try:
+        module = importlib.import_module(f"detr_export.{_MODELS.get(name, 'runtimes')}")
+    except ModuleNotFoundError as error:
+        from detr_export.runtimes.errors import missing_extra
+
+        raise missing_extra(f"{error.name}, which {name} needs,", "export") from None
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:
