@@ -184,6 +184,13 @@ def onnx_command(
         Optional[Path],
         typer.Option(metavar="DIR", help="Also write inputs and the checkpoint's outputs there, to test a port with."),
     ] = None,
+    model_card: Annotated[
+        bool, typer.Option("--model-card", help="Also write a model card for the hub, with the file's name and .md.")
+    ] = False,
+    card_picture: Annotated[
+        Optional[Path],
+        typer.Option(metavar="IMAGE", help="With --model-card: show there what the file finds in this picture."),
+    ] = None,
     no_simplify: Annotated[bool, typer.Option("--no-simplify", help="Write the graph as it was traced.")] = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not compare the file with its checkpoint.")] = False,
     overwrite: OverwriteOption = False,
@@ -209,6 +216,8 @@ def onnx_command(
         )
     if quantises and golden is not None:
         raise typer.BadParameter("--golden does not go with --precision int8, which has no tolerances; export fp32 or fp16")
+    if card_picture is not None and not model_card:
+        raise typer.BadParameter("--card-picture goes with --model-card")
     require_extra("export")
     from detr_export.graphs.int8.options import DEFAULT_METHOD, FIRST_OPSETS, Int8Options
     from detr_export.graphs.options import DEFAULT_OPSET, SUFFIX, ExportOptions
@@ -216,6 +225,10 @@ def onnx_command(
     from detr_export.runtimes.metadata import BGR, MATMUL, RGB
 
     require_writable(output, overwrite, SUFFIX)
+    if model_card:
+        from detr_export.model_card import card_file, require_card_place, write_card
+
+        require_card_place(output, overwrite, card_picture)
     if golden is not None:
         from detr_export.verification.golden.writing import require_golden_place
 
@@ -281,9 +294,14 @@ def onnx_command(
             progress.stage("computing golden data")
             about, parity = draft.result.metadata, draft.result.parity
             written = write_export_golden(golden, output.name, loaded, options, about, parity)
+        if model_card:
+            progress.stage("writing the model card")
+            scored_line = None if scores is None else gate.summary(scores)
+            write_card(draft.path, draft.result.metadata, scored_line, card_picture)
     if as_json:
-        extra = {"accuracy": scores.to_dict()} if scores is not None else {}
+        extra: dict[str, Any] = {"accuracy": scores.to_dict()} if scores is not None else {}
         extra |= {"golden": written.to_dict()} if written is not None else {}
+        extra |= {"model_card": str(card_file(output))} if model_card else {}
         print_json({**draft.result.to_dict(), **extra})
         return
     typer.echo(draft.result.summary())
@@ -295,6 +313,8 @@ def onnx_command(
         typer.echo(gate.summary(scores))
     if written is not None:
         typer.echo(written.summary())
+    if model_card:
+        typer.echo(f"model card: {card_file(output)}")
 
 
 @app.command("trt")

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from detr_export.backbone_config import (
     ResNetConfig,
@@ -23,8 +23,10 @@ from detr_export.backbone_config import (
 )
 from detr_export.runtimes.errors import CheckpointError
 from detr_export.runtimes.files import write_atomically
+from detr_export.runtimes.hub import settings_file
 
 CONFIG_NAME = "config.json"
+FUSED = "label_ids_to_fuse"  # in `extra`: the classes of stuff
 # How a checkpoint is written. From 5 on, transformers describes every backbone in `backbone_config`, and has other parameter
 # names, which it writes only when it is told to (save_original_format=False).
 TRANSFORMERS4, TRANSFORMERS5, TRANSFORMERS5_NAMES = "transformers 4", "transformers 5", "transformers 5, its own names"
@@ -93,6 +95,7 @@ class DetrConfig:
     pre_norm: bool = False
     layout: str = TRANSFORMERS4
     extra: Mapping[str, Any] = field(default_factory=dict)  # fields this class does not know
+    _commit_hash: ClassVar[None] = None  # transformers' pipelines ask for it
 
     def __post_init__(self) -> None:
         if self.position_embedding_type not in ("sine", "learned"):
@@ -143,6 +146,26 @@ class DetrConfig:
     def num_labels(self) -> int:
         """Number of classes, without "no object"."""
         return len(self.id2label)
+
+    @property
+    def model_type(self) -> str:
+        """`detr` or `table-transformer`."""
+        return _MODEL_TYPES[self.pre_norm]
+
+    @property
+    def hidden_size(self) -> int:
+        """`d_model`, as other configurations of transformers call it; so are the two below."""
+        return self.d_model
+
+    @property
+    def num_attention_heads(self) -> int:
+        """`encoder_attention_heads`."""
+        return self.encoder_attention_heads
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """`encoder_layers`."""
+        return self.encoder_layers
 
     @property
     def output_stride(self) -> int:
@@ -213,18 +236,64 @@ class DetrConfig:
             del result["backbone_kwargs"]
         result["backbone_config"] = self.backbone_config.to_dict() if self.backbone_config else None
         result["id2label"] = {str(index): name for index, name in self.id2label.items()}
-        result.update(model_type=_MODEL_TYPES[self.pre_norm], label2id=self.label2id, num_hidden_layers=self.encoder_layers)
+        result.update(model_type=self.model_type, label2id=self.label2id, num_hidden_layers=self.encoder_layers)
         return {**self.extra, **result}
 
-    @classmethod
-    def from_pretrained(cls, path: str | Path) -> DetrConfig:
-        """Reads `config.json`, given as the file or as its directory.
+    def with_classes(
+        self,
+        id2label: Mapping[int, str] | None = None,
+        label2id: Mapping[str, int] | None = None,
+        num_labels: int | None = None,
+    ) -> DetrConfig:
+        """The configuration with other classes; unchanged where all arguments are None.
+
+        Args:
+            id2label: names of the classes by their ids.
+            label2id: ids by their names, which `id2label` says already; it is only checked.
+            num_labels: how many classes there are. Without `id2label` they are named `LABEL_0` and so on, unless there are
+                as many already.
 
         Raises:
-            CheckpointError: the file is missing, is not JSON, or does not describe a DETR.
+            CheckpointError: the arguments contradict each other.
         """
-        file = Path(path)
-        file = file / CONFIG_NAME if file.is_dir() else file
+        labels = None if id2label is None else {int(index): str(name) for index, name in id2label.items()}
+        if label2id is not None:
+            known = self.id2label if labels is None else labels
+            if any(known.get(int(index)) != name for name, index in label2id.items()) or {*known.values()} - {*label2id}:
+                raise CheckpointError("label2id is not the inverse of id2label; leave it out, or give both")
+        if num_labels is not None and labels is None:
+            labels = {index: f"LABEL_{index}" for index in range(num_labels)} if num_labels != self.num_labels else None
+        elif labels is not None and num_labels not in (None, len(labels)):
+            raise CheckpointError(
+                f"num_labels is {num_labels}, and id2label has {len(labels)} classes; leave num_labels out"
+            )
+        if labels is None:
+            return self
+        # Which classes a panoptic map joins goes with the ids.
+        extra = {name: value for name, value in self.extra.items() if name != FUSED or labels == self.id2label}
+        return replace(self, id2label=labels, extra=extra)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, revision: str | None = None, **changes: Any) -> DetrConfig:
+        """Reads `config.json`.
+
+        Args:
+            path: that file, its directory, or a hub id.
+            revision: a branch, tag or commit on the hub.
+            changes: fields to change, and `num_labels` and `label2id`, see `with_classes`.
+
+        Raises:
+            CheckpointError: the file is missing, is not JSON, or does not describe a DETR; or there is no such field.
+        """
+        classes = {name: changes.pop(name, None) for name in ("id2label", "label2id", "num_labels")}
+        unknown = set(changes) - set(field_names(cls))
+        if unknown:
+            raise CheckpointError(f"a DetrConfig has no {', '.join(sorted(unknown))}; its fields are those of transformers'")
+        file = settings_file(path, CONFIG_NAME, revision, CheckpointError)
+        return replace(cls._read(file).with_classes(**classes), **changes)
+
+    @classmethod
+    def _read(cls, file: Path) -> DetrConfig:
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:

@@ -21,6 +21,7 @@ from detr_export.runtimes.mask_head import mask_head_file
 # A repository, which is two names, and a path inside it. No part begins like a path of this machine.
 _PART = r"(?![.~-])[\w.-]+"
 _ONNX_NAME = re.compile(rf"({_PART}/{_PART})/((?:{_PART}/)*{_PART}\.onnx)", re.ASCII)
+_REPOSITORY = re.compile(rf"{_PART}/{_PART}", re.ASCII)
 # How protobuf writes the entry `location` of a tensor whose values lie in another file; the length of the name comes next.
 _LOCATION = re.compile(rb"\n\x08location\x12([\x01-\x7f])", re.DOTALL)
 _MASK_HEAD = re.compile(rb'"mask_head": "[0-9a-f]{64}"')  # as `Metadata.to_json` writes it
@@ -60,6 +61,32 @@ def onnx_file(name: str | Path, revision: Optional[str] = None) -> Path:
             "and name the ONNX file there"
         )
     return file
+
+
+def settings_file(source: Union[str, os.PathLike[str]], name: str, revision: Optional[str], kind: type[DetrError]) -> Path:
+    """Where a checkpoint's file of settings lies on this machine, fetched from the hub if `source` is a repository there.
+
+    Args:
+        source: the file, its folder, or a hub id such as `facebook/detr-resnet-50`. What exists here is never looked for on
+            the hub, and neither is a `Path` object.
+        name: of the file in its folder.
+        revision: a branch, tag or commit on the hub.
+        kind: the error to raise.
+
+    Returns:
+        The path. Under a name that cannot be the hub's the file need not exist; whoever opens it says so.
+
+    Raises:
+        kind: the file is not on the hub or cannot be fetched; or it is on this machine and has no revisions.
+        BackendError: huggingface_hub is not installed.
+    """
+    path = user_path(source)
+    on_hub = isinstance(source, str) and _REPOSITORY.fullmatch(source) is not None and not os.path.exists(path)
+    if on_hub:
+        return _fetched(str(source), str(source), name, revision, kind)
+    if revision is not None:
+        raise kind(f"{path} is no repository on the hub; revision goes with a hub id such as facebook/detr-resnet-50")
+    return path / name if os.path.isdir(path) else path
 
 
 @contextlib.contextmanager
@@ -107,9 +134,11 @@ def hub_errors(name: str, wanted: str, revision: Optional[str], kind: type[DetrE
         raise kind(f"{name} could not be fetched from the hub: {error}") from error
 
 
-def _fetched(name: str, repository: str, inside: str, revision: Optional[str]) -> Path:
+def _fetched(
+    name: str, repository: str, inside: str, revision: Optional[str], kind: type[DetrError] = ArtifactError
+) -> Path:
     """Where a file of a repository lies after it was fetched."""
-    with hub_errors(name, inside, revision, ArtifactError):
+    with hub_errors(name, inside, revision, kind):
         from huggingface_hub import hf_hub_download
 
         return Path(hf_hub_download(repository, inside, revision=revision))

@@ -45,7 +45,7 @@ CLASSES: dict[str, tuple[type, tuple[str, ...]]] = {
 _IGNORED_UPSTREAM = (
     "differs because transformers 4.57 accepts it and does nothing with it; here it does what its documentation says"
 )
-_NUMPY = 'differs because the result is NumPy: None and "np" are taken'
+_NUMPY = 'differs because TensorFlow and JAX are not supported: None, "np" and "pt" are taken'
 _TORCHVISION = "not applicable: an option of the torchvision backend; this class computes the same pixels in NumPy"
 _CROP = "not applicable: DETR's processors never crop"
 _NOT_FETCHED = "differs because nothing is fetched by calling a class; `from_config` fetches the backbone that it asks for"
@@ -194,6 +194,8 @@ def text() -> str:
         "- `post_process_panoptic_segmentation` numbers segments as transformers does, which can give one id to two classes;",
         "  `Predictor.segment_panoptic` never does.",
         "- Malformed annotations are errors that name the image and the field.",
+        "",
+        "[From transformers](migration.md) goes through a script step by step, and says what differs there.",
     ]
     return "\n".join(lines) + "\n"
 

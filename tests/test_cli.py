@@ -121,6 +121,7 @@ def test_the_console_script_and_the_module() -> None:
         (("onnx", "a", "b", "c"), "unexpected extra argument"),
         (("onnx", "a", "--opset", "16"), "Invalid value for '--opset'"),
         (("onnx", "a", "--opset", "x"), "Invalid value for '--opset'"),
+        (("onnx", "a", "--card-picture", "b.jpg"), "--card-picture goes with --model-card"),
         (("onnx", "a", "--nope"), "No such option: --nope"),
         (("onnx", "a", "b"), "unexpected extra argument"),
         (("verify",), "Missing argument"),
@@ -179,6 +180,15 @@ def test_onnx_json(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert document["metadata"]["opset"] == 18
     assert document["metadata"]["pixel_mask"] is False
     assert document["metadata"]["parity"] is None
+
+
+def test_onnx_with_a_model_card(tiny_checkpoint: Path, photo: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a.onnx"
+    command = ("onnx", tiny_checkpoint, "-o", file, "--no-simplify", "--no-verify", "--model-card", "--card-picture")
+    done = run(*command, photo)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"model card: {tmp_path / 'a.md'}"
+    assert names(tmp_path) == ["a.md", "a.onnx", "a.png"]
 
 
 def test_accuracy_of_an_original_dc5_checkpoint(tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ TYPED_ONLY = {
     "docs/tensorrt.md": "needs a GPU",
     "docs/export.md": "exports once more",
     "docs/predict.md": "needs Table Transformer's weights",
+    "docs/migration.md": "reads the hub; tests/test_migration.py runs it",
 }
 
 

@@ -18,11 +18,11 @@ ROOMS = ("runtimes", "detr_export", "benchmarks", "cli.py")  # each may import t
 HEAVY = ("torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "tensorrt", "transformers", "timm", "safetensors", "scipy")
 HEAVY += ("openvino", "fastapi", "uvicorn", "prometheus_client")
 # Where `runtimes` may import what is not numpy, Pillow or the standard library.
-BACKENDS = {
+BACKENDS: dict[str, str | tuple[str, ...]] = {
     "onnxruntime": "runtimes/backends/ort/",
     "onnxruntime_ep_nv_tensorrt_rtx": "runtimes/backends/ort/providers.py",
     "openvino": "runtimes/backends/openvino/",
-    "torch": "runtimes/backends/torch_session.py",
+    "torch": ("runtimes/backends/torch_session.py", "runtimes/processing/torch_tensors.py"),
     "tensorrt": "runtimes/backends/tensorrt/api.py",  # rtx_library.py imports TensorRT-RTX by name
     "pycuda": "runtimes/backends/cuda/",
     "cuda": "runtimes/backends/cuda/",

@@ -11,15 +11,18 @@ from torch import nn
 from detr_export.checkpoints.layouts import from_hub_names
 from detr_export.config import TRANSFORMERS4, DetrConfig
 from detr_export.runtimes.files import write_atomically
+from detr_export.runtimes.processing.image_processor import CONFIG_NAME as PROCESSOR_NAME
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 
 SAFETENSORS_NAME = "model.safetensors"
 
 
 def save_checkpoint(
-    config: DetrConfig, model: nn.Module, processor: DetrImageProcessor, directory: str | Path, fp16: bool = False
+    config: DetrConfig, model: nn.Module, processor: DetrImageProcessor | None, directory: str | Path, fp16: bool = False
 ) -> Path:
     """Writes `config.json`, `model.safetensors` and `preprocessor_config.json`, and returns the directory.
+
+    Without a processor, a `preprocessor_config.json` that is there stays, and otherwise it gets the published settings.
 
     Fields and parameters have the names that they had where the configuration was read, see `DetrConfig.layout`.
 
@@ -36,7 +39,8 @@ def save_checkpoint(
     if fp16:
         tensors = {name: value.half() if value.dim() > 1 else value for name, value in tensors.items()}
     write_atomically(folder / SAFETENSORS_NAME, save(tensors, metadata={"format": "pt"}))  # transformers requires the format
-    processor.save_pretrained(folder)
+    if processor is not None or not (folder / PROCESSOR_NAME).exists():
+        (processor or DetrImageProcessor()).save_pretrained(folder)
     return folder
 
 

@@ -7,7 +7,7 @@ from importlib import metadata as distributions
 
 from detr_export import coco
 from detr_export.checkpoints.reading import Checkpoint
-from detr_export.config import DetrConfig
+from detr_export.config import FUSED, DetrConfig
 from detr_export.modeling.position_encoding import LEARNED_POSITIONS
 from detr_export.runtimes.metadata import Metadata, Range
 
@@ -50,7 +50,7 @@ def input_ranges(config: DetrConfig) -> dict[str, Range]:
 
 def label_ids_to_fuse(config: DetrConfig) -> tuple[int, ...]:
     """Classes of stuff, whose regions a panoptic map joins: those in the configuration, or COCO's for a COCO model."""
-    named = config.extra.get("label_ids_to_fuse")
+    named = config.extra.get(FUSED)
     if named is not None:
         return tuple(int(label) for label in named)
     return tuple(coco.STUFF) if config.num_labels == coco.PANOPTIC_LABELS else ()

@@ -1,49 +1,51 @@
-"""What the models return: dataclasses that also answer by name and by position, as transformers' outputs do."""
+"""What the models return: dictionaries whose entries are attributes and have positions, as transformers' outputs are."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
 
 @dataclass
-class ModelOutput:
-    """Fields that are None do not count: they have no position and no key, and `to_tuple()` leaves them out."""
+class ModelOutput(dict[str, Any]):
+    """Fields that are None do not count: they have no position and no key, and `to_tuple()` leaves them out.
+
+    A mapping in the place of the first field is taken for the fields themselves; it may have keys of its own. transformers'
+    pipelines copy an output in this way, with the size of the picture as one more key.
+    """
+
+    def __post_init__(self) -> None:
+        first = next((item.name for item in fields(self)), None)
+        given = None if first is None else getattr(self, first)
+        if isinstance(given, Mapping):
+            self[str(first)] = None
+            for name, value in given.items():
+                self[name] = value
 
     def to_tuple(self) -> tuple[Any, ...]:
         """The values that are set, in the order of the fields."""
         return tuple(self.values())
 
-    def keys(self) -> list[str]:
-        """Names of the fields that are set."""
-        return [item.name for item in fields(self) if getattr(self, item.name) is not None]
-
-    def values(self) -> list[Any]:
-        """Values of the fields that are set."""
-        return [getattr(self, name) for name in self.keys()]
-
-    def items(self) -> list[tuple[str, Any]]:
-        """Names and values of the fields that are set."""
-        return [(name, getattr(self, name)) for name in self.keys()]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.keys())
-
-    def __len__(self) -> int:
-        return len(self.keys())
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.keys()
-
     def __getitem__(self, key: str | int | slice) -> Any:
-        if isinstance(key, str):
-            if key not in self.keys():
-                raise KeyError(key)
-            return getattr(self, key)
-        return self.to_tuple()[key]
+        return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if value is None:
+            super().pop(name, None)
+        else:
+            super().__setitem__(name, value)
+        super().__setattr__(name, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def _refuse(self, *arguments: Any, **options: Any) -> NoReturn:
+        raise TypeError("an output is changed by its attributes or keys alone: outputs.loss = ..., outputs['loss'] = ...")
+
+    __delitem__ = pop = popitem = clear = update = setdefault = _refuse
 
 
 @dataclass

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from detr_export.checkpoints.mismatches import with_fresh_parameters
 from detr_export.checkpoints.reading import Checkpoint, load_checkpoint, load_strictly
 from detr_export.checkpoints.saving import save_checkpoint
 from detr_export.config import DetrConfig
 from detr_export.modeling.backbone import DetrConvEncoder, pretrained_backbone
 from detr_export.modeling.position_encoding import DetrLearnedPositionEmbedding
+from detr_export.modeling.transformer import LayerStack
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 
 
@@ -23,9 +29,38 @@ class DetrPreTrainedModel(nn.Module):
         self.config = config
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, dilation: bool | None = None, revision: str | None = None) -> Self:
-        """Reads a checkpoint and builds the model, in eval mode; arguments and errors as in `load_checkpoint`."""
-        return cls.from_checkpoint(load_checkpoint(source, dilation, revision))
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        dilation: bool | None = None,
+        revision: str | None = None,
+        *,
+        config: DetrConfig | None = None,
+        id2label: Mapping[int, str] | None = None,
+        label2id: Mapping[str, int] | None = None,
+        num_labels: int | None = None,
+        ignore_mismatched_sizes: bool = False,
+    ) -> Self:
+        """Reads a checkpoint and builds the model, in eval mode.
+
+        Args:
+            source, dilation, revision: as in `load_checkpoint`.
+            config: takes the place of the checkpoint's own.
+            id2label, label2id, num_labels: other classes, see `DetrConfig.with_classes`.
+            ignore_mismatched_sizes: parameters that have another shape in the checkpoint are drawn afresh, and a warning is
+                logged that names them. Without it they are an error.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be read, does not fit the configuration, or the classes contradict each
+                other.
+        """
+        checkpoint = load_checkpoint(source, dilation, revision)
+        own_part = cls._own_part(checkpoint)
+        described = checkpoint.config if config is None else replace(config, layout=checkpoint.config.layout)
+        model = cls(described.with_classes(id2label, label2id, num_labels))
+        parameters = with_fresh_parameters(model, own_part, checkpoint.source, ignore_mismatched_sizes)
+        load_strictly(model, parameters, checkpoint.source)
+        return model.eval()
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
@@ -61,11 +96,52 @@ class DetrPreTrainedModel(nn.Module):
     def save_pretrained(
         self, directory: str | Path, processor: DetrImageProcessor | None = None, fp16: bool = False
     ) -> Path:
-        """Writes the checkpoint as transformers does, with the settings of `processor` (the published ones when None).
+        """Writes the checkpoint as transformers does, with the settings of `processor`.
 
-        With `fp16` it takes half the space, see `save_checkpoint`.
+        Without one, settings that are there already stay, and the published ones are written where there are none. With
+        `fp16` the checkpoint takes half the space, see `save_checkpoint`.
         """
-        return save_checkpoint(self.config, self, processor or DetrImageProcessor(), directory, fp16)
+        return save_checkpoint(self.config, self, processor, directory, fp16)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the parameters are made of."""
+        return next(self.parameters()).dtype
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """How many numbers the parameters hold, frozen batch norm not included.
+
+        Args:
+            only_trainable: leave out those that do not require a gradient.
+            exclude_embeddings: leave out the queries and learned positions.
+        """
+        embeddings = {id(module.weight) for module in self.modules() if isinstance(module, nn.Embedding)}
+        return sum(
+            parameter.numel()
+            for parameter in self.parameters()
+            if (parameter.requires_grad or not only_trainable) and not (exclude_embeddings and id(parameter) in embeddings)
+        )
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
+        """Trains in less memory: layers of encoder and decoder run once more in the backward pass, with the same gradients.
+
+        Args:
+            gradient_checkpointing_kwargs: arguments of `torch.utils.checkpoint.checkpoint`; `use_reentrant` is False.
+        """
+        for module in self.modules():
+            if isinstance(module, LayerStack):
+                module.checkpointing = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keeps all activations, as at first."""
+        for module in self.modules():
+            if isinstance(module, LayerStack):
+                module.checkpointing = None
 
     @classmethod
     def _own_part(cls, checkpoint: Checkpoint) -> dict[str, Tensor]:

@@ -13,9 +13,12 @@ average, not NaN.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from detr_export.config import DetrConfig
 from detr_export.modeling.activations import activation
@@ -149,7 +152,25 @@ class DetrDecoderLayer(ResidualLayer):
         return self._feed_forward(x), self_weights, cross_weights
 
 
-class DetrEncoder(nn.Module):
+class LayerStack(nn.Module):
+    """What encoder and decoder share: how a layer is run, or left out."""
+
+    layerdrop: float
+    # Arguments of `torch.utils.checkpoint`. With them, training keeps what goes into a layer and computes the rest again in
+    # the backward pass (Chen et al. 2016); None keeps everything.
+    checkpointing: dict[str, Any] | None = None
+
+    def _skipped(self) -> bool:
+        """Layer drop (Fan et al. 2019): in training each layer is left out with probability `layerdrop`."""
+        return self.training and bool(torch.rand([]) < self.layerdrop)
+
+    def _run(self, layer: nn.Module, *inputs: Tensor | None) -> Any:
+        if self.checkpointing is None or not (self.training and torch.is_grad_enabled()):
+            return layer(*inputs)
+        return checkpoint(layer, *inputs, **self.checkpointing)
+
+
+class DetrEncoder(LayerStack):
     """A stack of encoder layers; with pre-norm layers, a norm ends it."""
 
     def __init__(self, config: DetrConfig) -> None:
@@ -181,8 +202,8 @@ class DetrEncoder(nn.Module):
         attentions: list[Tensor | None] = []
         for layer in self.layers:
             weights = None
-            if not _skipped(self):
-                x, weights = layer(x, position, bias)
+            if not self._skipped():
+                x, weights = self._run(layer, x, position, bias)
             states.append(x)
             attentions.append(weights)
         if self.layernorm is not None:
@@ -194,7 +215,7 @@ class DetrEncoder(nn.Module):
         )
 
 
-class DetrDecoder(nn.Module):
+class DetrDecoder(LayerStack):
     """A stack of decoder layers; its final norm is also applied to the intermediate outputs for the auxiliary loss."""
 
     def __init__(self, config: DetrConfig) -> None:
@@ -233,9 +254,9 @@ class DetrDecoder(nn.Module):
         intermediate: list[Tensor] = []
         for layer in self.layers:
             states.append(x)
-            if _skipped(self):
+            if self._skipped():
                 continue
-            x, self_weights, cross_weights = layer(x, query_position, bias, memory, memory_position, memory_bias)
+            x, self_weights, cross_weights = self._run(layer, x, query_position, bias, memory, memory_position, memory_bias)
             if self.auxiliary_loss:
                 # As transformers does it: the normed output also goes into the next layer.
                 x = self.layernorm(x)
@@ -251,8 +272,3 @@ class DetrDecoder(nn.Module):
             cross_attentions=tuple(cross_attentions) if output_attentions else None,
             intermediate_hidden_states=torch.stack(intermediate) if self.auxiliary_loss else None,
         )
-
-
-def _skipped(stack: DetrEncoder | DetrDecoder) -> bool:
-    """Layer drop (Fan et al. 2019): in training each layer is left out with probability `layerdrop`."""
-    return stack.training and bool(torch.rand([]) < stack.layerdrop)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from detr_export.checkpoints.reading import Checkpoint, load_strictly
-from detr_export.config import DetrConfig
+from detr_export.config import FUSED, DetrConfig
 from detr_export.data.splits import CocoSplit
 from detr_export.modeling.batch_norm import unfreeze_batch_norm
 from detr_export.modeling.detr import DetrForObjectDetection, DetrWithHeads
@@ -113,7 +113,7 @@ def _fresh(kind: type[DetrWithHeads], split: CocoSplit, options: TrainingOptions
 
 
 def _for_training(config: DetrConfig, labels: Mapping[int, str], split: CocoSplit) -> DetrConfig:
-    extra = {**config.extra, "label_ids_to_fuse": list(split.stuff)} if split.stuff else config.extra
+    extra = {**config.extra, FUSED: list(split.stuff)} if split.stuff else config.extra
     return replace(config, id2label=dict(labels), extra=extra)
 
 

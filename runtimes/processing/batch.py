@@ -17,6 +17,7 @@ from detr_export.runtimes.processing.byte_scaling import exact, scale_bytes
 from detr_export.runtimes.processing.images import decode_in_place
 from detr_export.runtimes.processing.resizing.strips import ResizedFrame
 from detr_export.runtimes.processing.threads import in_threads
+from detr_export.runtimes.processing.torch_tensors import is_tensor, to_array
 from detr_export.runtimes.processing.transforms import (
     FIRST,
     LAST,
@@ -35,8 +36,9 @@ Resized = Union[Picture, ResizedFrame]
 def collect(images: Any, input_data_format: Optional[str] = None) -> tuple[list[Picture], str]:
     """Flattens `images` into a list of checked pictures, and finds the layout that they share.
 
-    `images` is a PIL image, a 3-D array, a 4-D array, or a list of these at any depth. The layout is `input_data_format`
-    if that is given. Otherwise the first picture decides: a PIL image is channels_last, and the shape of an array shows it.
+    `images` is a PIL image, a 3-D array, a 4-D array, or a list of these at any depth. PyTorch's tensors count as arrays.
+    The layout is `input_data_format` if that is given. Otherwise the first picture decides: a PIL image is channels_last,
+    and the shape of an array shows it.
 
     Raises ImageError for anything else, for pictures of different layouts, and for values that are not finite.
     """
@@ -130,6 +132,8 @@ def _channels(picture: Resized, layout: str) -> int:
 
 
 def _flatten(images: Any) -> Iterator[Picture]:
+    if is_tensor(images):
+        images = to_array(images)
     if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3):
         yield images
     elif isinstance(images, (list, tuple)) or (isinstance(images, np.ndarray) and images.ndim == 4):
@@ -142,8 +146,7 @@ def _flatten(images: Any) -> Iterator[Picture]:
         )
     else:
         raise ImageError(
-            f"{type(images).__name__} is not an image: expected PIL images or numpy arrays; "
-            "open files with load_image, turn tensors into arrays with .numpy()"
+            f"{type(images).__name__} is not an image: expected PIL images, arrays or tensors; open files with load_image"
         )
 
 

@@ -8,7 +8,7 @@ class.) What differs, on purpose:
 - Images of a batch must share one channel layout, and must be finite. Upstream does not check that.
 - Malformed annotations are refused (see `annotations.detection` and `annotations.panoptic`). An image with no annotations
   may ask for masks and gets an empty array; upstream fails there. No step changes the annotations that it is given.
-- `return_tensors` is None or "np".
+- `return_tensors` is None, "np" or "pt". With None the images of a batch are NumPy arrays, also if tensors were given.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Optional, Union
 
 import numpy as np
 
-from detr_export.runtimes.errors import AnnotationError, OptionError
+from detr_export.runtimes.errors import AnnotationError
 from detr_export.runtimes.processing.annotations.detection import Target, checks, prepare_detection
 from detr_export.runtimes.processing.annotations.panoptic import prepare_panoptic
 from detr_export.runtimes.processing.annotations.transforms import (
@@ -31,10 +31,12 @@ from detr_export.runtimes.processing.annotations.transforms import (
     resize_target,
 )
 from detr_export.runtimes.processing.batch import Picture, Resized, as_array, collect, scale_and_pad, size_of, stack
+from detr_export.runtimes.processing.batch_feature import TORCH, BatchFeature, as_kind
 from detr_export.runtimes.processing.post_processor import PostProcessor
 from detr_export.runtimes.processing.processor_options import CONFIG_NAME, DEFAULT_SIZE, FORMATS, ProcessorOptions, as_format
 from detr_export.runtimes.processing.resizing.pillow import as_resample, resize
 from detr_export.runtimes.processing.sizes import SizeDict, as_pad_size, as_size, output_size, padded_size
+from detr_export.runtimes.processing.torch_tensors import is_tensor, to_array
 from detr_export.runtimes.processing.transforms import (
     FIRST,
     Channels,
@@ -46,16 +48,6 @@ from detr_export.runtimes.processing.transforms import (
 )
 
 __all__ = ["CONFIG_NAME", "DEFAULT_SIZE", "FORMATS", "BatchFeature", "DetrFeatureExtractor", "DetrImageProcessor"]
-
-
-class BatchFeature(dict):
-    """A dict whose keys are attributes too: `out["pixel_values"]` is `out.pixel_values`."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"no {name!r}: this batch has {', '.join(self) or 'nothing'}") from None
 
 
 class DetrImageProcessor(ProcessorOptions, PostProcessor):
@@ -91,17 +83,17 @@ class DetrImageProcessor(ProcessorOptions, PostProcessor):
     ) -> BatchFeature:
         """Makes a batch. Where an option is None, the processor's own value counts.
 
-        `images` is a PIL image, an array (3-D, or 4-D for a batch), or a list of them. PIL images must be RGB and are
-        not turned by EXIF: `load_image` makes them so. The channels of an array are its first or its last axis, the one
-        with 1 or 3 entries (the first if both have); `input_data_format` can say which. Values are 0..255, or [0, 1] with
-        `do_rescale=False`.
+        `images` is a PIL image, an array or a tensor (3-D, or 4-D for a batch), or a list of them. PIL images must be RGB
+        and are not turned by EXIF: `load_image` makes them so. The channels of an array are its first or its last axis, the
+        one with 1 or 3 entries (the first if both have); `input_data_format` can say which. Values are 0..255, or [0, 1]
+        with `do_rescale=False`.
 
         `annotations` is one record for each image (for a single image the record itself) in the COCO format `format`:
         ``{"image_id", "annotations"}`` or ``{"image_id", "file_name", "segments_info"}``, see `prepare_detection` and
         `prepare_panoptic`. `masks_path` is the folder of the panoptic PNGs. `return_segmentation_masks` defaults to False
         for coco_detection and to True for coco_panoptic.
 
-        Returns lists of arrays, or stacked arrays with `return_tensors="np"`:
+        Returns lists of arrays, stacked arrays with `return_tensors="np"`, or PyTorch's tensors with "pt":
 
         - `pixel_values`: (B, C, H, W), or (B, H, W, C) with `data_format="channels_last"`; float32 when rescaled or
           normalised. Each image is in the top left corner, and the rest is zero.
@@ -109,14 +101,15 @@ class DetrImageProcessor(ProcessorOptions, PostProcessor):
         - `labels`: a list with one dict for each image: the arrays of `prepare_annotation`, transformed like the image.
           `boxes` are (center_x, center_y, width, height) relative to the padded image, or, with
           `do_convert_annotations=False`, (x_min, y_min, x_max, y_max) in its pixels. `size` is the (height, width) that
-          the model gets, as an array with `return_tensors="np"`; for coco_detection it is missing if the image is neither
+          the model gets, a tuple if `return_tensors` is None; for coco_detection it is missing if the image is neither
           resized nor padded. `labels` is missing without `annotations`.
 
         Raises ImageError for images that cannot be processed, AnnotationError for bad annotations, OptionError for bad
-        options, and BackendError if polygons must become masks and pycocotools is not installed.
+        options, and BackendError if polygons must become masks without pycocotools, or tensors are made without PyTorch.
         """
         # The options, checked
-        as_numpy = _wants_numpy(return_tensors)
+        kind = as_kind(return_tensors)
+        as_numpy = kind is not None
         data_format = as_layout(data_format, "data_format")
         resample = as_resample(self._pick("resample", resample))
         size = as_size(self._pick("size", size))
@@ -159,7 +152,7 @@ class DetrImageProcessor(ProcessorOptions, PostProcessor):
             targets = [self._pad_target(t, image_size, padded, converting) for t, image_size in zip(targets, sizes)]
         if annotations is not None:
             batch["labels"] = [_label(target, as_numpy) for target in targets]
-        return batch
+        return batch.with_tensors() if kind == TORCH else batch
 
     __call__ = preprocess
 
@@ -223,13 +216,15 @@ class DetrImageProcessor(ProcessorOptions, PostProcessor):
         unless you give one. `annotations` are prepared annotations, one for each image. Their `boxes` must be relative to
         the image, and become relative to the padded image; `update_bboxes=False` leaves them alone.
         """
-        as_numpy = _wants_numpy(return_tensors)
+        kind = as_kind(return_tensors)
+        as_numpy = kind is not None
         layout_wanted = as_layout(data_format, "data_format")
         pictures, layout = collect(images, input_data_format)
         sizes = [size_of(picture, layout) for picture in pictures]
         targets = [
-            dict(checks.record(target, f"annotation {index}"))
+            {name: to_array(value) if is_tensor(value) else value for name, value in record.items()}
             for index, target in enumerate(_one_each(annotations, len(pictures)))
+            for record in [checks.record(target, f"annotation {index}")]
         ]
         padded = padded_size(sizes, as_pad_size(self._pick("pad_size", pad_size)))
         values = [to_layout(pad(np.asarray(p), padded, layout, constant_values), layout, layout_wanted) for p in pictures]
@@ -242,7 +237,7 @@ class DetrImageProcessor(ProcessorOptions, PostProcessor):
                 _label(self._pad_target(target, image_size, padded, update_bboxes), as_numpy)
                 for target, image_size in zip(targets, sizes)
             ]
-        return batch
+        return batch.with_tensors() if kind == TORCH else batch
 
     # ---- annotations ------------------------------------------------------------------------------------------------
 
@@ -311,14 +306,6 @@ class DetrFeatureExtractor(DetrImageProcessor):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         warnings.warn("DetrFeatureExtractor is deprecated; use DetrImageProcessor", FutureWarning, stacklevel=2)
         super().__init__(*args, **kwargs)
-
-
-def _wants_numpy(return_tensors: Optional[str]) -> bool:
-    if return_tensors not in (None, "np"):
-        raise OptionError(
-            f"return_tensors={return_tensors!r}: expected None or 'np'; convert the arrays, e.g. with torch.from_numpy"
-        )
-    return return_tensors is not None
 
 
 def _one_each(annotations: Any, images: int) -> Sequence[Any]:

@@ -1,35 +1,38 @@
-"""The post-processing functions as methods, with the names that they have in transformers' image processors."""
+"""The post-processing functions as methods, with the names that they have in transformers' image processors.
+
+Outputs of PyTorch give tensors, on the device of the outputs and without a gradient; all others give NumPy arrays. Target
+sizes are pairs (height, width) in a list, an array (B, 2) or a tensor.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any, Optional
 
-import numpy as np
-
 from detr_export.runtimes.processing import segmentation
-from detr_export.runtimes.processing.detection import TargetSizes, post_process_object_detection
-from detr_export.runtimes.processing.segmentation import Size
+from detr_export.runtimes.processing.detection import post_process_object_detection
+from detr_export.runtimes.processing.torch_tensors import as_given, outputs_as_arrays, sizes_as_arrays
 
 
 class PostProcessor:
     """Turns raw outputs of a model into results. Each method calls a function, which describes shapes, dtypes and errors."""
 
     def post_process_object_detection(
-        self, outputs: Any, threshold: float = 0.5, target_sizes: Optional[TargetSizes] = None
-    ) -> list[dict[str, np.ndarray]]:
+        self, outputs: Any, threshold: float = 0.5, target_sizes: Any = None
+    ) -> list[dict[str, Any]]:
         """See `detr_export.runtimes.processing.detection.post_process_object_detection`."""
-        return post_process_object_detection(outputs, threshold, target_sizes)
+        arrays, device = outputs_as_arrays(outputs)
+        return as_given(post_process_object_detection(arrays, threshold, sizes_as_arrays(target_sizes)), device)
 
-    def post_process(self, outputs: Any, target_sizes: TargetSizes) -> list[dict[str, np.ndarray]]:
+    def post_process(self, outputs: Any, target_sizes: Any) -> list[dict[str, Any]]:
         """All queries of all images, whatever their scores. This is an older method, deprecated in transformers."""
-        return post_process_object_detection(outputs, -1.0, target_sizes)
+        return self.post_process_object_detection(outputs, -1.0, target_sizes)
 
-    def post_process_semantic_segmentation(
-        self, outputs: Any, target_sizes: Optional[Sequence[Size]] = None
-    ) -> list[np.ndarray]:
+    def post_process_semantic_segmentation(self, outputs: Any, target_sizes: Any = None) -> list[Any]:
         """See `detr_export.runtimes.processing.segmentation.post_process_semantic_segmentation`."""
-        return segmentation.post_process_semantic_segmentation(outputs, target_sizes)
+        arrays, device = outputs_as_arrays(outputs)
+        maps = segmentation.post_process_semantic_segmentation(arrays, sizes_as_arrays(target_sizes))
+        return as_given(maps, device)
 
     def post_process_instance_segmentation(
         self,
@@ -37,13 +40,16 @@ class PostProcessor:
         threshold: float = 0.5,
         mask_threshold: float = 0.5,
         overlap_mask_area_threshold: float = 0.8,
-        target_sizes: Optional[Sequence[Size]] = None,
+        target_sizes: Any = None,
         return_coco_annotation: bool = False,
     ) -> list[dict[str, Any]]:
         """See `detr_export.runtimes.processing.segmentation.post_process_instance_segmentation`."""
-        return segmentation.post_process_instance_segmentation(
-            outputs, threshold, mask_threshold, overlap_mask_area_threshold, target_sizes, return_coco_annotation
+        arrays, device = outputs_as_arrays(outputs)
+        sizes = sizes_as_arrays(target_sizes)
+        results = segmentation.post_process_instance_segmentation(
+            arrays, threshold, mask_threshold, overlap_mask_area_threshold, sizes, return_coco_annotation
         )
+        return as_given(results, device)
 
     def post_process_panoptic_segmentation(
         self,
@@ -52,9 +58,12 @@ class PostProcessor:
         mask_threshold: float = 0.5,
         overlap_mask_area_threshold: float = 0.8,
         label_ids_to_fuse: Optional[Collection[int]] = None,
-        target_sizes: Optional[Sequence[Size]] = None,
+        target_sizes: Any = None,
     ) -> list[dict[str, Any]]:
         """See `detr_export.runtimes.processing.segmentation.post_process_panoptic_segmentation`."""
-        return segmentation.post_process_panoptic_segmentation(
-            outputs, threshold, mask_threshold, overlap_mask_area_threshold, label_ids_to_fuse, target_sizes
+        arrays, device = outputs_as_arrays(outputs)
+        sizes = sizes_as_arrays(target_sizes)
+        results = segmentation.post_process_panoptic_segmentation(
+            arrays, threshold, mask_threshold, overlap_mask_area_threshold, label_ids_to_fuse, sizes
         )
+        return as_given(results, device)

@@ -16,6 +16,7 @@ import numpy as np
 
 from detr_export.runtimes.errors import CheckpointError, OptionError
 from detr_export.runtimes.files import write_atomically
+from detr_export.runtimes.hub import settings_file
 from detr_export.runtimes.processing.resizing.pillow import as_resample
 from detr_export.runtimes.processing.sizes import SizeDict, as_pad_size, as_size
 from detr_export.runtimes.processing.transforms import Channels
@@ -64,6 +65,7 @@ class ProcessorOptions:
     Raises OptionError for an invalid value.
     """
 
+    model_input_names = ("pixel_values", "pixel_mask")
     _type_name = _TYPES[0]  # the name of this class in configurations
 
     def __init__(
@@ -119,14 +121,20 @@ class ProcessorOptions:
         return processor
 
     @classmethod
-    def from_pretrained(cls: type[_Self], path: Union[str, os.PathLike]) -> _Self:
-        """Reads a `preprocessor_config.json`; `path` is that file or its folder.
+    def from_pretrained(
+        cls: type[_Self], path: Union[str, os.PathLike], revision: Optional[str] = None, **options: Any
+    ) -> _Self:
+        """Reads a `preprocessor_config.json`; `path` is that file, its folder, or a hub id; `revision` is of the latter.
 
-        Raises CheckpointError if the file is missing, is not a JSON object, or has an invalid option.
+        `options` are arguments of the constructor, and take the place of the file's: `size={"height": 96, "width": 96}`.
+
+        Raises CheckpointError if the file is missing, is not a JSON object, or has an invalid option, and OptionError for
+        `options` that are unknown or invalid.
         """
-        file = Path(path)
-        if file.is_dir():
-            file = file / CONFIG_NAME
+        unknown = [name for name in options if name not in _OPTIONS]
+        if unknown:
+            raise OptionError(f"unknown options {', '.join(unknown)}: expected some of {', '.join(_OPTIONS)}")
+        file = settings_file(path, CONFIG_NAME, revision, CheckpointError)
         try:
             config = json.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
@@ -139,9 +147,10 @@ class ProcessorOptions:
         if not isinstance(config, dict):
             raise CheckpointError(f"{file} holds a {type(config).__name__}: expected a JSON object; copy it again")
         try:
-            return cls.from_dict(config)
+            processor = cls.from_dict(config)
         except ValueError as error:
             raise CheckpointError(f"{file}: {error}; correct that file") from error
+        return cls.from_dict({**processor.to_dict(), **options}) if options else processor
 
     def to_dict(self) -> dict[str, Any]:
         """Every option and every key that `from_dict` was given, as plain JSON types."""

@@ -195,3 +195,52 @@ def test_refuses_files(tmp_path: Path, content: str | None, message: str) -> Non
     with pytest.raises(CheckpointError, match=message) as caught:
         DetrConfig.from_pretrained(tmp_path)
     assert "config.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_labels": 3},
+        {"num_labels": 5},  # as many as there are
+        {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}},
+        {"id2label": {"0": "a", "1": "b"}, "dropout": 0.3, "auxiliary_loss": True},
+        {"encoder_layers": 1, "output_attentions": True},
+    ],
+    ids=str,
+)
+def test_changes_are_those_of_transformers(changes: dict, tiny_checkpoint: Path) -> None:
+    ours = DetrConfig.from_pretrained(tiny_checkpoint, **changes)
+    theirs = transformers.DetrConfig.from_pretrained(tiny_checkpoint, **changes)
+    for name in (*changes, "id2label", "num_labels", "hidden_size", "num_attention_heads", "model_type"):
+        expected = getattr(theirs, name)
+        assert getattr(ours, name) == ({int(k): v for k, v in expected.items()} if name == "id2label" else expected), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_queues": 3}, "has no num_queues"),
+        ({"extra": {}}, "has no extra"),
+        ({"id2label": {0: "a"}, "num_labels": 2}, "num_labels is 2, and id2label has 1"),
+        ({"id2label": {0: "a", 1: "b"}, "label2id": {"a": 1, "b": 0}}, "not the inverse"),
+        ({"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0}}, "not the inverse"),
+        ({"label2id": {"a": 0}}, "not the inverse"),
+    ],
+)
+def test_refuses_changes(changes: dict, message: str, tiny_checkpoint: Path) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        DetrConfig.from_pretrained(tiny_checkpoint, **changes)
+
+
+def test_other_classes_forget_which_ones_were_stuff() -> None:
+    config = DetrConfig(id2label={0: "cat", 1: "sky"}, extra={"label_ids_to_fuse": [1], "note": 2})
+    assert config.with_classes({0: "cat", 1: "sky"}).extra == {"label_ids_to_fuse": [1], "note": 2}
+    assert config.with_classes({0: "sky", 1: "cat"}).extra == {"note": 2}
+
+
+def test_a_configuration_on_the_hub_at_a_revision(hub_cache: Path, tmp_path: Path) -> None:
+    for revision, dropout in (("main", 0.1), ("v2", 0.4)):
+        DetrConfig(dropout=dropout).save_pretrained(tmp_path / revision)
+        models.publish(hub_cache, "someone/detr", tmp_path / revision, revision=revision, commit=revision[0] * 40)
+    assert DetrConfig.from_pretrained("someone/detr").dropout == 0.1
+    assert DetrConfig.from_pretrained("someone/detr", "v2").dropout == 0.4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 from collections.abc import Mapping
 from dataclasses import replace
@@ -354,8 +355,6 @@ def test_data_without_a_validation_split(shapes: Path) -> None:
 
 
 def test_bad_validation_pictures_are_left_out_when_asked(data: Path, config_folder: Path, tmp_path: Path) -> None:
-    import shutil
-
     root = tmp_path / "data"
     shutil.copytree(data, root)
     (root / "val" / "000001.jpg").write_bytes(b"no picture")
