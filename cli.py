@@ -119,7 +119,7 @@ def onnx_command(
     ] = None,
     calibration: Annotated[
         Optional[Path],
-        typer.Option(metavar="DIR", help="With --precision int8: pictures to calibrate on; a COCO folder's split train."),
+        typer.Option(metavar="DIR", help="With --precision int8: pictures to calibrate on; of a data set its split train."),
     ] = None,
     calibration_images: Annotated[
         Optional[int],
@@ -169,7 +169,7 @@ def onnx_command(
     ] = None,
     accuracy: Annotated[
         Optional[Path],
-        typer.Option(metavar="DATA", help="A COCO folder. Nothing is written if AP or PQ on its split val drops."),
+        typer.Option(metavar="DATA", help="A data set. Nothing is written if AP or PQ on its split val drops."),
     ] = None,
     max_ap_drop: Annotated[
         Optional[float],

@@ -120,7 +120,7 @@ def run_command(
     seconds: SecondsOption = None,
     images: Annotated[Optional[Path], typer.Option(help="A folder of images to use in place of a synthetic one.")] = None,
     accuracy: Annotated[
-        Optional[Path], typer.Option(help="A COCO folder. The models are scored on the images of its split val.")
+        Optional[Path], typer.Option(help="A data set. The models are scored on the images of its split val.")
     ] = None,
     limit: Annotated[Optional[int], typer.Option(help="How many images are scored; all if left out.")] = None,
     baseline: Annotated[

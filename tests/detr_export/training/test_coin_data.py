@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from detr_export.coco_folder import read_split
+from detr_export.data.splits import read_split
 from detr_export.runtimes.errors import InputError, OutputError
 from detr_export.training.coin_data import CLASSES, COINS, CoinPicture, draw_picture, outline
 from detr_export.training.demo_data import SHAPES
