@@ -9,6 +9,7 @@ makes of them, and every option would lose its name and its help.
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -47,6 +48,7 @@ from detr_export.terminal import (
     VersionOption,
     print_error,
     print_json,
+    print_note,
     print_result,
     reports_errors,
     spell_lists,
@@ -485,7 +487,16 @@ def inspect(
 @reports_errors
 def predict(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="An ONNX file, an engine or a checkpoint.")],
-    images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Files, folders and patterns like *.jpg.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGES...",
+            help="Files, folders with all folders below them, patterns like *.jpg, addresses on the web, and - for stdin.",
+        ),
+    ],
+    all_frames: Annotated[
+        bool, typer.Option("--all-frames", help="Predict on every page or frame of a file. Else on the first one.")
+    ] = False,
     task: Annotated[
         PredictTask,
         typer.Option(help="panoptic, instances and semantic need a segmentation model, tables a Table Transformer."),
@@ -528,11 +539,11 @@ def predict(
     from detr_export.runtimes.folder import predict_files
     from detr_export.runtimes.opening import CHECKPOINT, kind_of, spins
     from detr_export.runtimes.predictor import Predictor
-    from detr_export.runtimes.processing.images import iter_image_paths
     from detr_export.runtimes.session import largest_batch
+    from detr_export.runtimes.sources import find_sources, pages_note
 
-    paths = iter_image_paths(images)
-    outcomes, failed = [], False
+    sources = find_sources(images, output, all_frames, sys.stdin.buffer)
+    outcomes, failed, with_pages = [], False, 0
     attentions = explain and kind_of(model) == CHECKPOINT  # a file was exported with them, or does not have them
     with Predictor.load(
         model,
@@ -550,7 +561,7 @@ def predict(
             raise InputError(f"--batch is {batch}, but the model on the device {device} takes {largest} at most")
         what = "attention" if explain else task.value
         for outcome in predict_files(
-            predictor, paths, threshold, output, overwrite, what, batch, max_padding, clip=not no_clip
+            predictor, sources.pictures, threshold, output, overwrite, what, batch, max_padding, clip=not no_clip
         ):
             if outcome.error is not None:
                 print_error(outcome.error)
@@ -559,8 +570,12 @@ def predict(
                 typer.echo(outcome.summary())
             if as_json:
                 outcomes.append(outcome.to_dict())
+            with_pages += outcome.has_more_pages
     if as_json:
         print_json(outcomes)
+    for note in (sources.note(), pages_note(with_pages)):
+        if note is not None:
+            print_note(note)
     if failed:
         raise typer.Exit(1)
 

@@ -45,6 +45,11 @@ def print_error(error: Exception) -> None:
     typer.echo("\n".join([f"error: {lines[0]}", *lines[1:]]), err=True)
 
 
+def print_note(text: str) -> None:
+    """Print what a user should know, but did not ask for, on stderr."""
+    typer.echo(f"note: {text}", err=True)
+
+
 def print_json(document: Any) -> None:
     """Print one JSON document on stdout."""
     typer.echo(json.dumps(document, indent=2))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,8 +15,8 @@ from detr_export.runtimes.errors import DetrError, ImageError, InputError
 from detr_export.runtimes.files import replacing, writing
 from detr_export.runtimes.predictor import Predictor
 from detr_export.runtimes.processing.batch import Picture
-from detr_export.runtimes.processing.images import load_image
 from detr_export.runtimes.results.detections import Detections
+from detr_export.runtimes.sources import Source
 from detr_export.runtimes.stream import find_in, require_batches
 from detr_export.runtimes.tasks import TASKS, Result, document_of, drawing_of
 
@@ -38,18 +37,32 @@ class FileOptions:
 
 
 @dataclass(frozen=True)
-class FilePrediction:
-    """The outcome for one file. Either `result` or `error` is set."""
+class FileJob:
+    """One picture, and where its annotated copy goes."""
 
-    image: Path
+    source: Source
+    picture: Optional[Path] = None
+
+
+@dataclass(frozen=True)
+class FilePrediction:
+    """The outcome for one picture. Either `result` or `error` is set."""
+
+    source: Source
     result: Optional[Result] = None
     picture: Optional[Path] = None  # the annotated copy, if there is an output folder
     error: Optional[DetrError] = None
+    has_more_pages: bool = False  # whether its file has pages that nobody asked for
+
+    @property
+    def image(self) -> Union[Path, str]:
+        """The file, the address, or "-" for stdin."""
+        return self.source.image
 
     def summary(self) -> str:
         """One line for people: the file and the objects in it, the most frequent class first; or the sizes of its tables."""
         if self.result is None:
-            return f"{self.image}: {self.error}"
+            return f"{self.source.title}: {self.error}"
         if isinstance(self.result, list):
             found = [f"a table of {len(table.rows)} rows and {len(table.columns)} columns" for table in self.result]
         else:
@@ -57,11 +70,13 @@ class FilePrediction:
                 self.result.names if isinstance(self.result, Detections) else [item.name for item in self.result.segments]
             )
             found = [f"{count} {name}" for name, count in Counter(objects).most_common()]
-        return f"{self.image}: {', '.join(found) or 'nothing found'}"
+        return f"{self.source.title}: {', '.join(found) or 'nothing found'}"
 
     def to_dict(self) -> dict[str, Any]:
         """The outcome in types that JSON has."""
-        result: dict[str, Any] = {"image": str(self.image)}
+        result: dict[str, Any] = {"image": str(self.image), "file": self.source.file}
+        if self.source.page is not None:
+            result["page"] = self.source.page
         if self.picture is not None:
             result["picture"] = str(self.picture)
         if self.error is not None:
@@ -82,44 +97,42 @@ def require_file_batches(predictor: Predictor, task: str, batch: int, max_paddin
     require_batches(predictor.session, predictor.processor, task, batch, max_padding)
 
 
-def predict_batch(
-    predictor: Predictor, files: list[Path], options: FileOptions, pictures: Mapping[Path, Path]
-) -> list[FilePrediction]:
-    """Reads, runs, draws and writes image files.
+def predict_batch(predictor: Predictor, jobs: list[FileJob], options: FileOptions) -> list[FilePrediction]:
+    """Reads, runs, draws and writes pictures.
 
     Args:
         predictor: the model.
-        files: of images whose headers say that they may share a batch.
+        jobs: pictures whose headers say that they may share a batch.
         options: the task and its limits. Images that turn out to have other sizes run apart.
-        pictures: where the annotated copy of each file goes; it lacks those that are not to be drawn.
 
     Returns:
-        One outcome for each file. ImageError and InputError are in the outcomes.
+        One outcome for each picture. ImageError and InputError are in the outcomes.
 
     Raises:
         OutputError, BackendError, ArtifactError: as in `predict_files`.
     """
-    images = [_loaded(file) for file in files]
+    loaded = [_loaded(job.source) for job in jobs]
+    images = [image for image, _ in loaded]
     found = find_in(partial(_run, predictor, options), images, predictor.model_size, options.batch, options.max_padding)
     outcomes = []
-    for file, image, result in zip(files, images, found):
+    for job, (image, more_pages), result in zip(jobs, loaded, found):
         if isinstance(image, ImageError):
-            outcomes.append(FilePrediction(file, error=image))
+            outcomes.append(FilePrediction(job.source, error=image))
         elif isinstance(result, (ImageError, InputError)):  # it describes the picture but does not name the file
-            outcomes.append(FilePrediction(file, error=type(result)(f"{file}: {result}")))
+            outcomes.append(FilePrediction(job.source, error=type(result)(f"{job.source.title}: {result}")))
         else:
-            (value, attention), picture = result, pictures.get(file)
-            if picture is not None:
-                _draw(value, attention, image, picture)
-            outcomes.append(FilePrediction(file, value, picture))
+            value, attention = result
+            if job.picture is not None:
+                _draw(value, attention, image, job.picture)
+            outcomes.append(FilePrediction(job.source, value, job.picture, has_more_pages=more_pages))
     return outcomes
 
 
-def _loaded(file: Path) -> Union[Image.Image, ImageError]:
+def _loaded(source: Source) -> tuple[Union[Image.Image, ImageError], bool]:
     try:
-        return load_image(file)
+        return source.load()
     except ImageError as error:
-        return error
+        return error, False
 
 
 _Found = tuple[Result, Optional[np.ndarray]]  # and the attention of the task with that name

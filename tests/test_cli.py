@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -27,12 +28,15 @@ START = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "NO_COLOR": "1"}
 
 
-def run(*arguments: str | Path, before: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: str | Path, before: str = "", stdin: IO[bytes] | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Runs the command; `before` is Python that runs first. No traceback may ever show."""
     done = subprocess.run(
         [sys.executable, "-c", before + "\n" + START, *map(str, arguments)],
         capture_output=True,
         text=True,
+        stdin=stdin,
         env={**ENVIRONMENT, **environment},
         check=False,
     )
@@ -349,7 +353,7 @@ def test_predict_files_folders_and_globs(tiny_onnx: Path, images: Path, photo: P
     ]
     for line in done.stdout.splitlines():
         assert sum(int(part.split()[0]) for part in line.partition(": ")[2].split(", ")) == 9
-    assert done.stderr == ""
+    assert done.stderr == "note: skipped 1 file that Pillow does not read: 1 .txt\n"
 
 
 def test_predict_json_and_pictures(tiny_onnx: Path, images: Path, tmp_path: Path) -> None:
@@ -365,6 +369,25 @@ def test_predict_json_and_pictures(tiny_onnx: Path, images: Path, tmp_path: Path
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert run("predict", tiny_onnx, images, "-o", out, "--overwrite", "--threshold", "1").returncode == 0
     assert {path.name: path.read_bytes() for path in out.iterdir()} != before
+
+
+def test_predict_walks_folders_and_takes_pages_and_stdin(tiny_onnx: Path, photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "images" / "sub").mkdir(parents=True)
+    frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
+    for name in ("a.tiff", "sub/a.gif"):
+        frames[0].save(tmp_path / "images" / name, save_all=True, append_images=frames[1:])
+    arguments = ("predict", tiny_onnx, tmp_path / "images", "-", "--json", "--threshold", "0", "-o", tmp_path / "out")
+    with photo.open("rb") as stdin:
+        done = run(*arguments, stdin=stdin)
+    assert done.returncode == 0, done.stderr
+    assert [item["file"] for item in json.loads(done.stdout)] == ["a.tiff", "sub/a.gif", "-"]
+    assert done.stderr.startswith("note: 2 files have more pages or frames than the first one; add --all-frames")
+    assert len(done.stderr.splitlines()) == 1
+    with photo.open("rb") as stdin:
+        done = run(*arguments, "--all-frames", "--overwrite", stdin=stdin)
+    assert [item["file"] for item in json.loads(done.stdout)] == ["a.tiff#1", "a.tiff#2", "sub/a.gif#1", "sub/a.gif#2", "-"]
+    assert done.stderr == ""
+    assert (tmp_path / "out" / "sub" / "a.page2.png").is_file()
 
 
 def test_predict_in_batches_and_with_a_cache(tiny_onnx: Path, images: Path, tmp_path: Path) -> None:
@@ -394,7 +417,7 @@ def test_predict_goes_on_after_a_bad_image(tiny_onnx: Path, images: Path, tmp_pa
     done = run("predict", tiny_onnx, images, "-o", tmp_path / "out")
     assert done.returncode == 1
     assert [Path(line.partition(": ")[0]).name for line in done.stdout.splitlines()] == ["a.jpg", "c.png"]
-    (line,) = done.stderr.splitlines()
+    line, _ = done.stderr.splitlines()
     assert line.startswith(f"error: {images / 'b.jpg'} is not an image that Pillow reads")
     assert names(tmp_path / "out") == ["a.png", "c.png", "predictions.json"]
     document = json.loads((tmp_path / "out" / "predictions.json").read_text())

@@ -15,7 +15,7 @@ from detr_export.checkpoints.reading import Checkpoint
 from detr_export.graphs.export import Draft
 from detr_export.graphs.int8.pictures import require_apart
 from detr_export.runtimes.errors import InputError, VerificationError
-from detr_export.runtimes.processing.images import iter_image_paths
+from detr_export.runtimes.processing.image_paths import iter_image_paths
 from detr_export.runtimes.progress import SILENT, Progress
 
 DEFAULT_MAX_DROP = 0.003
