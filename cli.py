@@ -46,7 +46,6 @@ from detr_export.terminal import (
     TerminalProgress,
     ThreadsOption,
     VersionOption,
-    print_error,
     print_json,
     print_note,
     print_result,
@@ -535,6 +534,7 @@ def predict(
     """Find or segment objects in images, or read tables. An unreadable image is reported, and the others still run."""
     if explain and task is not PredictTask.detection:
         raise typer.BadParameter("--explain draws detections; leave --task out")
+    from detr_export.prediction_report import PredictionReport
     from detr_export.runtimes.errors import InputError
     from detr_export.runtimes.folder import predict_files
     from detr_export.runtimes.opening import CHECKPOINT, kind_of, spins
@@ -543,7 +543,6 @@ def predict(
     from detr_export.runtimes.sources import find_sources, pages_note
 
     sources = find_sources(images, output, all_frames, sys.stdin.buffer)
-    outcomes, failed, with_pages = [], False, 0
     attentions = explain and kind_of(model) == CHECKPOINT  # a file was exported with them, or does not have them
     with Predictor.load(
         model,
@@ -560,23 +559,15 @@ def predict(
         if largest is not None and batch > largest:
             raise InputError(f"--batch is {batch}, but the model on the device {device} takes {largest} at most")
         what = "attention" if explain else task.value
-        for outcome in predict_files(
-            predictor, sources.pictures, threshold, output, overwrite, what, batch, max_padding, clip=not no_clip
-        ):
-            if outcome.error is not None:
-                print_error(outcome.error)
-                failed = True
-            elif not as_json:
-                typer.echo(outcome.summary())
-            if as_json:
-                outcomes.append(outcome.to_dict())
-            with_pages += outcome.has_more_pages
-    if as_json:
-        print_json(outcomes)
-    for note in (sources.note(), pages_note(with_pages)):
+        with PredictionReport(len(sources.pictures), as_json) as report:
+            for outcome in predict_files(
+                predictor, sources.pictures, threshold, output, overwrite, what, batch, max_padding, clip=not no_clip
+            ):
+                report.add(outcome)
+    for note in (sources.note(), pages_note(report.totals.with_more_pages)):
         if note is not None:
             print_note(note)
-    if failed:
+    if report.totals.failed:
         raise typer.Exit(1)
 
 

@@ -16,6 +16,7 @@ from detr_export.runtimes.files import replacing, writing
 from detr_export.runtimes.predictor import Predictor
 from detr_export.runtimes.processing.batch import Picture
 from detr_export.runtimes.results.detections import Detections
+from detr_export.runtimes.results.tables import TABLE
 from detr_export.runtimes.sources import Source
 from detr_export.runtimes.stream import find_in, require_batches
 from detr_export.runtimes.tasks import TASKS, Result, document_of, drawing_of
@@ -59,17 +60,25 @@ class FilePrediction:
         """The file, the address, or "-" for stdin."""
         return self.source.image
 
+    @property
+    def names(self) -> list[str]:
+        """The classes of the objects that were found; `table` for each table."""
+        if self.result is None:
+            return []
+        if isinstance(self.result, list):
+            return [TABLE] * len(self.result)
+        return (
+            list(self.result.names) if isinstance(self.result, Detections) else [item.name for item in self.result.segments]
+        )
+
     def summary(self) -> str:
         """One line for people: the file and the objects in it, the most frequent class first; or the sizes of its tables."""
-        if self.result is None:
+        if self.error is not None:
             return f"{self.source.title}: {self.error}"
         if isinstance(self.result, list):
             found = [f"a table of {len(table.rows)} rows and {len(table.columns)} columns" for table in self.result]
         else:
-            objects = (
-                self.result.names if isinstance(self.result, Detections) else [item.name for item in self.result.segments]
-            )
-            found = [f"{count} {name}" for name, count in Counter(objects).most_common()]
+            found = [f"{count} {name}" for name, count in Counter(self.names).most_common()]
         return f"{self.source.title}: {', '.join(found) or 'nothing found'}"
 
     def to_dict(self) -> dict[str, Any]:
