@@ -33,6 +33,7 @@ from detr_export.choices import (
     PredictTask,
     ProcessorOption,
     ResizeKind,
+    ResultFormat,
     RevisionOption,
     StrictOption,
     TrainTask,
@@ -503,7 +504,18 @@ def predict(
     explain: Annotated[bool, typer.Option("--explain", help="Draw where the decoder looked for each detection.")] = False,
     threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Lowest score that is shown.")] = 0.5,
     output: Annotated[
-        Optional[Path], typer.Option("--output", "-o", help="A folder for annotated pictures and predictions.json.")
+        Optional[Path], typer.Option("--output", "-o", help="A folder for annotated pictures and a file of results.")
+    ] = None,
+    form: Annotated[
+        Optional[ResultFormat],
+        typer.Option(
+            "--format",
+            help="With --output: of the file of results; json if left out. The others hold detections and instances.",
+        ),
+    ] = None,
+    annotations: Annotated[
+        Optional[Path],
+        typer.Option(metavar="FILE", help="With --format coco: a COCO instances file that has the ids of the images."),
     ] = None,
     overwrite: OverwriteOption = False,
     batch: Annotated[
@@ -534,6 +546,12 @@ def predict(
     """Find or segment objects in images, or read tables. An unreadable image is reported, and the others still run."""
     if explain and task is not PredictTask.detection:
         raise typer.BadParameter("--explain draws detections; leave --task out")
+    if output is None and form is not None:
+        raise typer.BadParameter("--format is that of the file in --output DIR")
+    if annotations is not None and form is not ResultFormat.coco:
+        raise typer.BadParameter("--annotations go with --format coco")
+    if form is ResultFormat.parquet:
+        require_extra("parquet")
     from detr_export.prediction_report import PredictionReport
     from detr_export.runtimes.errors import InputError
     from detr_export.runtimes.folder import predict_files
@@ -561,7 +579,17 @@ def predict(
         what = "attention" if explain else task.value
         with PredictionReport(len(sources.pictures), as_json) as report:
             for outcome in predict_files(
-                predictor, sources.pictures, threshold, output, overwrite, what, batch, max_padding, clip=not no_clip
+                predictor,
+                sources.pictures,
+                threshold,
+                output,
+                overwrite,
+                what,
+                batch,
+                max_padding,
+                clip=not no_clip,
+                form=value_of(form) or ResultFormat.json.value,
+                annotations=annotations,
             ):
                 report.add(outcome)
     for note in (sources.note(), pages_note(report.totals.with_more_pages)):

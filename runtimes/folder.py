@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Optional, Union
 
 from detr_export.runtimes.errors import InputError, OutputError
 from detr_export.runtimes.file_batches import (
@@ -17,18 +16,19 @@ from detr_export.runtimes.file_batches import (
     predict_batch,
     require_file_batches,
 )
-from detr_export.runtimes.files import require_writable, write_atomically
+from detr_export.runtimes.files import require_writable
 from detr_export.runtimes.grouping import Size
 from detr_export.runtimes.pipeline import WORKERS
 from detr_export.runtimes.predictor import Predictor
+from detr_export.runtimes.result_files import FORMATS, result_file
 from detr_export.runtimes.sources import Source, source_of
 from detr_export.runtimes.stream import size_in_model
 from detr_export.runtimes.tasks import require_clip
 from detr_export.runtimes.thresholds import require_shares
 
-__all__ = ["FILE_TASKS", "RESULTS_NAME", "FilePrediction", "predict_files"]
+__all__ = ["FILE_TASKS", "FORMATS", "RESULTS_NAME", "FilePrediction", "predict_files"]
 
-RESULTS_NAME = "predictions.json"
+RESULTS_NAME = "predictions.json"  # of the format json
 
 
 def predict_files(
@@ -42,6 +42,8 @@ def predict_files(
     max_padding: float = 0.0,
     workers: int = WORKERS,
     clip: bool = True,
+    form: str = "json",
+    annotations: Optional[Path] = None,
 ) -> Generator[FilePrediction, None, None]:
     """Predicts on files, and yields the outcomes in the order of the files, each as soon as those before it are there.
 
@@ -54,8 +56,8 @@ def predict_files(
         images: the files; or what `find_sources` found.
         threshold: as in `Predictor.detect`.
         output: a folder for annotated pictures (PNG, named after the image, those of a folder in the same sub-folders) and
-            `predictions.json`; with None nothing is written. The document is written at the end and covers all files, even
-            if some failed.
+            a file of results; with None nothing is written. That file is written at the end and covers all images, even if
+            some failed.
         overwrite: whether to replace files that exist.
         task: one of `FILE_TASKS`; `attention` detects objects, and draws where the decoder looked for each of them.
         batch: most images of one run of the model. They are grouped by the size at which the model gets them, see
@@ -66,12 +68,15 @@ def predict_files(
             many batches as workers; with `batch` above 1 also the results that wait for a batch that fills slowly. 0 means
             no threads: one batch is read, run and drawn after another.
         clip: as in `Predictor.detect`. Segments have the boxes of their masks, so False is refused for them.
+        form, annotations: the format of the file of results, as in `result_file`.
 
     Raises:
+        AnnotationError: as in `result_file`.
         InputError: the task, the threshold, `batch`, `max_padding`, `workers` or `clip` is invalid, or the model or the task
-            does not have such batches.
+            does not have such batches, or the format does not hold its results.
         OutputError: a picture or the document exists and `overwrite` is false, or it cannot be written.
-        BackendError: the backend failed. A file that is not a usable image does not raise; its outcome has the error.
+        BackendError: the backend failed, or the extra for the format is not installed. A file that is not a usable image
+            does not raise; its outcome has the error.
     """
     # Everything that can be refused is refused before the first image runs.
     sources = [source_of(image) if isinstance(image, Path) else image for image in images]
@@ -89,18 +94,20 @@ def predict_files(
             require_writable(path, overwrite)
             if path.resolve() in originals:
                 raise OutputError(f"{path} is one of the images, and would be overwritten; give another folder")
+    results = result_file(form, task, sources, predictor.id2label, annotations)
     if output is not None:
-        require_writable(output / RESULTS_NAME, overwrite)
+        for name in results.names:
+            require_writable(output / name, overwrite)
 
-    documents: list[dict[str, Any]] = []
     options = FileOptions(task, threshold, batch, max_padding, clip)
     jobs = [FileJob(source, picture) for source, picture in zip(sources, pictures)]
     with closing(_outcomes(predictor, jobs, options, workers)) as outcomes:
         for outcome in outcomes:
-            documents.append(outcome.to_dict())
+            if output is not None:
+                results.add(outcome)
             yield outcome
     if output is not None:
-        write_atomically(output / RESULTS_NAME, (json.dumps(documents, indent=2) + "\n").encode())
+        results.write(output)
 
 
 def _outcomes(
