@@ -503,6 +503,10 @@ def predict(
     ] = PredictTask.detection,
     explain: Annotated[bool, typer.Option("--explain", help="Draw where the decoder looked for each detection.")] = False,
     threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Lowest score that is shown.")] = 0.5,
+    classes: Annotated[
+        Optional[list[str]],
+        typer.Option(metavar="NAME,...", help="Keep only these classes; may be repeated. Not for semantic maps and tables."),
+    ] = None,
     output: Annotated[
         Optional[Path], typer.Option("--output", "-o", help="A folder for annotated pictures and a file of results.")
     ] = None,
@@ -517,6 +521,15 @@ def predict(
         Optional[Path],
         typer.Option(metavar="FILE", help="With --format coco: a COCO instances file that has the ids of the images."),
     ] = None,
+    line_width: Annotated[
+        Optional[int],
+        typer.Option(min=1, metavar="N", help="With --output: width of lines, pixels; it fits the picture if left out."),
+    ] = None,
+    font_size: Annotated[
+        Optional[int],
+        typer.Option(min=1, metavar="N", help="With --output: size of labels, pixels; it fits the picture if left out."),
+    ] = None,
+    hide_labels: Annotated[bool, typer.Option("--hide-labels", help="With --output: draw no labels.")] = False,
     overwrite: OverwriteOption = False,
     batch: Annotated[
         int,
@@ -546,20 +559,35 @@ def predict(
     """Find or segment objects in images, or read tables. An unreadable image is reported, and the others still run."""
     if explain and task is not PredictTask.detection:
         raise typer.BadParameter("--explain draws detections; leave --task out")
-    if output is None and form is not None:
-        raise typer.BadParameter("--format is that of the file in --output DIR")
+    if output is None and any(item is not None for item in (form, line_width, font_size, hide_labels or None)):
+        raise typer.BadParameter("--format, --line-width, --font-size and --hide-labels go with --output DIR")
     if annotations is not None and form is not ResultFormat.coco:
-        raise typer.BadParameter("--annotations go with --format coco")
+        raise typer.BadParameter("--annotations goes with --format coco")
     if form is ResultFormat.parquet:
         require_extra("parquet")
     from detr_export.prediction_report import PredictionReport
     from detr_export.runtimes.errors import InputError
+    from detr_export.runtimes.file_batches import ATTENTION, require_style
     from detr_export.runtimes.folder import predict_files
     from detr_export.runtimes.opening import CHECKPOINT, kind_of, spins
     from detr_export.runtimes.predictor import Predictor
+    from detr_export.runtimes.result_files import require_format
+    from detr_export.runtimes.results.classes import split_names
+    from detr_export.runtimes.results.drawing_style import DrawingStyle
     from detr_export.runtimes.session import largest_batch
     from detr_export.runtimes.sources import find_sources, pages_note
+    from detr_export.runtimes.tasks import require_filter
 
+    what = ATTENTION if explain else task.value
+    style = DrawingStyle(line_width, font_size, not hide_labels)
+    format_name = value_of(form) or ResultFormat.json.value
+    try:
+        require_style(what, style)
+        require_format(format_name, what)
+        if classes:
+            require_filter(what)
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from None
     sources = find_sources(images, output, all_frames, sys.stdin.buffer)
     attentions = explain and kind_of(model) == CHECKPOINT  # a file was exported with them, or does not have them
     with Predictor.load(
@@ -576,7 +604,6 @@ def predict(
         largest = largest_batch(predictor.session, device)
         if largest is not None and batch > largest:
             raise InputError(f"--batch is {batch}, but the model on the device {device} takes {largest} at most")
-        what = "attention" if explain else task.value
         with PredictionReport(len(sources.pictures), as_json) as report:
             for outcome in predict_files(
                 predictor,
@@ -588,8 +615,10 @@ def predict(
                 batch,
                 max_padding,
                 clip=not no_clip,
-                form=value_of(form) or ResultFormat.json.value,
+                form=format_name,
                 annotations=annotations,
+                classes=split_names(classes, predictor.id2label) if classes else None,
+                style=style,
             ):
                 report.add(outcome)
     for note in (sources.note(), pages_note(report.totals.with_more_pages)):

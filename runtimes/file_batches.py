@@ -16,10 +16,12 @@ from detr_export.runtimes.files import replacing, writing
 from detr_export.runtimes.predictor import Predictor
 from detr_export.runtimes.processing.batch import Picture
 from detr_export.runtimes.results.detections import Detections
+from detr_export.runtimes.results.drawing_style import PLAIN, DrawingStyle
+from detr_export.runtimes.results.segmentation import KINDS
 from detr_export.runtimes.results.tables import TABLE
 from detr_export.runtimes.sources import Source
 from detr_export.runtimes.stream import find_in, require_batches
-from detr_export.runtimes.tasks import TASKS, Result, document_of, drawing_of
+from detr_export.runtimes.tasks import DETECTION, TABLES, TASKS, Result, document_of, drawing_of
 
 ATTENTION = "attention"
 FILE_TASKS = (*TASKS, ATTENTION)
@@ -35,6 +37,8 @@ class FileOptions:
     batch: int  # most images of one run
     max_padding: float  # largest share of a batch's pixels that may be padding
     clip: bool  # whether boxes end at the edges of the image
+    classes: Optional[frozenset[str]] = None  # names of the classes that are kept; None for all
+    style: DrawingStyle = PLAIN  # of the annotated copies
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,22 @@ def require_file_batches(predictor: Predictor, task: str, batch: int, max_paddin
     require_batches(predictor.session, predictor.processor, task, batch, max_padding)
 
 
+def require_style(task: str, style: DrawingStyle) -> None:
+    """Refuses what a style says of things that the drawings of a task do not have.
+
+    Raises:
+        InputError: says what to leave out.
+    """
+    has_lines, has_labels = task in (DETECTION, TABLES), task in (DETECTION, *KINDS)
+    if style.line_width is not None and not has_lines:
+        raise InputError(f"lines have a fixed width in drawings of the task {task}; leave line_width (--line-width) out")
+    if (style.font_size is not None or not style.labels) and not has_labels:
+        raise InputError(
+            f"labels are fixed, or there are none, in drawings of the task {task}; leave font_size (--font-size) and labels "
+            "(--hide-labels) out"
+        )
+
+
 def predict_batch(predictor: Predictor, jobs: list[FileJob], options: FileOptions) -> list[FilePrediction]:
     """Reads, runs, draws and writes pictures.
 
@@ -132,7 +152,7 @@ def predict_batch(predictor: Predictor, jobs: list[FileJob], options: FileOption
         else:
             value, attention = result
             if job.picture is not None:
-                _draw(value, attention, image, job.picture)
+                _draw(value, attention, image, job.picture, options.style)
             outcomes.append(FilePrediction(job.source, value, job.picture, has_more_pages=more_pages))
     return outcomes
 
@@ -149,15 +169,25 @@ _Found = tuple[Result, Optional[np.ndarray]]  # and the attention of the task wi
 
 def _run(predictor: Predictor, options: FileOptions, images: list[Picture]) -> list[_Found]:
     if options.task == ATTENTION:
-        return [predictor.explain(image, options.threshold, clip=options.clip) for image in images]
+        explained = [predictor.explain(image, options.threshold, clip=options.clip) for image in images]
+        return [_kept(found, attention, options.classes) for found, attention in explained]
     results = predictor.predict([*images], options.task, options.threshold, clip=options.clip, batch_size=options.batch)
-    return [(result, None) for result in results]
+    return [_kept(result, None, options.classes) for result in results]
 
 
-def _draw(result: Result, attention: Optional[np.ndarray], image: Image.Image, picture: Path) -> None:
+def _kept(result: Result, attention: Optional[np.ndarray], classes: Optional[frozenset[str]]) -> _Found:
+    """What is left of a result if only some classes are wanted."""
+    if classes is None or isinstance(result, list):
+        return result, attention
+    if attention is not None and isinstance(result, Detections):
+        attention = attention[[name in classes for name in result.names]]
+    return result.of_classes(classes), attention
+
+
+def _draw(result: Result, attention: Optional[np.ndarray], image: Image.Image, picture: Path, style: DrawingStyle) -> None:
     if attention is not None and isinstance(result, Detections):
         drawn = result.draw_attention(image, attention)
     else:
-        drawn = drawing_of(result, image)
+        drawn = drawing_of(result, image, style)
     with replacing(picture) as temporary, writing(picture):
         drawn.save(temporary, compress_level=_PNG_LEVEL)

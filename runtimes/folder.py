@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Optional, Union
@@ -15,15 +15,18 @@ from detr_export.runtimes.file_batches import (
     FilePrediction,
     predict_batch,
     require_file_batches,
+    require_style,
 )
 from detr_export.runtimes.files import require_writable
 from detr_export.runtimes.grouping import Size
 from detr_export.runtimes.pipeline import WORKERS
 from detr_export.runtimes.predictor import Predictor
 from detr_export.runtimes.result_files import FORMATS, result_file
+from detr_export.runtimes.results.classes import require_classes
+from detr_export.runtimes.results.drawing_style import PLAIN, DrawingStyle
 from detr_export.runtimes.sources import Source, source_of
 from detr_export.runtimes.stream import size_in_model
-from detr_export.runtimes.tasks import require_clip
+from detr_export.runtimes.tasks import require_clip, require_filter
 from detr_export.runtimes.thresholds import require_shares
 
 __all__ = ["FILE_TASKS", "FORMATS", "RESULTS_NAME", "FilePrediction", "predict_files"]
@@ -44,6 +47,8 @@ def predict_files(
     clip: bool = True,
     form: str = "json",
     annotations: Optional[Path] = None,
+    classes: Optional[Collection[str]] = None,
+    style: DrawingStyle = PLAIN,
 ) -> Generator[FilePrediction, None, None]:
     """Predicts on files, and yields the outcomes in the order of the files, each as soon as those before it are there.
 
@@ -69,11 +74,13 @@ def predict_files(
             no threads: one batch is read, run and drawn after another.
         clip: as in `Predictor.detect`. Segments have the boxes of their masks, so False is refused for them.
         form, annotations: the format of the file of results, as in `result_file`.
+        classes: names of the classes that are kept; None for all.
+        style: of the pictures.
 
     Raises:
         AnnotationError: as in `result_file`.
-        InputError: the task, the threshold, `batch`, `max_padding`, `workers` or `clip` is invalid, or the model or the task
-            does not have such batches, or the format does not hold its results.
+        InputError: the task, the threshold, `batch`, `max_padding`, `workers` or `clip` is invalid; the model does not have
+            such batches or classes; or the format, the style or a choice of classes does not fit the task.
         OutputError: a picture or the document exists and `overwrite` is false, or it cannot be written.
         BackendError: the backend failed, or the extra for the format is not installed. A file that is not a usable image
             does not raise; its outcome has the error.
@@ -87,6 +94,11 @@ def predict_files(
         raise InputError(f"workers is {workers}; expected a number of threads, or 0 for none")
     require_clip(task, clip)
     require_file_batches(predictor, task, batch, max_padding)
+    require_style(task, style)
+    wanted = None
+    if classes is not None:
+        require_filter(task)
+        wanted = require_classes(classes, predictor.id2label)
     pictures = _picture_paths(sources, output)
     originals = {source.image.resolve() for source in sources if isinstance(source.image, Path)}
     for path in pictures:
@@ -99,7 +111,7 @@ def predict_files(
         for name in results.names:
             require_writable(output / name, overwrite)
 
-    options = FileOptions(task, threshold, batch, max_padding, clip)
+    options = FileOptions(task, threshold, batch, max_padding, clip, wanted, style)
     jobs = [FileJob(source, picture) for source, picture in zip(sources, pictures)]
     with closing(_outcomes(predictor, jobs, options, workers)) as outcomes:
         for outcome in outcomes:

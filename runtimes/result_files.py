@@ -52,13 +52,7 @@ def result_file(
         AnnotationError: `annotations` is malformed, or has other categories than the model.
         BackendError: the extra for Parquet is not installed.
     """
-    if form not in FORMATS:
-        raise InputError(f"the format is {form!r}; expected one of {', '.join(FORMATS)}")
-    if form != "json" and task not in _OF_OBJECTS:
-        raise InputError(
-            f"the format {form} holds objects with boxes, and the results of the task {task} are more than that; "
-            "leave format (--format) out"
-        )
+    require_format(form, task)
     if form != "coco" and annotations is not None:
         raise InputError(f"annotations (--annotations) have the ids for the format coco, and the format is {form}")
     if form == "coco":
@@ -70,6 +64,17 @@ def result_file(
         raise missing_extra("pyarrow", "parquet")
     kinds: dict[str, type[ResultFile]] = {"json": _Json, "csv": _Csv, "parquet": _Parquet}
     return kinds[form]()
+
+
+def require_format(form: str, task: str) -> None:
+    """Refuses a format that does not exist or does not hold the results of a task. Raises InputError."""
+    if form not in FORMATS:
+        raise InputError(f"the format is {form!r}; expected one of {', '.join(FORMATS)}")
+    if form != "json" and task not in _OF_OBJECTS:
+        raise InputError(
+            f"the format {form} holds objects with boxes, and the results of the task {task} are more than that; "
+            "leave format (--format) out"
+        )
 
 
 class _Json(ResultFile):

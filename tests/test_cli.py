@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import csv
 import functools
 import json
 import os
@@ -147,6 +148,17 @@ def test_the_console_script_and_the_module() -> None:
         (("predict", "a", "b", "--threshold", "nan"), "Invalid value for '--threshold'"),
         (("predict", "a", "b", "--threads", "0"), "Invalid value for '--threads'"),
         (("predict", "a", "b", "--batch", "0"), "Invalid value for '--batch'"),
+        (("predict", "a", "b", "--format", "csv"), "go with --output DIR"),
+        (("predict", "a", "b", "--format", "xml", "-o", "c"), "Invalid value for '--format'"),
+        (("predict", "a", "b", "--annotations", "c", "-o", "d"), "--annotations goes with --format coco"),
+        (("predict", "a", "b", "--format", "coco", "-o", "c", "--task", "panoptic"), "leave format"),
+        (("predict", "a", "b", "--line-width", "2"), "go with --output DIR"),
+        (("predict", "a", "b", "--font-size", "9"), "go with --output DIR"),
+        (("predict", "a", "b", "--hide-labels"), "go with --output DIR"),
+        (("predict", "a", "b", "--line-width", "0", "-o", "c"), "Invalid value for '--line-width'"),
+        (("predict", "a", "b", "--line-width", "2", "-o", "c", "--task", "panoptic"), "leave line_width"),
+        (("predict", "a", "b", "--hide-labels", "-o", "c", "--explain"), "labels are fixed"),
+        (("predict", "a", "b", "--classes", "cat", "--task", "semantic"), "leave classes"),
     ],
 )
 def test_wrong_usage(arguments: tuple[str, ...], message: str) -> None:
@@ -390,6 +402,21 @@ def test_predict_walks_folders_and_takes_pages_and_stdin(tiny_onnx: Path, photo:
     assert (tmp_path / "out" / "sub" / "a.page2.png").is_file()
 
 
+def test_predict_writes_some_classes_as_a_table(tiny_onnx: Path, images: Path, tmp_path: Path) -> None:
+    arguments = ("predict", tiny_onnx, images, "--threshold", "0", "-o", tmp_path / "out", "--format", "csv")
+    everything = json.loads(run("predict", tiny_onnx, images, "--threshold", "0", "--json").stdout)
+    found = [(item["file"], entry["name"]) for item in everything for entry in item["detections"]]
+    wanted = {"person", "cat"}
+    assert wanted & {name for _, name in found} not in (set(), {name for _, name in found})
+    done = run(*arguments, "--classes", "person,cat", "--line-width", "2", "--hide-labels")
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
+        rows = [(row["file"], row["class"]) for row in csv.DictReader(file)]
+    assert rows == [pair for pair in found if pair[1] in wanted]
+    refused = fails(*arguments, "--overwrite", "--classes", "person", "--classes", "dragon")
+    assert refused.startswith("error: the model has no class 'dragon'")
+
+
 def test_predict_in_batches_and_with_a_cache(tiny_onnx: Path, images: Path, tmp_path: Path) -> None:
     arguments = ("predict", tiny_onnx, images, "--threshold", "0", "--json", "--device", "openvino")
     alone = json.loads(run(*arguments).stdout)
@@ -498,7 +525,8 @@ def test_names_that_are_no_text(tiny_onnx: Path, images: Path) -> None:
     (images / "two\nlines.jpg").write_bytes(b"")
     done = run("predict", tiny_onnx, images)
     assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1
+    error, _ = done.stderr.splitlines()
+    assert error.startswith("error: ")
 
 
 # ---- extras and interruption --------------------------------------------------------------------------------------------

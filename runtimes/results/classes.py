@@ -36,9 +36,8 @@ def require_classes(names: Iterable[str], id2label: Mapping[int, str]) -> frozen
 def split_names(given: Iterable[str], id2label: Mapping[int, str]) -> list[str]:
     """Class names as they are typed: each text is one name, or several between commas."""
     known = set(id2label.values())
-    return [
-        name.strip() for text in given for name in ([text] if text in known else text.split(",")) if name.strip() or not text
-    ]
+    split = [part for text in given for part in ([text] if text in known else text.split(","))]
+    return [part.strip() for part in split if part.strip()]
 
 
 def _suggestion(name: str, known: list[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Optional, Union
 
@@ -13,6 +13,7 @@ from detr_export.runtimes.processing.detection import Kept
 from detr_export.runtimes.processing.images import ImageSource
 from detr_export.runtimes.processing.rle import encode_compressed_rle
 from detr_export.runtimes.results.drawing import draw_attention, draw_boxes
+from detr_export.runtimes.results.drawing_style import PLAIN, DrawingStyle
 
 
 class _Value:
@@ -57,6 +58,22 @@ class Detections(_Value):
             x_min, y_min, x_max, y_max = map(float, box)
             yield Detection(int(label), name, float(score), (x_min, y_min, x_max, y_max), mask)
 
+    def select(self, which: np.ndarray) -> Detections:
+        """Some of the objects.
+
+        Args:
+            which: bool (N,), or int (M,), the numbers of the objects in their new order.
+        """
+        which = np.asarray(which)
+        numbers = np.flatnonzero(which) if which.dtype == bool else which.astype(np.int64)
+        masks = None if self.masks is None else self.masks[numbers]
+        names = tuple(self.names[number] for number in numbers)
+        return Detections(self.scores[numbers], self.labels[numbers], self.boxes[numbers], names, self.image_size, masks)
+
+    def of_classes(self, names: Collection[str]) -> Detections:
+        """The objects whose class has one of the names. `require_classes` refuses names that a model does not have."""
+        return self.select(np.array([name in names for name in self.names], dtype=bool))
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON: `{"image_size": [height, width], "detections": [{"label", "name", "score", "box"}, ...]}`."""
         return {
@@ -85,13 +102,17 @@ class Detections(_Value):
                 entry["segmentation"] = encode_compressed_rle(mask)
         return entries
 
-    def draw(self, image: ImageSource) -> Image.Image:
+    def draw(self, image: ImageSource, style: DrawingStyle = PLAIN) -> Image.Image:
         """A copy of `image` with a box and a caption for each object.
+
+        Args:
+            image: the image of the detections.
+            style: how they look; sizes follow from the size of the image.
 
         Raises:
             ImageError: the image cannot be read, or has another size than the image of the detections.
         """
-        return draw_boxes(image, self.image_size, self.boxes, self.scores, self.labels, self.names)
+        return draw_boxes(image, self.image_size, self.boxes, self.scores, self.labels, self.names, style)
 
     def draw_attention(
         self, image: ImageSource, attention: np.ndarray, columns: int = 3, cell_width: int = 480
