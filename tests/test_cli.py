@@ -542,6 +542,7 @@ def test_names_that_are_no_text(tiny_onnx: Path, images: Path) -> None:
         ("onnxsim", ("onnx", "{tiny}"), "export"),
         ("onnxruntime", ("predict", "{onnx}", "{photo}"), "cpu"),
         ("onnxruntime", ("onnx", "{tiny}"), "cpu"),
+        ("pyarrow", ("predict", "{onnx}", "{photo}", "--format", "parquet", "-o", "{tmp}/out"), "parquet"),
         ("huggingface_hub", ("onnx", "someone/something"), "hub"),
         ("huggingface_hub", ("predict", "someone/something/model.onnx", "{photo}"), "hub"),
     ],
@@ -555,7 +556,7 @@ def test_a_missing_extra_names_its_install(
     photo: Path,
     tmp_path: Path,
 ) -> None:
-    places = {"tiny": tiny_checkpoint, "onnx": tiny_onnx, "photo": photo}
+    places = {"tiny": tiny_checkpoint, "onnx": tiny_onnx, "photo": photo, "tmp": tmp_path}
     command = [part.format(**places) for part in arguments]
     if command[0] == "onnx":
         command += ["-o", str(tmp_path / "a.onnx")]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional, Union
 
 import numpy as np
 from PIL import Image
 
+from detr_export.runtimes.errors import AnnotationError, InputError
 from detr_export.runtimes.processing.detection import Kept
 from detr_export.runtimes.processing.images import ImageSource
-from detr_export.runtimes.processing.rle import encode_compressed_rle
+from detr_export.runtimes.processing.rle import decode_rle, encode_compressed_rle
 from detr_export.runtimes.results.drawing import draw_attention, draw_boxes
 from detr_export.runtimes.results.drawing_style import PLAIN, DrawingStyle
 
@@ -36,6 +37,13 @@ class Detection(_Value):
     score: float  # in (0, 1]
     box: tuple[float, float, float, float]  # (x_min, y_min, x_max, y_max) in pixels of the original image
     mask: Optional[np.ndarray]  # (height, width) bool, at that size, or None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: `label`, `name`, `score`, `box`, and with a mask `segmentation`, its run-length encoding as in COCO."""
+        document: dict[str, Any] = {"label": self.label, "name": self.name, "score": self.score, "box": [*self.box]}
+        if self.mask is not None:
+            document["segmentation"] = encode_compressed_rle(self.mask)
+        return document
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,13 +83,35 @@ class Detections(_Value):
         return self.select(np.array([name in names for name in self.names], dtype=bool))
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: `{"image_size": [height, width], "detections": [{"label", "name", "score", "box"}, ...]}`."""
-        return {
-            "image_size": list(self.image_size),
-            "detections": [
-                {"label": item.label, "name": item.name, "score": item.score, "box": [*item.box]} for item in self
-            ],
-        }
+        """For JSON: `{"image_size": [height, width], "detections": [...]}`, with what `Detection.to_dict` says of each."""
+        return {"image_size": list(self.image_size), "detections": [item.to_dict() for item in self]}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Detections:
+        """The detections of which `to_dict` made a document, also after a way through JSON. Every number is the same again.
+
+        Args:
+            document: other keys, such as those of a file in predictions.json, are ignored. Without detections there are no
+                masks.
+
+        Raises:
+            InputError: a field is missing or of another type.
+        """
+        try:
+            height, width = document["image_size"]
+            items = document["detections"]
+            return cls(
+                np.array([item["score"] for item in items], dtype=np.float32),
+                np.array([item["label"] for item in items], dtype=np.int64),
+                np.array([item["box"] for item in items], dtype=np.float32).reshape(len(items), 4),
+                tuple(str(item["name"]) for item in items),
+                (int(height), int(width)),
+                _masks_of(items),
+            )
+        except (KeyError, TypeError, ValueError, AnnotationError) as error:
+            raise InputError(
+                f"these are no detections ({type(error).__name__}: {error}); expected what Detections.to_dict gives"
+            ) from error
 
     def to_coco(self, image_id: Union[int, str]) -> list[dict[str, Any]]:
         """Entries of a COCO results file: `bbox` is [x, y, width, height] in pixels, and `category_id` is the label.
@@ -131,6 +161,12 @@ class Detections(_Value):
         return draw_attention(
             image, self.image_size, self.boxes, self.scores, self.labels, self.names, attention, columns, cell_width
         )
+
+
+def _masks_of(items: Sequence[Mapping[str, Any]]) -> Optional[np.ndarray]:
+    if not any("segmentation" in item for item in items):
+        return None
+    return np.stack([decode_rle(item["segmentation"]).astype(bool) for item in items])
 
 
 def make_detections(kept: Kept, image_size: tuple[int, int], id2label: Mapping[int, str], clip: bool) -> Detections:

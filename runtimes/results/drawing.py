@@ -19,6 +19,7 @@ _GOLDEN_RATIO = 0.618034  # step of the hue from one label to the next; it gives
 _TINT = 0.5  # share of a segment's colour in its pixels
 _CELL_TINT = 0.3  # the same of a shaded cell, whose text is to stay readable
 _OUTLINE = 1  # number of the colour of the outlines of a table's cells
+_COARSE = 100  # pixels of the longer side of a mask in which a place for a name is looked for
 _CAPTION_AREA = 1 / 400  # share of the image; segments that are smaller are drawn without their name
 
 
@@ -113,7 +114,7 @@ def draw_segments(
     image = Image.fromarray(pixels)
     named = [segment for segment in segments if style.labels and segment.area >= _CAPTION_AREA * ids.size]
     named.sort(key=lambda segment: -segment.area)
-    points = np.array([_inside(ids == segment.id) * 2 for segment in named]).reshape(-1, 4)
+    points = np.array([inner_point(ids == segment.id) * 2 for segment in named]).reshape(-1, 4)
     texts = [segment.name + ("" if segment.score is None else f" {segment.score:.2f}") for segment in named]
     colors = [color_of(segment.id) for segment in named]
     write_captions(image, points, texts, colors, style.text(max(image.size)), centred=True)
@@ -215,8 +216,19 @@ def _borders(ids: np.ndarray) -> np.ndarray:
     return borders
 
 
-def _inside(mask: np.ndarray) -> tuple[float, float]:
-    """A pixel (x, y) of the mask near its middle."""
+def inner_point(mask: np.ndarray) -> tuple[float, float]:
+    """A pixel (x, y) of the mask (height, width) bool that is far from its edges; of several, one near the middle."""
+    step = max(1, max(mask.shape) // _COARSE)
+    coarse = mask[step // 2 :: step, step // 2 :: step]
+    if not coarse.any():  # it is thin, and so is everything in it
+        step, coarse = 1, mask
+    # Pixels at the edges are taken away until the next layer would be the last one
+    inner = coarse
+    while inner.any():
+        coarse, padded = inner, np.pad(inner, 1)
+        inner = padded[1:-1, 1:-1] & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     rows, columns = np.nonzero(mask)
-    middle = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
-    return float(columns[middle]), float(rows[middle])
+    middle = rows.mean() / step, columns.mean() / step
+    rows, columns = np.nonzero(coarse)
+    best = np.argmin((rows - middle[0]) ** 2 + (columns - middle[1]) ** 2)
+    return float(columns[best] * step + step // 2), float(rows[best] * step + step // 2)

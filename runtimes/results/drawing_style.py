@@ -11,7 +11,7 @@ from detr_export.runtimes.errors import InputError
 _LINE_AT, _TEXT_AT = 2.5, 16.0  # pixels, in a picture whose longer side is 800
 _SIDE = 800
 _GROWTH = 0.8  # exponent
-_LEAST_TEXT = 9  # pixels; smaller letters cannot be read
+_LEAST_TEXT = 10  # pixels; smaller letters of Pillow's own font are hard to read
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from PIL import Image
 from detr_export.runtimes import Detections, Segmentation
 from detr_export.runtimes.errors import InputError
 from detr_export.runtimes.results.captions import write_captions
-from detr_export.runtimes.results.drawing import color_of
+from detr_export.runtimes.results.drawing import color_of, inner_point
 from detr_export.runtimes.results.drawing_style import PLAIN, DrawingStyle
 from detr_export.runtimes.results.segmentation import make_segmentation
 from detr_export.runtimes.results.tables import Table
@@ -81,7 +81,7 @@ def test_plates_have_one_height_and_hold_their_letters() -> None:
 def test_sizes_fit_the_picture() -> None:
     sides = (1, 100, 800, 4000)
     assert [PLAIN.line(side) for side in sides] == [1, 1, 2, 9]
-    assert [PLAIN.text(side) for side in sides] == [9, 9, 16, 58]
+    assert [PLAIN.text(side) for side in sides] == [10, 10, 16, 58]
     assert DrawingStyle(line_width=3, font_size=5).line(4000) == 3
     assert DrawingStyle(line_width=3, font_size=5).text(4000) == 5
 
@@ -124,6 +124,22 @@ def test_the_name_of_a_segment_is_in_its_middle() -> None:
     np.testing.assert_allclose(middle, (149.5, 199.5), atol=2)
     larger = np.argwhere((drawn(found, font_size=40) != drawn(found, labels=False)).any(axis=-1))
     assert len(larger) > 4 * len(changed)
+
+
+def test_a_name_is_far_from_the_edges_of_its_segment() -> None:
+    rows, columns = np.mgrid[:300, :400]
+    corner = (columns < 100) | (rows >= 280)  # a broad part, and a narrow one towards which its middle lies
+    x, y = inner_point(corner)
+    assert abs(x - 50) < 8
+    assert 50 < y < 250
+    ring = abs(np.hypot(rows - 150, columns - 200) - 100) < 30
+    x, y = inner_point(ring)
+    assert abs(np.hypot(y - 150, x - 200) - 100) < 8  # about the middle between its edges
+    thin = np.zeros((3000, 4000), bool)
+    thin[1234, 20:90] = True  # too thin for a coarse look
+    x, y = inner_point(thin)
+    assert thin[int(y), int(x)]
+    assert 40 < x < 70
 
 
 def test_what_a_drawing_does_not_have_is_refused() -> None:
