@@ -588,7 +588,8 @@ def predict(
             require_filter(what)
     except InputError as error:
         raise typer.BadParameter(str(error)) from None
-    sources = find_sources(images, output, all_frames, sys.stdin.buffer)
+    stdin = getattr(sys.stdin, "buffer", None)  # None where stdin is closed
+    sources = find_sources(images, output, all_frames, stdin)
     attentions = explain and kind_of(model) == CHECKPOINT  # a file was exported with them, or does not have them
     with Predictor.load(
         model,

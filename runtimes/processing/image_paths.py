@@ -66,10 +66,14 @@ def list_folder(folder: PathPattern, leave_out: Optional[PathPattern] = None) ->
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            try:
+                is_folder, is_file = entry.is_dir(), entry.is_file()
+            except OSError:  # a link to itself
+                continue
+            if is_folder:
                 if left_out is None or os.path.realpath(entry.path) != left_out:
                     (waiting.append if entry.is_symlink() else waiting.appendleft)(entry.path)
-            elif entry.is_file():
+            elif is_file:
                 suffix = os.path.splitext(entry.name)[1].lower()
                 if suffix in suffixes:
                     pictures.append(Path(entry.path))

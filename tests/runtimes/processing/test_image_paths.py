@@ -105,6 +105,7 @@ def test_links_to_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
     (inside / "z" / "up").symlink_to(inside, target_is_directory=True)
     (inside / "again").symlink_to(inside / "z", target_is_directory=True)  # before `z` in the order of names
     (inside / "other").symlink_to(elsewhere, target_is_directory=True)
+    (inside / "self.png").symlink_to(inside / "self.png")
     (inside / "dead.png").symlink_to(inside / "nothing.png")
     (inside / "dead").symlink_to(inside / "nothing", target_is_directory=True)
     assert list_folder(inside) == Listing((inside / "other/b.png", inside / "z/a.png"), Counter())
