@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import math
 from collections.abc import Sequence
 from typing import Optional
 
@@ -11,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from detr_export.runtimes.errors import ImageError, InputError
 from detr_export.runtimes.processing.images import ImageSource, borrow_image
-from detr_export.runtimes.results.captions import write_captions
+from detr_export.runtimes.results.captions import plate_size, write_captions
 from detr_export.runtimes.results.drawing_style import PLAIN, DrawingStyle
 from detr_export.runtimes.results.segments import Segment
 
@@ -87,7 +88,7 @@ def matching_image(source: ImageSource, size: tuple[int, int]) -> Image.Image:
 def draw_segments(
     source: ImageSource, ids: np.ndarray, segments: Sequence[Segment], style: DrawingStyle = PLAIN
 ) -> Image.Image:
-    """A copy of the image with a translucent colour and an outline for each segment, and the names of all but tiny ones.
+    """A copy of the image with a translucent colour and an outline for each segment, and the names of all but small ones.
 
     Args:
         source: the image.
@@ -112,13 +113,20 @@ def draw_segments(
     pixels = (np.asarray(image) * kept[ids] + added[ids]).round().astype(np.uint8)
     pixels[_borders(ids)] = 255
     image = Image.fromarray(pixels)
+    size = style.text(max(image.size))
+    texts = {segment.id: _name_of(segment) for segment in segments}
+    # A name is not to cover more than its segment, nor is every speck to have one
     named = [segment for segment in segments if style.labels and segment.area >= _CAPTION_AREA * ids.size]
+    named = [segment for segment in named if segment.area >= math.prod(plate_size(texts[segment.id], size))]
     named.sort(key=lambda segment: -segment.area)
     points = np.array([inner_point(ids == segment.id) * 2 for segment in named]).reshape(-1, 4)
-    texts = [segment.name + ("" if segment.score is None else f" {segment.score:.2f}") for segment in named]
     colors = [color_of(segment.id) for segment in named]
-    write_captions(image, points, texts, colors, style.text(max(image.size)), centred=True)
+    write_captions(image, points, [texts[segment.id] for segment in named], colors, size, centred=True)
     return image
+
+
+def _name_of(segment: Segment) -> str:
+    return segment.name if segment.score is None else f"{segment.name} {segment.score:.2f}"
 
 
 def draw_cells(
