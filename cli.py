@@ -9,6 +9,7 @@ makes of them, and every option would lose its name and its help.
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -33,6 +34,7 @@ from detr_export.choices import (
     PredictTask,
     ProcessorOption,
     ResizeKind,
+    ResultFormat,
     RevisionOption,
     StrictOption,
     TrainTask,
@@ -46,8 +48,8 @@ from detr_export.terminal import (
     TerminalProgress,
     ThreadsOption,
     VersionOption,
-    print_error,
     print_json,
+    print_note,
     print_result,
     reports_errors,
     spell_lists,
@@ -506,16 +508,49 @@ def inspect(
 @reports_errors
 def predict(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="An ONNX file, an engine or a checkpoint.")],
-    images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Files, folders and patterns like *.jpg.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGES...",
+            help="Files, folders with all folders below them, patterns like *.jpg, addresses on the web, and - for stdin.",
+        ),
+    ],
+    all_frames: Annotated[
+        bool, typer.Option("--all-frames", help="Predict on every page or frame of a file. Else on the first one.")
+    ] = False,
     task: Annotated[
         PredictTask,
         typer.Option(help="panoptic, instances and semantic need a segmentation model, tables a Table Transformer."),
     ] = PredictTask.detection,
     explain: Annotated[bool, typer.Option("--explain", help="Draw where the decoder looked for each detection.")] = False,
     threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Lowest score that is shown.")] = 0.5,
-    output: Annotated[
-        Optional[Path], typer.Option("--output", "-o", help="A folder for annotated pictures and predictions.json.")
+    classes: Annotated[
+        Optional[list[str]],
+        typer.Option(metavar="NAME,...", help="Keep only these classes; may be repeated. Not for semantic maps and tables."),
     ] = None,
+    output: Annotated[
+        Optional[Path], typer.Option("--output", "-o", help="A folder for annotated pictures and a file of results.")
+    ] = None,
+    form: Annotated[
+        Optional[ResultFormat],
+        typer.Option(
+            "--format",
+            help="With --output: of the file of results; json if left out. The others hold detections and instances.",
+        ),
+    ] = None,
+    annotations: Annotated[
+        Optional[Path],
+        typer.Option(metavar="FILE", help="With --format coco: a COCO instances file that has the ids of the images."),
+    ] = None,
+    line_width: Annotated[
+        Optional[int],
+        typer.Option(min=1, metavar="N", help="With --output: width of lines, pixels; it fits the picture if left out."),
+    ] = None,
+    font_size: Annotated[
+        Optional[int],
+        typer.Option(min=1, metavar="N", help="With --output: size of labels, pixels; it fits the picture if left out."),
+    ] = None,
+    hide_labels: Annotated[bool, typer.Option("--hide-labels", help="With --output: draw no labels.")] = False,
     overwrite: OverwriteOption = False,
     batch: Annotated[
         int,
@@ -545,15 +580,37 @@ def predict(
     """Find or segment objects in images, or read tables. An unreadable image is reported, and the others still run."""
     if explain and task is not PredictTask.detection:
         raise typer.BadParameter("--explain draws detections; leave --task out")
+    if output is None and any(item is not None for item in (form, line_width, font_size, hide_labels or None)):
+        raise typer.BadParameter("--format, --line-width, --font-size and --hide-labels go with --output DIR")
+    if annotations is not None and form is not ResultFormat.coco:
+        raise typer.BadParameter("--annotations goes with --format coco")
+    if form is ResultFormat.parquet:
+        require_extra("parquet")
+    from detr_export.prediction_report import PredictionReport
     from detr_export.runtimes.errors import InputError
+    from detr_export.runtimes.file_batches import ATTENTION, require_style
     from detr_export.runtimes.folder import predict_files
     from detr_export.runtimes.opening import CHECKPOINT, kind_of, spins
     from detr_export.runtimes.predictor import Predictor
-    from detr_export.runtimes.processing.images import iter_image_paths
+    from detr_export.runtimes.result_files import require_format
+    from detr_export.runtimes.results.classes import split_names
+    from detr_export.runtimes.results.drawing_style import DrawingStyle
     from detr_export.runtimes.session import largest_batch
+    from detr_export.runtimes.sources import find_sources, pages_note
+    from detr_export.runtimes.tasks import require_filter
 
-    paths = iter_image_paths(images)
-    outcomes, failed = [], False
+    what = ATTENTION if explain else task.value
+    style = DrawingStyle(line_width, font_size, not hide_labels)
+    format_name = value_of(form) or ResultFormat.json.value
+    try:
+        require_style(what, style)
+        require_format(format_name, what)
+        if classes:
+            require_filter(what)
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from None
+    stdin = getattr(sys.stdin, "buffer", None)  # None where stdin is closed
+    sources = find_sources(images, output, all_frames, stdin)
     attentions = explain and kind_of(model) == CHECKPOINT  # a file was exported with them, or does not have them
     with Predictor.load(
         model,
@@ -569,20 +626,27 @@ def predict(
         largest = largest_batch(predictor.session, device)
         if largest is not None and batch > largest:
             raise InputError(f"--batch is {batch}, but the model on the device {device} takes {largest} at most")
-        what = "attention" if explain else task.value
-        for outcome in predict_files(
-            predictor, paths, threshold, output, overwrite, what, batch, max_padding, clip=not no_clip
-        ):
-            if outcome.error is not None:
-                print_error(outcome.error)
-                failed = True
-            elif not as_json:
-                typer.echo(outcome.summary())
-            if as_json:
-                outcomes.append(outcome.to_dict())
-    if as_json:
-        print_json(outcomes)
-    if failed:
+        with PredictionReport(len(sources.pictures), as_json) as report:
+            for outcome in predict_files(
+                predictor,
+                sources.pictures,
+                threshold,
+                output,
+                overwrite,
+                what,
+                batch,
+                max_padding,
+                clip=not no_clip,
+                form=format_name,
+                annotations=annotations,
+                classes=split_names(classes, predictor.id2label) if classes else None,
+                style=style,
+            ):
+                report.add(outcome)
+    for note in (sources.note(), pages_note(report.totals.with_more_pages)):
+        if note is not None:
+            print_note(note)
+    if report.totals.failed:
         raise typer.Exit(1)
 
 

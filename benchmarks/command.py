@@ -267,7 +267,8 @@ def processors_command(
     """Compare and time pre- and post-processing against the slow and fast classes of transformers."""
     _require_bench(("threadpoolctl",))
     from detr_export.benchmarks.speed.processors.run import run_processors
-    from detr_export.runtimes.processing.images import iter_image_paths, load_image
+    from detr_export.runtimes.processing.image_paths import iter_image_paths
+    from detr_export.runtimes.processing.images import load_image
 
     loaded = None if images is None else [load_image(path) for path in iter_image_paths(str(images))]
     with TerminalProgress() as progress:

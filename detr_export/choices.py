@@ -95,6 +95,15 @@ class PredictTask(str, Enum):
     tables = "tables"
 
 
+class ResultFormat(str, Enum):
+    """How results are written."""
+
+    json = "json"
+    coco = "coco"
+    csv = "csv"
+    parquet = "parquet"
+
+
 class DemoKind(str, Enum):
     """What is drawn."""
 

@@ -5,7 +5,7 @@ Source: the category lists of COCO 2017 detection (80 things, ids 1 to 90) and p
 
 from __future__ import annotations
 
-UNUSED = "N/A"  # what the hub's configurations call an id without a class
+from detr_export.runtimes.processing.annotations.coco_file import UNUSED
 
 _THINGS = (
     "1 person,2 bicycle,3 car,4 motorcycle,5 airplane,6 bus,7 train,8 truck,9 boat,10 traffic light,11 fire hydrant,"

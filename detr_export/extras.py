@@ -13,6 +13,7 @@ _PACKAGES = {
     "export": ("torch", "onnx", "onnxscript", "safetensors"),
     "train": ("matplotlib", "tqdm"),
     "serve": ("fastapi", "uvicorn", "python_multipart", "prometheus_client"),
+    "parquet": ("pyarrow",),
 }
 
 

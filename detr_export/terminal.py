@@ -41,8 +41,17 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
 
 def print_error(error: Exception) -> None:
     """Print an error on stderr: as one line, but a `DatasetError` as the lines that it has."""
+    typer.echo(_error_text(error), err=True)
+
+
+def _error_text(error: Exception) -> str:
     lines = str(error).splitlines() if isinstance(error, DatasetError) else [" ".join(str(error).split())]
-    typer.echo("\n".join([f"error: {lines[0]}", *lines[1:]]), err=True)
+    return "\n".join([f"error: {lines[0]}", *lines[1:]])
+
+
+def print_note(text: str) -> None:
+    """Print what a user should know, but did not ask for, on stderr."""
+    typer.echo(f"note: {text}", err=True)
 
 
 def print_json(document: Any) -> None:
@@ -138,6 +147,13 @@ class TerminalProgress:
             typer.echo(f"  {line}", err=True)
         else:
             self._bar.write(f"  {line}", file=sys.stderr)
+
+    def error(self, error: Exception) -> None:
+        """Print an error as `print_error` does, above the bar if there is one."""
+        if self._bar is None:
+            print_error(error)
+        else:
+            self._bar.write(_error_text(error), file=sys.stderr)
 
     def step(self, done: int, total: int, note: str = "") -> None:
         """Move the bar. The first call makes it, if stderr is a terminal and tqdm is installed."""

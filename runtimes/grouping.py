@@ -12,15 +12,12 @@ from PIL import Image
 
 from detr_export.runtimes.errors import ImageError, InputError
 from detr_export.runtimes.processing.frames import array_over, is_file_content
-from detr_export.runtimes.processing.images import ImageSource
+from detr_export.runtimes.processing.images import ImageSource, read_image_size, upright_size
 
 Item = TypeVar("Item")
 Size = tuple[int, int]  # (height, width), pixels
 
 AHEAD = 8  # for how many batches the stream is read ahead of the oldest item that waits
-_EXIF_ORIENTATION = 0x0112
-_TIFF_WIDTH = 0x0100
-_LYING = (5, 6, 7, 8)  # its values that exchange height and width (EXIF 2.3, tag 0x0112)
 
 
 @dataclass
@@ -98,24 +95,23 @@ def _grouped(items: Iterable[tuple[Item, Optional[Size]]], batch: int, max_paddi
         yield group.items
 
 
-def size_of_file(file: Union[str, os.PathLike, BinaryIO]) -> Optional[Size]:
-    """The (height, width) of an image file once it stands upright, from its header. The pixels are not decoded.
+def size_of_file(file: Union[str, os.PathLike, BinaryIO], page: int = 1) -> Optional[Size]:
+    """`read_image_size` for files that may be no images: (height, width), from the header alone.
 
     Returns:
-        None if the file cannot be opened as an image; `load_image` then says why. A header may also be wrong, so batches
-        are checked again when the pixels are there.
+        None if there is no such image; `load_image` then says why. A header may also be wrong, so batches are checked
+        again when the pixels are there.
     """
     try:
-        with Image.open(file) as image:
-            return _upright_size(image)
-    except Exception:  # Pillow raises all kinds of errors for damaged files
+        return read_image_size(file, page)
+    except ImageError:
         return None
 
 
 def size_of_image(source: ImageSource) -> Optional[Size]:
     """The same of anything that `load_image` reads, and None for anything else."""
     if isinstance(source, Image.Image):
-        return _upright_size(source)
+        return upright_size(source)
     if isinstance(source, (str, os.PathLike)):
         return size_of_file(source)
     try:
@@ -127,13 +123,3 @@ def size_of_image(source: ImageSource) -> Optional[Size]:
     if is_file_content(array):
         return size_of_file(io.BytesIO(array.tobytes()))
     return (array.shape[0], array.shape[1]) if array.ndim == 3 else None
-
-
-def _upright_size(image: Image.Image) -> Size:
-    width, height = image.size
-    # The method of the base class: that of PNG files decodes the pixels to find EXIF data behind them
-    exif = Image.Image.getexif(image)
-    lying = exif.get(_EXIF_ORIENTATION) in _LYING
-    if image.format == "TIFF" and exif.get(_TIFF_WIDTH) != width:
-        lying = False  # newer versions of Pillow give the upright size
-    return (width, height) if lying else (height, width)

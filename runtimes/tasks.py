@@ -8,6 +8,7 @@ from PIL import Image
 
 from detr_export.runtimes.errors import InputError
 from detr_export.runtimes.results.detections import Detections
+from detr_export.runtimes.results.drawing_style import PLAIN, DrawingStyle
 from detr_export.runtimes.results.segmentation import KINDS, Segmentation
 from detr_export.runtimes.results.tables import Table, draw_tables
 
@@ -25,13 +26,20 @@ def require_clip(task: str, clip: bool) -> None:
         )
 
 
+def require_filter(task: str) -> None:
+    """Refuses a choice of classes for a task whose results need all of them. Raises InputError."""
+    if task in (TABLES, "semantic"):
+        what = "a grid is put together from all classes" if task == TABLES else "a semantic map gives every pixel a class"
+        raise InputError(f"{what}; leave classes (--classes) out with the task {task}")
+
+
 def document_of(result: Result) -> dict[str, Any]:
     """A result in types that JSON has, as in predictions.json."""
     return {"tables": [table.to_dict() for table in result]} if isinstance(result, list) else result.to_dict()
 
 
-def drawing_of(result: Result, picture: Image.Image) -> Image.Image:
+def drawing_of(result: Result, picture: Image.Image, style: DrawingStyle = PLAIN) -> Image.Image:
     """A copy of the picture with the result drawn on it."""
     if isinstance(result, list):
-        return draw_tables(picture, (picture.height, picture.width), result)
-    return result.draw(picture)
+        return draw_tables(picture, (picture.height, picture.width), result, style)
+    return result.draw(picture, style)

@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from detr_export.benchmarks.accuracy.annotation_file import (
+from detr_export.runtimes.errors import AnnotationError, InputError, missing_extra
+from detr_export.runtimes.processing.annotations import checks
+from detr_export.runtimes.processing.annotations.coco_file import (
     AnnotationSource,
     category_names,
     images_by_id,
     read_annotation_file,
 )
-from detr_export.runtimes.errors import AnnotationError, InputError, missing_extra
-from detr_export.runtimes.processing.annotations import checks
 from detr_export.runtimes.processing.rle import decode_rle, encode_compressed_rle
 from detr_export.runtimes.results.detections import Detections
 

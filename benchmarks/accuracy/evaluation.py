@@ -18,7 +18,6 @@ from importlib import metadata as distributions
 from pathlib import Path
 from typing import Any
 
-from detr_export.benchmarks.accuracy.annotation_file import AnnotationSource, check_categories, read_annotation_file
 from detr_export.benchmarks.accuracy.detection_evaluator import CocoEvaluator
 from detr_export.benchmarks.accuracy.panoptic_evaluator import PanopticEvaluator
 from detr_export.benchmarks.accuracy.plots import require_plots_folder, write_plots
@@ -29,6 +28,7 @@ from detr_export.runtimes.hub import onnx_file
 from detr_export.runtimes.opening import ONNX, kind_of, spins
 from detr_export.runtimes.predictor import Predictor
 from detr_export.runtimes.processing.annotations import checks
+from detr_export.runtimes.processing.annotations.coco_file import AnnotationSource, check_categories, read_annotation_file
 from detr_export.runtimes.processing.images import load_image
 from detr_export.runtimes.progress import SILENT, Progress
 

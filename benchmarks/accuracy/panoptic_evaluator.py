@@ -21,14 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from detr_export.benchmarks.accuracy.annotation_file import (
+from detr_export.runtimes.errors import AnnotationError, InputError
+from detr_export.runtimes.processing.annotations import checks
+from detr_export.runtimes.processing.annotations.coco_file import (
     AnnotationSource,
     category_names,
     images_by_id,
     read_annotation_file,
 )
-from detr_export.runtimes.errors import AnnotationError, InputError
-from detr_export.runtimes.processing.annotations import checks
 from detr_export.runtimes.processing.annotations.panoptic import panoptic_path, read_segment_ids
 from detr_export.runtimes.results.segmentation import Segmentation
 

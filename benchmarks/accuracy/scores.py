@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from detr_export.benchmarks.accuracy.annotation_file import AnnotationSource, read_annotation_file
 from detr_export.benchmarks.speed.report import Accuracy
 from detr_export.benchmarks.speed.targets import BACKENDS, Target
 from detr_export.data.documents import pictures_of
 from detr_export.data.layouts import COCO, VAL, SplitFiles, find_split, has_split
 from detr_export.runtimes.devices import OPENVINO
 from detr_export.runtimes.files import user_path
+from detr_export.runtimes.processing.annotations.coco_file import AnnotationSource, read_annotation_file
 
 # The backends that a Predictor opens. In the others, the outputs of the same weights were compared.
 SCORED = ("torch", "torch-cuda", "ort", "ort-cuda", "openvino")

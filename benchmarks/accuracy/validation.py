@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from detr_export.benchmarks.accuracy.annotation_file import read_annotation_file
 from detr_export.benchmarks.accuracy.evaluation import evaluate
 from detr_export.benchmarks.accuracy.scores import Annotated, annotated
 from detr_export.data.sources import DataSource
 from detr_export.data.splits import CocoSplit, read_files
 from detr_export.runtimes.errors import AnnotationError
 from detr_export.runtimes.predictor import Predictor
+from detr_export.runtimes.processing.annotations.coco_file import read_annotation_file
 from detr_export.runtimes.progress import SILENT, Progress
 from detr_export.training.validation import Validation
 

@@ -35,7 +35,8 @@ from detr_export.runtimes.folder import predict_files
 from detr_export.runtimes.image_runner import ImageRunner
 from detr_export.runtimes.pipeline import WORKERS
 from detr_export.runtimes.predictor import Predictor
-from detr_export.runtimes.processing.images import iter_image_paths, load_image
+from detr_export.runtimes.processing.image_paths import iter_image_paths
+from detr_export.runtimes.processing.images import load_image
 from detr_export.runtimes.results.detections import Detections
 from detr_export.runtimes.tasks import TASKS, drawing_of
 from detr_export.training.demo_data import write_demo_data

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from detr_export.runtimes.processing.images import iter_image_paths, load_image
+from detr_export.runtimes.processing.image_paths import iter_image_paths
+from detr_export.runtimes.processing.images import load_image
 
 USUAL_SIZE = (480, 640)  # height and width of most pictures of COCO
 _MOST_BATCHES = 8  # different ones, of a folder of images

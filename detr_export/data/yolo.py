@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from detr_export.runtimes.errors import AnnotationError, ImageError, missing_extra
-from detr_export.runtimes.processing.images import IMAGE_SUFFIXES, read_image_size
+from detr_export.runtimes.processing.image_paths import list_folder
+from detr_export.runtimes.processing.images import read_image_size
 
 PLACE = "place"  # key of an annotation: its file and line, for messages
 
@@ -124,8 +125,7 @@ def _pictures(file: Path, document: Mapping[str, Any], value: str) -> Iterator[P
     if place is None:
         raise AnnotationError(f"{places[0]} does not exist; {file} names it, so correct path or {value} there")
     if place.is_dir():
-        found = (path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-        yield from (path for path in found if not path.name.startswith(".") and path.is_file())
+        yield from list_folder(place).pictures
         return
     try:
         listed = place.read_text(encoding="utf-8").split("\n")

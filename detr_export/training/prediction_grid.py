@@ -11,7 +11,9 @@ from PIL import Image, ImageDraw
 from detr_export.data.splits import CocoSplit
 from detr_export.runtimes.predictor import Predictor
 from detr_export.runtimes.processing.images import load_image
-from detr_export.runtimes.results.drawing import caption, color_of, draw_boxes
+from detr_export.runtimes.results.captions import write_captions
+from detr_export.runtimes.results.drawing import color_of, draw_boxes
+from detr_export.runtimes.results.drawing_style import PLAIN
 
 _PICTURES = 8
 _COLUMNS = 2  # of pictures; each has two cells side by side: annotated, predicted
@@ -52,13 +54,16 @@ def _annotated(
     """The boxes of a record on its picture, which is `size` (width, height) large when it is not made smaller."""
     picture = shown.copy()
     draw = ImageDraw.Draw(picture)
-    factor = np.array([picture.width / size[0], picture.height / size[1]] * 2)
-    for item in record["annotations"] if "annotations" in record else record["segments_info"]:
-        x, y, width, height = item["bbox"]
-        box = (np.array([x, y, x + width, y + height]) * factor).tolist()
-        color = color_of(item["category_id"])
-        draw.rectangle(box, outline=color, width=2)
-        caption(draw, (box[0], box[1]), names[item["category_id"]], color)
+    objects = record["annotations"] if "annotations" in record else record["segments_info"]
+    boxes = np.array([item["bbox"] for item in objects], dtype=np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    boxes *= [picture.width / size[0], picture.height / size[1]] * 2
+    colors = [color_of(item["category_id"]) for item in objects]
+    side = max(picture.size)
+    for box, color in zip(boxes.tolist(), colors, strict=True):
+        draw.rectangle(box, outline=color, width=PLAIN.line(side))
+    texts = [names[item["category_id"]] for item in objects]
+    write_captions(picture, boxes, texts, colors, PLAIN.text(side))
     return picture
 
 

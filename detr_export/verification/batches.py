@@ -16,8 +16,9 @@ from detr_export.runtimes.errors import ArtifactError, InputError
 from detr_export.runtimes.image_runner import processor_of
 from detr_export.runtimes.metadata import Metadata
 from detr_export.runtimes.processing.end_to_end import image_batch
+from detr_export.runtimes.processing.image_paths import PathPattern, iter_image_paths
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
-from detr_export.runtimes.processing.images import PathPattern, iter_image_paths, load_image
+from detr_export.runtimes.processing.images import load_image
 from detr_export.runtimes.processing.uint8_batch import uint8_batch
 from detr_export.runtimes.session import Session, TensorSpec, as_declared, is_end_to_end, require_detr, takes_padding
 from detr_export.verification.cases import GRID, Case, cases_of_size, make_images, make_inputs, scale_and_pad

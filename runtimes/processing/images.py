@@ -11,13 +11,11 @@ For ordinary photographs the pixels are those of transformers 4.57.6 `load_image
 
 from __future__ import annotations
 
-import glob
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import BinaryIO, Union
+from typing import BinaryIO, Optional, Union
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -33,13 +31,12 @@ from detr_export.runtimes.processing.frames import (
     require_color,
     require_frame,
 )
+from detr_export.runtimes.processing.image_paths import PathPattern, missing
 
 ImageSource = Union[str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray, ArrayInterface, DLPack]
-PathPattern = Union[str, os.PathLike]
-
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 _EXIF_ORIENTATION = 0x0112
+_TIFF_WIDTH = 0x0100
 # EXIF orientation -> the operation that turns the stored pixels upright; 1 is upright already (EXIF 2.3, tag 0x0112).
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -72,9 +69,10 @@ def load_image(source: ImageSource) -> Image.Image:
     Raises ImageError with one line for anything that is not such an image.
     """
     if isinstance(source, Image.Image):
-        return _upright_rgb(source, _described(source))
+        return upright_rgb(source, _described(source))
     if isinstance(source, (str, os.PathLike)):
-        return _from_file(os.fsdecode(source))
+        with opened_image(source) as image:
+            return upright_rgb(image, name_of(source))
     array = array_over(source)
     if array is None:
         raise ImageError(
@@ -84,20 +82,29 @@ def load_image(source: ImageSource) -> Image.Image:
     return _from_content(array, source) if is_file_content(array) else frame_to_image(require_frame(array))
 
 
-def read_image_size(path: PathPattern) -> tuple[int, int]:
-    """(height, width) of what `load_image` makes of a file. Only its header is read, so damaged pixels are not noticed;
-    a TIFF is decoded.
+def read_image_size(file: Union[PathPattern, BinaryIO], page: int = 1) -> tuple[int, int]:
+    """(height, width) of what `load_image` makes of a file. Only its header is read, so damaged pixels are not noticed.
 
-    Raises ImageError as `load_image` does.
+    Args:
+        file: a path, or the open file.
+        page: of a file of several pages or frames, from 1.
+
+    Raises:
+        ImageError: as `load_image`, and there is no such page.
     """
-    name = os.fsdecode(path)
-    with _opened_file(name) as stream, _opened_image(stream, name) as image:
-        _require_known_pixels(image, name)
-        if image.format == "TIFF":  # some versions of Pillow have turned its size already
-            image = _upright_rgb(image, name)
-            return image.height, image.width
-        turned = _orientation(image, header_only=True) in _SIDEWAYS
-        return (image.width, image.height) if turned else (image.height, image.width)
+    with opened_image(file) as image:
+        turn_to_page(image, page, name_of(file))
+        _require_known_pixels(image, name_of(file))
+        return upright_size(image)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) of a PIL image once it stands upright. Its pixels are not decoded."""
+    width, height = image.size
+    turned = _orientation(image, header_only=True) in _SIDEWAYS
+    if turned and image.format == "TIFF":  # newer versions of Pillow give the upright size
+        turned = Image.Image.getexif(image).get(_TIFF_WIDTH) == width
+    return (width, height) if turned else (height, width)
 
 
 def borrow_image(source: ImageSource) -> Image.Image:
@@ -140,27 +147,6 @@ def borrow_pixels(source: ImageSource, color: Color = "rgb") -> Union[Image.Imag
     return borrow_image(source)
 
 
-def iter_image_paths(patterns: Union[PathPattern, Iterable[PathPattern]]) -> list[Path]:
-    """Expands files, folders and globs into paths, in the given order and each path once.
-
-    A folder stands for the files directly inside it that have one of `IMAGE_SUFFIXES` and are not hidden. A glob stands
-    for every file that it matches; `**` descends into folders. Both are sorted by name. An existing file is taken as it
-    is, even if its name contains `*` or `[`. Two paths are the same if they are equal as absolute paths; symbolic links
-    are not resolved.
-
-    Raises ImageError for a path that does not exist, and for a folder or glob without images.
-    """
-    if isinstance(patterns, (str, os.PathLike)):
-        patterns = [patterns]
-    unique: dict[str, Path] = {}
-    for pattern in patterns:
-        for path in _expand(os.fsdecode(pattern)):
-            unique.setdefault(os.path.abspath(path), path)
-    if not unique:
-        raise ImageError("no images were named: expected at least one file, folder or glob; add one")
-    return list(unique.values())
-
-
 def decode_in_place(image: Image.Image, name: str) -> None:
     """Decodes the pixels of a lazily opened PIL image. Raises ImageError if its file is damaged or closed."""
     try:
@@ -171,33 +157,40 @@ def decode_in_place(image: Image.Image, name: str) -> None:
         raise _damaged(name, error) from error
 
 
-def _expand(pattern: str) -> list[Path]:
-    if os.path.isfile(pattern):
-        return [Path(pattern)]
-    if os.path.isdir(pattern):
-        try:
-            names = sorted(os.listdir(pattern))
-        except OSError as error:
-            raise ImageError(f"cannot list folder {pattern}: {error.strerror}; check its permissions") from error
-        images = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")]
-        found = [Path(pattern, name) for name in images if os.path.isfile(os.path.join(pattern, name))]
-        if not found:
-            raise ImageError(
-                f"folder {pattern} contains no images: expected files ending in {', '.join(IMAGE_SUFFIXES)}; "
-                "name another folder, or use a glob to take files with other names"
-            )
-        return found
-    if glob.has_magic(pattern):
-        found = [Path(match) for match in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(match)]
-        if not found:
-            raise ImageError(f"glob {_short(pattern)} matches no file: expected at least one image; check the pattern")
-        return found
-    raise _missing(pattern)
+def name_of(file: Union[PathPattern, BinaryIO]) -> str:
+    """What messages call a file."""
+    return os.fsdecode(file) if isinstance(file, (str, os.PathLike)) else "the content of a file"
 
 
-def _from_file(path: str) -> Image.Image:
-    with _opened_file(path) as stream:
-        return _decode(stream, path)
+@contextmanager
+def opened_image(file: Union[PathPattern, BinaryIO], name: Optional[str] = None) -> Iterator[Image.Image]:
+    """An image file before its pixels are decoded.
+
+    Args:
+        file: a path, or the open file.
+        name: what messages call an open file.
+
+    Raises:
+        ImageError: it is no image file, or has too many pixels.
+    """
+    if isinstance(file, (str, os.PathLike)):
+        path = os.fsdecode(file)
+        with _opened_file(path) as stream, _opened_image(stream, path) as image:
+            yield image
+    else:
+        with _opened_image(file, name or name_of(file)) as image:
+            yield image
+
+
+def turn_to_page(image: Image.Image, page: int, name: str) -> None:
+    """Goes to a page of an open file, from 1. Raises ImageError if it is not there."""
+    if page == 1:
+        return
+    try:
+        image.seek(page - 1)
+    except Exception as error:  # EOFError, and all kinds for damaged files
+        raise ImageError(f"{name} has no page {page} that can be read ({error}); copy or download it again") from error
+    _require_pixel_limit(image, name)
 
 
 @contextmanager
@@ -205,7 +198,7 @@ def _opened_file(path: str) -> Iterator[BinaryIO]:
     if os.path.isdir(path):
         raise ImageError(f"{path} is a directory: expected an image file; name a file inside it")
     if not os.path.exists(path):
-        raise _missing(path)
+        raise missing(path)
     if not os.path.isfile(path):
         raise ImageError(f"{path} is not a regular file: expected an image file; save the image to a file first")
     try:
@@ -228,7 +221,7 @@ def _from_content(content: np.ndarray, source: object) -> Image.Image:
 
 def _decode(stream: BinaryIO, name: str, remedy: str = "convert it first") -> Image.Image:
     with _opened_image(stream, name, remedy) as image:
-        return _upright_rgb(image, name)
+        return upright_rgb(image, name)
 
 
 @contextmanager
@@ -245,10 +238,14 @@ def _opened_image(stream: BinaryIO, name: str, remedy: str = "convert it first")
     except Exception as error:  # decoders raise all kinds of errors for damaged files
         raise _damaged(name, error) from error
     with image:
-        limit = Image.MAX_IMAGE_PIXELS
-        if limit is not None and image.width * image.height > limit:
-            raise _too_large(name, f"{image.width}x{image.height} pixels exceed the limit of {limit}")
+        _require_pixel_limit(image, name)
         yield image
+
+
+def _require_pixel_limit(image: Image.Image, name: str) -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise _too_large(name, f"{image.width}x{image.height} pixels exceed the limit of {limit}")
 
 
 def _require_known_pixels(image: Image.Image, name: str) -> None:
@@ -258,7 +255,8 @@ def _require_known_pixels(image: Image.Image, name: str) -> None:
         raise ImageError(f"{name} has floating-point pixels (mode F): expected 8 or 16 bit; convert it to 8 bit first")
 
 
-def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
+def upright_rgb(image: Image.Image, name: str) -> Image.Image:
+    """The pixels of an open file, as `load_image` gives them. Raises ImageError, which calls the file `name`."""
     _require_known_pixels(image, name)
     decode_in_place(image, name)
     if image.mode == "I" or image.mode.startswith("I;16"):
@@ -305,12 +303,6 @@ def _grey16_to_rgb(image: Image.Image, name: str) -> Image.Image:
     return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
 
 
-def _missing(path: str) -> ImageError:
-    if path.startswith(("http://", "https://")):
-        return ImageError(f"{_short(path)} is a URL: expected a local file; download it and pass the file or its bytes")
-    return ImageError(f"{_short(path)} does not exist: expected an image file; check the path")
-
-
 def _damaged(name: str, error: Exception) -> ImageError:
     reason = " ".join(str(error).split()) or type(error).__name__
     return ImageError(f"{name} is damaged or truncated ({reason}): expected a complete image; copy or download it again")
@@ -321,8 +313,3 @@ def _too_large(name: str, reason: str) -> ImageError:
         f"{name} is too large ({reason}): expected at most PIL.Image.MAX_IMAGE_PIXELS; "
         "shrink it, or raise that limit if you trust the file"
     )
-
-
-def _short(text: str) -> str:
-    """The start of a long string. What should be a path may be a whole base64 image."""
-    return text if len(text) <= 200 else f"{text[:197]}..."

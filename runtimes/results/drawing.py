@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import colorsys
+import math
 from collections.abc import Sequence
 from typing import Optional
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from detr_export.runtimes.errors import ImageError
+from detr_export.runtimes.errors import ImageError, InputError
 from detr_export.runtimes.processing.images import ImageSource, borrow_image
-from detr_export.runtimes.results.fonts import font_of
+from detr_export.runtimes.results.captions import plate_size, write_captions
+from detr_export.runtimes.results.drawing_style import PLAIN, DrawingStyle
 from detr_export.runtimes.results.segments import Segment
 
 _GOLDEN_RATIO = 0.618034  # step of the hue from one label to the next; it gives neighbouring labels very different colours
-_LINE_SHARE = 1 / 300  # width of a line, as a share of the image's longer side
-_TEXT_SHARE = 1 / 45  # size of text, as a share of the longer side
 _TINT = 0.5  # share of a segment's colour in its pixels
 _CELL_TINT = 0.3  # the same of a shaded cell, whose text is to stay readable
 _OUTLINE = 1  # number of the colour of the outlines of a table's cells
+_COARSE = 100  # pixels of the longer side of a mask in which a place for a name is looked for
 _CAPTION_AREA = 1 / 400  # share of the image; segments that are smaller are drawn without their name
-_MIN_TEXT, _MAX_TEXT = 10, 40  # pixels
 
 
 def color_of(index: int) -> tuple[int, int, int]:
@@ -37,8 +37,9 @@ def draw_boxes(
     scores: np.ndarray,
     labels: np.ndarray,
     names: Sequence[str],
+    style: DrawingStyle = PLAIN,
 ) -> Image.Image:
-    """A copy of the image with boxes and captions. The best score is on top, and captions stay inside the picture.
+    """A copy of the image with boxes and captions. The best score is on top, and captions are placed by `place_labels`.
 
     Args:
         source: the image.
@@ -47,6 +48,7 @@ def draw_boxes(
         scores: float32 (N,).
         labels: int64 (N,). A label has the same colour in every picture.
         names: the names of the N labels.
+        style: how they look.
 
     Raises:
         ImageError: the image cannot be read, or has another size.
@@ -54,13 +56,21 @@ def draw_boxes(
     image = matching_image(source, image_size).copy()
     image.info.clear()  # or a copy would be saved with the original's resolution and colour profile
     draw = ImageDraw.Draw(image)
-    line = max(1, round(max(image.size) * _LINE_SHARE))
-    for index in scores.argsort(kind="stable"):
-        color = color_of(int(labels[index]))
-        x_min, y_min, x_max, y_max = (float(value) for value in boxes[index])
-        draw.rectangle((x_min, y_min, max(x_max, x_min), max(y_max, y_min)), outline=color, width=line)
-        caption(draw, (x_min, y_min), f"{names[index]} {scores[index]:.2f}", color)
+    line = style.line(max(image.size))
+    order = scores.argsort(kind="stable")[::-1]  # the best first
+    colors = [color_of(int(labels[index])) for index in order]
+    for index, color in zip(order[::-1], colors[::-1]):
+        draw.rectangle(_drawable(boxes[index]), outline=color, width=line)
+    if style.labels:
+        texts = [f"{names[index]} {scores[index]:.2f}" for index in order]
+        write_captions(image, boxes[order], texts, colors, style.text(max(image.size)))
     return image
+
+
+def _drawable(box: np.ndarray) -> tuple[float, float, float, float]:
+    """Pillow refuses a box whose ends are in the wrong order."""
+    x_min, y_min, x_max, y_max = (float(value) for value in box)
+    return x_min, y_min, max(x_max, x_min), max(y_max, y_min)
 
 
 def matching_image(source: ImageSource, size: tuple[int, int]) -> Image.Image:
@@ -75,29 +85,23 @@ def matching_image(source: ImageSource, size: tuple[int, int]) -> Image.Image:
     return image
 
 
-def caption(draw: ImageDraw.ImageDraw, corner: tuple[float, float], text: str, color: tuple[int, int, int]) -> None:
-    """Writes text on a coloured plate above `corner` (x, y), or below it if there is no room above."""
-    font = font_of(text, min(_MAX_TEXT, max(_MIN_TEXT, round(max(draw.im.size) * _TEXT_SHARE))))
-    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-    width, height = right - left + 4, bottom - top + 4
-    x = min(max(0.0, corner[0]), max(0.0, draw.im.size[0] - width))
-    y = corner[1] - height if corner[1] >= height else max(0.0, corner[1])
-    draw.rectangle((x, y, x + width, y + height), fill=color)
-    luminance = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
-    draw.text((x + 2 - left, y + 2 - top), text, font=font, fill="black" if luminance > 140 else "white")
-
-
-def draw_segments(source: ImageSource, ids: np.ndarray, segments: Sequence[Segment]) -> Image.Image:
-    """A copy of the image with a translucent colour and an outline for each segment, and the names of all but tiny ones.
+def draw_segments(
+    source: ImageSource, ids: np.ndarray, segments: Sequence[Segment], style: DrawingStyle = PLAIN
+) -> Image.Image:
+    """A copy of the image with a translucent colour and an outline for each segment, and the names of all but small ones.
 
     Args:
         source: the image.
         ids: int32 (height, width), the segment id of each pixel.
         segments: the segments with these ids.
+        style: how labels look.
 
     Raises:
         ImageError: the image cannot be read, or has another size than `ids`.
+        InputError: the style has a line width. The outlines of segments are one pixel wide.
     """
+    if style.line_width is not None:
+        raise InputError("segments have outlines of one pixel; leave line_width (--line-width) out")
     image = matching_image(source, (ids.shape[0], ids.shape[1]))
     largest = max((segment.id for segment in segments), default=0)
     # For each id the share of the image's own colour, and what its segment adds
@@ -109,16 +113,28 @@ def draw_segments(source: ImageSource, ids: np.ndarray, segments: Sequence[Segme
     pixels = (np.asarray(image) * kept[ids] + added[ids]).round().astype(np.uint8)
     pixels[_borders(ids)] = 255
     image = Image.fromarray(pixels)
-    draw = ImageDraw.Draw(image)
-    for segment in segments:
-        if segment.area >= _CAPTION_AREA * ids.size:
-            score = "" if segment.score is None else f" {segment.score:.2f}"
-            caption(draw, _inside(ids == segment.id), segment.name + score, color_of(segment.id))
+    size = style.text(max(image.size))
+    texts = {segment.id: _name_of(segment) for segment in segments}
+    # A name is not to cover more than its segment, nor is every speck to have one
+    named = [segment for segment in segments if style.labels and segment.area >= _CAPTION_AREA * ids.size]
+    named = [segment for segment in named if segment.area >= math.prod(plate_size(texts[segment.id], size))]
+    named.sort(key=lambda segment: -segment.area)
+    points = np.array([inner_point(ids == segment.id) * 2 for segment in named]).reshape(-1, 4)
+    colors = [color_of(segment.id) for segment in named]
+    write_captions(image, points, [texts[segment.id] for segment in named], colors, size, centred=True)
     return image
 
 
+def _name_of(segment: Segment) -> str:
+    return segment.name if segment.score is None else f"{segment.name} {segment.score:.2f}"
+
+
 def draw_cells(
-    source: ImageSource, image_size: tuple[int, int], cells: np.ndarray, shades: Sequence[Optional[int]]
+    source: ImageSource,
+    image_size: tuple[int, int],
+    cells: np.ndarray,
+    shades: Sequence[Optional[int]],
+    style: DrawingStyle = PLAIN,
 ) -> Image.Image:
     """A copy of the image with the outline of each cell of a table, and a translucent colour in some of them.
 
@@ -127,10 +143,14 @@ def draw_cells(
         image_size: the (height, width) that it must have, pixels.
         cells: float32 (N, 4), (x_min, y_min, x_max, y_max), pixels.
         shades: for each cell the number of its colour, or None.
+        style: how wide the outlines are.
 
     Raises:
         ImageError: the image cannot be read, or has another size.
+        InputError: the style says something of labels. Cells have none.
     """
+    if style.font_size is not None or not style.labels:
+        raise InputError("cells of tables have no labels; leave font_size (--font-size) and labels (--hide-labels) out")
     image = matching_image(source, image_size).copy()
     image.info.clear()  # as in `draw_boxes`
     shaded = image.copy()
@@ -140,7 +160,7 @@ def draw_cells(
             draw.rectangle(box, fill=color_of(shade))
     image = Image.blend(image, shaded, _CELL_TINT)
     draw = ImageDraw.Draw(image)
-    line = max(1, round(max(image.size) * _LINE_SHARE))
+    line = style.line(max(image.size))
     for box in cells.tolist():
         draw.rectangle(box, outline=color_of(_OUTLINE), width=line)
     return image
@@ -177,11 +197,10 @@ def draw_attention(
         sheet.paste(small)
     for cell, index in enumerate((-scores).argsort(kind="stable")):
         picture = _heat(small, attention[index])
-        draw, color = ImageDraw.Draw(picture), color_of(int(labels[index]))
-        x_min, y_min, x_max, y_max = (float(value) * cell_width / image.width for value in boxes[index])
-        draw.rectangle((x_min, y_min, max(x_max, x_min), max(y_max, y_min)), outline=color, width=2)
+        color, box = color_of(int(labels[index])), boxes[index] * (cell_width / image.width)
+        ImageDraw.Draw(picture).rectangle(_drawable(box), outline=color, width=2)
         text = f"{names[index]} {scores[index]:.2f}"
-        caption(draw, (x_min, y_min), text, color)
+        write_captions(picture, box[None], [text], [color], PLAIN.text(max(picture.size)))
         sheet.paste(picture, (cell % columns * cell_width, cell // columns * height))
     return sheet
 
@@ -205,8 +224,19 @@ def _borders(ids: np.ndarray) -> np.ndarray:
     return borders
 
 
-def _inside(mask: np.ndarray) -> tuple[float, float]:
-    """A pixel (x, y) of the mask near its middle."""
+def inner_point(mask: np.ndarray) -> tuple[float, float]:
+    """A pixel (x, y) of the mask (height, width) bool that is far from its edges; of several, one near the middle."""
+    step = max(1, max(mask.shape) // _COARSE)
+    coarse = mask[step // 2 :: step, step // 2 :: step]
+    if not coarse.any():  # it is thin, and so is everything in it
+        step, coarse = 1, mask
+    # Pixels at the edges are taken away until the next layer would be the last one
+    inner = coarse
+    while inner.any():
+        coarse, padded = inner, np.pad(inner, 1)
+        inner = padded[1:-1, 1:-1] & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     rows, columns = np.nonzero(mask)
-    middle = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
-    return float(columns[middle]), float(rows[middle])
+    middle = rows.mean() / step, columns.mean() / step
+    rows, columns = np.nonzero(coarse)
+    best = np.argmin((rows - middle[0]) ** 2 + (columns - middle[1]) ** 2)
+    return float(columns[best] * step + step // 2), float(rows[best] * step + step // 2)

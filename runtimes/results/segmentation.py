@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Union
 
@@ -13,6 +13,7 @@ from detr_export.runtimes.errors import InputError
 from detr_export.runtimes.processing.images import ImageSource
 from detr_export.runtimes.processing.rle import encode_compressed_rle
 from detr_export.runtimes.results.drawing import draw_segments
+from detr_export.runtimes.results.drawing_style import PLAIN, DrawingStyle
 from detr_export.runtimes.results.segments import Segment
 
 KINDS = ("panoptic", "instances", "semantic")
@@ -37,6 +38,18 @@ class Segmentation:
     def mask(self, segment: Segment) -> np.ndarray:
         """The pixels of a segment: (height, width) bool."""
         return self.map == segment.id
+
+    def of_classes(self, names: Collection[str]) -> Segmentation:
+        """The segments whose class has one of the names. In the map, the pixels of the others become 0.
+
+        Raises:
+            InputError: the map is semantic, and so has no value for pixels of no class.
+        """
+        if self.kind == "semantic":
+            raise InputError("a semantic map gives every pixel a class; leave classes (--classes) out")
+        kept = tuple(segment for segment in self.segments if segment.name in names)
+        ids = np.where(np.isin(self.map, [segment.id for segment in kept]), self.map, np.int32(0))
+        return Segmentation(self.kind, ids, kept)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: `image_size`, `kind`, and the segments, with their masks in COCO's run-length encoding."""
@@ -95,13 +108,18 @@ class Segmentation:
         ids = self.map.astype(np.uint32)
         return Image.fromarray(np.stack([ids % 256, ids // 256 % 256, ids // 65536 % 256], axis=-1).astype(np.uint8))
 
-    def draw(self, image: ImageSource) -> Image.Image:
+    def draw(self, image: ImageSource, style: DrawingStyle = PLAIN) -> Image.Image:
         """A copy of `image` with a colour, an outline and a name for each segment.
+
+        Args:
+            image: the image that was segmented.
+            style: how names look.
 
         Raises:
             ImageError: the image cannot be read, or has another size than the image that was segmented.
+            InputError: the style has a line width.
         """
-        return draw_segments(image, self.map, self.segments)
+        return draw_segments(image, self.map, self.segments, style)
 
 
 def make_segmentation(

@@ -16,6 +16,7 @@ from PIL import Image
 from detr_export.runtimes.processing.images import ImageSource
 from detr_export.runtimes.results.detections import Detections
 from detr_export.runtimes.results.drawing import draw_cells
+from detr_export.runtimes.results.drawing_style import PLAIN, DrawingStyle
 
 TABLE, COLUMN, ROW = "table", "table column", "table row"
 HEADER, PROJECTED, SPANNING = "table column header", "table projected row header", "table spanning cell"
@@ -72,13 +73,18 @@ class Table:
             "cells": [cell.to_dict() for cell in self.cells],
         }
 
-    def draw(self, image: ImageSource) -> Image.Image:
+    def draw(self, image: ImageSource, style: DrawingStyle = PLAIN) -> Image.Image:
         """A copy of `image` with the outlines of the cells, or of the table if it has no cells. Headers are shaded.
+
+        Args:
+            image: the image of the table.
+            style: how wide the outlines are.
 
         Raises:
             ImageError: the image cannot be read, or has another size than the image of the table.
+            InputError: the style says something of labels.
         """
-        return draw_tables(image, self.image_size, [self])
+        return draw_tables(image, self.image_size, [self], style)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +147,9 @@ def tables_from_detections(found: Detections) -> list[Table]:
     ]
 
 
-def draw_tables(image: ImageSource, image_size: tuple[int, int], tables: Sequence[Table]) -> Image.Image:
+def draw_tables(
+    image: ImageSource, image_size: tuple[int, int], tables: Sequence[Table], style: DrawingStyle = PLAIN
+) -> Image.Image:
     """A copy of `image` with all its tables. Size and errors are as in `draw_cells`, the picture is as in `Table.draw`."""
     boxes: list[np.ndarray] = []
     shades: list[Optional[int]] = []
@@ -154,7 +162,7 @@ def draw_tables(image: ImageSource, image_size: tuple[int, int], tables: Sequenc
         if not table.cells:
             boxes.append(table.box)
             shades.append(None)
-    return draw_cells(image, image_size, np.array(boxes, dtype=np.float32).reshape(-1, 4), shades)
+    return draw_cells(image, image_size, np.array(boxes, dtype=np.float32).reshape(-1, 4), shades, style)
 
 
 def _table(box: np.ndarray, objects: dict[str, _Objects], image_size: tuple[int, int]) -> Table:

@@ -84,3 +84,15 @@ def test_on_a_terminal_without_tqdm_only_the_stages_are_printed(monkeypatch: pyt
     with TerminalProgress() as progress:
         work(progress)
     assert terminal.getvalue() == "  reading\n  verifying\n"
+
+
+def test_an_error_stands_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = FakeTerminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with TerminalProgress() as progress:
+        progress.error(DetrError("one"))
+        progress.step(1, 2)
+        progress.error(DetrError("two\nlines"))
+    shown = terminal.getvalue()
+    assert shown.startswith("error: one\n")
+    assert "\rerror: two lines\n" in shown.replace(" " * 10, "").replace("\r\r", "\r")

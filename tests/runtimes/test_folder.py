@@ -59,8 +59,8 @@ def test_a_bad_file_is_passed_over(predictor: Predictor, images: list[Path], tmp
     assert names(tmp_path / "out") == ["a.png", "c.png", RESULTS_NAME]
     document = json.loads((tmp_path / "out" / RESULTS_NAME).read_text())
     assert document == [outcome.to_dict() for outcome in outcomes]
-    assert set(document[1]) == {"image", "error"}
-    assert set(document[0]) == {"image", "picture", "image_size", "detections"}
+    assert set(document[1]) == {"image", "file", "error"}
+    assert set(document[0]) == {"image", "file", "picture", "image_size", "detections"}
 
 
 def test_a_file_is_decoded_once_and_its_pixels_are_copied_once(

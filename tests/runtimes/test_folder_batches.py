@@ -135,7 +135,7 @@ def test_padding_joins_sizes_up_to_its_limit(predictor: Predictor, files: list[P
 def test_what_a_header_says_is_checked_again(
     predictor: Predictor, files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("detr_export.runtimes.folder.size_of_file", lambda _: (100, 100))  # the same for all
+    monkeypatch.setattr("detr_export.runtimes.sources.size_of_file", lambda *_: (100, 100))  # the same for all
     session = Counted(predictor.session)
     outcomes = list(predict_files(Predictor(session), files[:4], 0.0, batch=4))
     assert session.batches == [1, 3]

@@ -139,7 +139,7 @@ def test_files(predictor: Predictor, pictures: list[TablePicture], tmp_path: Pat
     assert document == [outcome.to_dict() for outcome in outcomes]
     for path, entry, outcome, picture in zip(paths, document, outcomes, pictures, strict=False):
         (table,) = predictor.tables(path)
-        assert set(entry) == {"image", "picture", "tables"}
+        assert set(entry) == {"image", "file", "picture", "tables"}
         assert entry["tables"] == [json.loads(json.dumps(table.to_dict()))]
         drawn = load_image(entry["picture"])
         assert np.array_equal(np.asarray(drawn), np.asarray(table.draw(path)))

@@ -12,7 +12,8 @@ from detr_export.graphs.int8.watching import Feeds
 from detr_export.runtimes.errors import ImageError, InputError
 from detr_export.runtimes.files import sha256_of_files, user_path
 from detr_export.runtimes.image_runner import ImageRunner
-from detr_export.runtimes.processing.images import IMAGE_SUFFIXES, load_image
+from detr_export.runtimes.processing.image_paths import list_folder
+from detr_export.runtimes.processing.images import load_image
 from detr_export.runtimes.progress import SILENT, Progress
 
 DEFAULT_IMAGES = 100
@@ -36,12 +37,11 @@ def find_pictures(folder: str | Path, images: int | None = None) -> tuple[Path, 
     if images is not None and images < 1:
         raise InputError(f"calibration_images is {images}; expected at least 1")
     if is_data_set(root):
-        files = sorted(path for path in find_split(root, TRAIN, "detection").pictures() if path.is_file())
+        files: Sequence[Path] = sorted(path for path in find_split(root, TRAIN, "detection").pictures() if path.is_file())
     else:
-        found = (path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-        files = sorted(path for path in found if not path.name.startswith(".") and path.is_file())
+        files = list_folder(root).pictures
     if not files:
-        raise ImageError(f"{root} holds no pictures to calibrate on; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
+        raise ImageError(f"{root} holds no pictures to calibrate on; expected files that Pillow reads, such as .jpg or .png")
 
     # Those at equal distances come first, and the others stand in for what cannot be read.
     wanted = images or DEFAULT_IMAGES

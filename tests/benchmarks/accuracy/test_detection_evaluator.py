@@ -16,9 +16,9 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detr_export.benchmarks.accuracy.annotation_file import check_categories
 from detr_export.benchmarks.accuracy.detection_evaluator import CocoEvaluator, TypeScores
 from detr_export.runtimes import AnnotationError, Detections, InputError
+from detr_export.runtimes.processing.annotations.coco_file import check_categories
 from detr_export.runtimes.processing.rle import encode_rle
 
 SIZE = (120, 160)

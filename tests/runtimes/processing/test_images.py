@@ -16,13 +16,7 @@ from PIL import Image, ImageFile
 from transformers.image_utils import load_image as oracle_load_image
 
 from detr_export.runtimes.errors import ImageError
-from detr_export.runtimes.processing.images import (
-    IMAGE_SUFFIXES,
-    borrow_image,
-    iter_image_paths,
-    load_image,
-    read_image_size,
-)
+from detr_export.runtimes.processing.images import borrow_image, load_image, read_image_size
 
 ORIENTATION = 0x0112
 
@@ -346,61 +340,3 @@ def test_other_sources_are_refused() -> None:
     closed = Image.open(io.BytesIO(encoded(picture(), "PNG")))
     closed.close()
     assert_refused(closed, "PIL image")
-
-
-# ---- paths ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("b.JPG", "a.png", "c.txt", ".hidden.png", "x[1].png", "deep/d.webp", "deep/er/e.jpeg", "no/f.txt"):
-        file = tmp_path / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(b"")
-    (tmp_path / "folder.png").mkdir()
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("patterns", "expected"),
-    [
-        (["."], ["a.png", "b.JPG", "x[1].png"]),
-        (["b.JPG", "."], ["b.JPG", "a.png", "x[1].png"]),
-        (["./b.JPG", "b.JPG", "deep/../b.JPG"], ["b.JPG"]),
-        (["*.png"], ["a.png", "x[1].png"]),
-        (["c.txt"], ["c.txt"]),
-        (["x[1].png"], ["x[1].png"]),
-        (["deep/**"], ["deep/d.webp", "deep/er/e.jpeg"]),
-        (["**/*.jpeg", "[ab].*"], ["deep/er/e.jpeg", "a.png", "b.JPG"]),
-        ("a.png", ["a.png"]),
-        (Path("a.png"), ["a.png"]),
-        ((p for p in ("a.png", Path("deep"))), ["a.png", "deep/d.webp"]),
-    ],
-)
-def test_paths_are_expanded_in_a_stable_order(folder: Path, patterns: Any, expected: list[str]) -> None:
-    found = iter_image_paths(patterns)
-    assert all(isinstance(path, Path) for path in found)
-    assert [os.path.normpath(path) for path in found] == expected
-
-
-@pytest.mark.parametrize(
-    ("patterns", "message"),
-    [
-        (["a.png", "missing.png"], "missing.png does not exist"),
-        (["*.bmp"], r"glob \*.bmp matches no file"),
-        (["folder.*"], "matches no file"),
-        (["no"], "folder no contains no images"),
-        ([], "no images were named"),
-        (["http://example.com/a.png"], "URL"),
-    ],
-)
-def test_paths_that_lead_nowhere_are_refused(folder: Path, patterns: list[str], message: str) -> None:
-    with pytest.raises(ImageError, match=message):
-        iter_image_paths(patterns)
-
-
-def test_every_known_suffix_is_found(tmp_path: Path) -> None:
-    for suffix in IMAGE_SUFFIXES:
-        (tmp_path / f"photo{suffix.upper()}").touch()
-    assert {path.suffix.lower() for path in iter_image_paths(tmp_path)} == set(IMAGE_SUFFIXES)

@@ -1,4 +1,4 @@
-"""COCO annotation files as the evaluators read them, and the check that their categories are those of a model."""
+"""COCO annotation files, and the check that their categories are those of a model."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
-from detr_export.coco import UNUSED
 from detr_export.runtimes.errors import AnnotationError
 from detr_export.runtimes.processing.annotations import checks
 
-AnnotationSource = str | os.PathLike[str] | Mapping[str, Any]
+AnnotationSource = Union[str, os.PathLike, Mapping[str, Any]]
 
+UNUSED = "N/A"  # what the hub's configurations call an id without a class
 _PLACEHOLDER = re.compile(r"label_\d+", re.IGNORECASE)  # the name that transformers gives to a class without one
 _NAMED_AT_MOST = 3  # categories that a message lists
 

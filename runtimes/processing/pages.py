@@ -1,0 +1,64 @@
+"""Files of several pictures: the pages of a TIFF, the frames of an animation."""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import BinaryIO, Union
+
+from PIL import Image
+
+from detr_export.runtimes.errors import ImageError
+from detr_export.runtimes.processing.images import opened_image, turn_to_page, upright_rgb
+
+# Of other formats, what Pillow counts as frames are layers, sizes of one icon, or the depth map of a photograph.
+_PAGED = ("AVIF", "FLI", "GIF", "PNG", "TIFF", "WEBP")
+
+ImageFile = Union[str, os.PathLike, bytes]
+
+
+def load_page(file: ImageFile, name: str, page: int = 1) -> tuple[Image.Image, bool]:
+    """One picture of a file, and whether the file has several.
+
+    Args:
+        file: a path, or the content of a file.
+        name: what messages call content.
+        page: which one, from 1.
+
+    Returns:
+        The picture as `load_image` gives it.
+
+    Raises:
+        ImageError: as in `load_image`, and there is no such page.
+    """
+    with opened_image(_stream(file, name), name) as image:
+        turn_to_page(image, page, name)
+        picture = upright_rgb(image, name)
+        return picture, _has_several(image)
+
+
+def count_pages(file: ImageFile, name: str) -> int:
+    """How many pictures a file has. One that cannot be read has one: reading it says what is wrong."""
+    try:
+        with opened_image(_stream(file, name), name) as image:
+            return int(getattr(image, "n_frames", 1)) if image.format in _PAGED else 1
+    except Exception:  # a damaged page raises anything; those before it are not known then
+        return 1
+
+
+def _stream(file: ImageFile, name: str) -> Union[str, os.PathLike, BinaryIO]:
+    if not isinstance(file, bytes):
+        return file
+    if not file:
+        raise ImageError(f"{name} is empty (0 bytes): expected the content of an image file; check where it comes from")
+    return io.BytesIO(file)
+
+
+def _has_several(image: Image.Image) -> bool:
+    """The same without a count, for which an animation would be read to its end."""
+    try:
+        if image.format == "TIFF":
+            return bool(image.n_frames > 1)  # type: ignore[attr-defined]
+        return image.format in _PAGED and bool(getattr(image, "is_animated", False))
+    except Exception:  # the next page is damaged
+        return True
