@@ -83,8 +83,10 @@ int8-benchmark: $(VENV)/installed
 	    --output benchmarks/results/int8-r50 --overwrite
 
 test: $(VENV)/installed
-	# More threads than cores would fight. A file's tests stay in one worker, so that what they share is made once.
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
+	# More threads than cores would fight. Neighbours stay in one worker, so that what the tests of a file share is made
+	# once; and when a worker dies, the others go on. What failed then has one more try, alone: a failure that stays is one.
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal || \
+	    OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --last-failed --last-failed-no-failures none
 
 # A C++ program that embeds Python, compiled and run. It takes CMake, a C++17 compiler and the libpython of the environment's Python.
 embedding-test: $(VENV)/installed

@@ -45,6 +45,7 @@ PARSED_ONLY = {
     r"2017": "reads COCO",
     r"^detr-export trt\b": "builds on a GPU",
     r"^detr-export train\b|^torchrun\b|--images 10000\b": "takes hours; tests/detr_export/training trains",
+    r"\bcoins\b": "tests/test_cookbook.py runs the page, all of it",
     r"^detr-export verify\b": "takes a minute; tests/test_cli.py verifies a smaller file",
     r"^detr-export onnx\b": "takes a minute each; the fixture `demo_file` runs one of them, for all",
     r"^detr-export serve\b": "runs until it is stopped; tests/runtimes/serving starts it",

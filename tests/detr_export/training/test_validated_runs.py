@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -363,3 +365,40 @@ def test_bad_validation_pictures_are_left_out_when_asked(data: Path, config_fold
     assert len(validation.split) == 2
     train(root, tmp_path / "out", replace(FAST, epochs=1), config_folder, workers=0, validation=validation)
     assert len(rows(tmp_path / "out")) == 1
+
+
+def command(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-m", "detr_export", "train", "--workers", "0", *arguments]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr[-3000:]
+    return done
+
+
+def test_the_command_and_its_resume_without_retyping(data: Path, config_folder: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    files = ["--annotations", str(data / "annotations" / "instances_train.json"), "--images", str(data / "train")]
+    options = ["--epochs", "1", "--batch", "4", "--ema", "0.9", "--crop", "0", "--drop", "1", "--validation-images", "1"]
+    first = command(*files, *options, "--config", str(config_folder), "-o", out)
+    assert "7 images, 5 classes, and 1 to validate on" in first.stderr
+    assert "1 steps, loss" in first.stdout
+    assert "best: detector epoch 1, box AP" in first.stdout
+    again = command("--resume", "--epochs", "2", "-o", out, "--json")
+    assert json.loads(again.stdout)["steps"] == 2
+    recipe = json.loads((tmp_path / "out" / "recipe.json").read_text())
+    assert (recipe["options"]["ema"], recipe["options"]["crop"], recipe["options"]["epochs"]) == (0.9, 0.0, 2)
+    assert [row["epoch"] for row in rows(tmp_path / "out")] == ["1", "2"]
+    for arguments, message in (
+        (("--resume", "-o", out), "has been trained for 2 epochs of the stage detector already; give more epochs"),
+        (("--resume", "--seed", "5", "--epochs", "3", "-o", out), "is of another run: seed 0; resume with the options"),
+        (("-o", out), "give either a data set (--data), or an annotation file (--annotations) and its --images"),
+    ):
+        assert message in command(*arguments, code=1).stderr
+
+
+def test_fine_tuning_has_its_own_defaults(data: Path) -> None:
+    assert TrainingOptions.fine_tuning() == replace(TrainingOptions(), epochs=50, warmup=None, drop=0.8)
+    assert Schedule(TrainingOptions.fine_tuning(), 2000).warmup == 100
+    assert Schedule(TrainingOptions.fine_tuning(), 20000).warmup == 500
+    assert Request.new({"epochs": 7}, DataSource(data), False, fine_tunes=True).options.epochs == 7
+    assert Request.new({}, DataSource(data), False, fine_tunes=False).options == TrainingOptions()
