@@ -9,17 +9,24 @@ from __future__ import annotations
 import json
 import os
 import re
+import statistics
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from detr_export.checkpoints.reading import PACKAGED
+from detr_export.runtimes.cpu import cpu_name, instruction_sets
 from detr_export.runtimes.files import require_writable, sha256_of_file, user_path, write_atomically
 from detr_export.runtimes.metadata import Metadata
 from detr_export.runtimes.predictor import Predictor
 from detr_export.runtimes.processing.images import load_image
 
+_MEASURED = (640, 480)  # width and height, pixels
+_WARM_UPS, _RUNS = 2, 5
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _TASKS = {"detection": "object-detection", "segmentation": "image-segmentation"}  # the hub's names
 
@@ -31,6 +38,17 @@ class CardFile:
     name: str
     size_bytes: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long one image took, from its pixels to detections."""
+
+    image: str  # its width and height, such as 640x480
+    median_ms: float
+    fastest_ms: float
+    runs: int
+    machine: str  # CPU, its instruction sets, and how many cores
 
 
 def card_file(output: Path) -> Path:
@@ -75,8 +93,25 @@ def write_card(file: Path, metadata: Metadata, scores: str | None = None, pictur
         with Predictor.load(file, spinning=False) as predictor:
             drawn = predictor.detect(picture).draw(picture)
         drawn.save(picture_file(file))
-    text = model_card(files, metadata, base_model_of(metadata), scores, None if picture is None else picture_file(file).name)
+    name = None if picture is None else picture_file(file).name
+    text = model_card(files, metadata, base_model_of(metadata), scores, name, measure_latency(file))
     write_atomically(card_file(file), text.encode("utf-8"))
+
+
+def measure_latency(file: Path) -> Latency:
+    """Runs a file on the CPU of this machine, on one image of noise."""
+    width, height = _MEASURED
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    times = []
+    with Predictor.load(file, spinning=False) as predictor:
+        for _ in range(_WARM_UPS + _RUNS):
+            begin = time.perf_counter()
+            predictor.detect(pixels)
+            times.append((time.perf_counter() - begin) * 1000)
+    counted = times[_WARM_UPS:]
+    sets = ", ".join(instruction_sets()) or "instruction sets unknown"
+    machine = f"{cpu_name()} ({sets}), {os.cpu_count()} cores"
+    return Latency(f"{width}x{height}", statistics.median(counted), min(counted), len(counted), machine)
 
 
 def base_model_of(metadata: Metadata) -> str | None:
@@ -87,7 +122,12 @@ def base_model_of(metadata: Metadata) -> str | None:
 
 
 def model_card(
-    files: list[CardFile], metadata: Metadata, base_model: str | None, scores: str | None, picture: str | None
+    files: list[CardFile],
+    metadata: Metadata,
+    base_model: str | None,
+    scores: str | None,
+    picture: str | None,
+    latency: Latency | None = None,
 ) -> str:
     """The text of a card, in Markdown behind YAML.
 
@@ -97,6 +137,7 @@ def model_card(
         base_model: the hub's name of the checkpoint, if it has one.
         scores: as in `write_card`.
         picture: the name of a picture of detections, if there is one.
+        latency: how fast the file ran; None if it was not measured.
     """
     opened = files[0].name
     sections = [
@@ -112,6 +153,8 @@ def model_card(
         _facts(metadata),
         "## Agreement with the checkpoint",
         _parity(metadata, scores),
+        "" if latency is None else "## Speed",
+        "" if latency is None else _speed(latency),
         "## Classes",
         ", ".join(dict.fromkeys(metadata.id2label.values())) + ".",
     ]
@@ -211,6 +254,16 @@ def _parity(metadata: Metadata, scores: str | None) -> str:
     elif quantized:
         parts.append("The accuracy of the int8 file was not measured.")
     return "\n\n".join(parts)
+
+
+def _speed(latency: Latency) -> str:
+    median, fastest = (f"{value:.0f} ms" for value in (latency.median_ms, latency.fastest_ms))
+    lines = [
+        f"One image of {latency.image} pixels took {median} from pixels to boxes (median of {latency.runs} runs;",
+        f"the fastest {fastest}) in ONNX Runtime on {latency.machine}, right after the export.",
+        "`detr-bench` compares runtimes and machines fairly.",
+    ]
+    return "\n".join(lines)
 
 
 def _differences(parity: Mapping[str, Any]) -> str:

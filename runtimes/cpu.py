@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import platform
 from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
@@ -11,6 +13,16 @@ _INT8 = {  # sums of products of bytes in one instruction
     "avx512_vnni": "AVX-512 VNNI",
     "avx_vnni": "AVX-VNNI",
 }
+
+
+def cpu_name(cpuinfo: Path = _CPUINFO) -> str:
+    """What the CPU is called, as far as this machine says it."""
+    with contextlib.suppress(OSError):
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
 
 
 def cpu_flags(cpuinfo: Path = _CPUINFO) -> list[str]:

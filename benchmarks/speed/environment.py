@@ -9,7 +9,7 @@ from importlib import metadata as distributions
 from pathlib import Path
 
 from detr_export.benchmarks.speed.report import Environment
-from detr_export.runtimes.cpu import instruction_sets
+from detr_export.runtimes.cpu import cpu_name, instruction_sets
 from detr_export.runtimes.errors import InputError, missing_extra
 
 try:
@@ -37,7 +37,7 @@ def describe_environment(threads: int) -> Environment:
     """The machine and its software; `threads` is how many one run of a model uses."""
     gpu, driver = gpu_and_driver()
     return Environment(
-        cpu=_cpu_name(),
+        cpu=cpu_name(),
         cores=available_cores(),
         memory_bytes=int(psutil.virtual_memory().total),
         governor=_read(_GOVERNOR),
@@ -104,15 +104,6 @@ def installed_version(distribution: str) -> str | None:
     with contextlib.suppress(distributions.PackageNotFoundError):
         return distributions.version(distribution)
     return None
-
-
-def _cpu_name() -> str:
-    text = _read(_CPUINFO) or ""
-    for line in text.splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            return value.strip()
-    return platform.processor() or platform.machine()
 
 
 def _read(file: Path) -> str | None:

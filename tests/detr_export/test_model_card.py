@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from detr_export.model_card import CardFile, base_model_of, model_card, require_card_place, size_rule, write_card
+from detr_export.model_card import CardFile, Latency, base_model_of, model_card, require_card_place, size_rule, write_card
 from detr_export.runtimes import Predictor
+from detr_export.runtimes.cpu import cpu_name
 from detr_export.runtimes.errors import ImageError, OutputError
 from detr_export.runtimes.files import sha256_of_file
 from detr_export.runtimes.metadata import EndToEnd, Metadata, Quantization
@@ -81,6 +83,13 @@ def test_people_read_what_was_measured() -> None:
     assert not [line for line in text.splitlines() if line.endswith(" ")]
 
 
+def test_the_speed_names_the_machine() -> None:
+    latency = Latency("640x480", 35.4, 33.1, 5, "A CPU (avx2), 2 cores")
+    text = model_card(FILES, metadata(), None, None, None, latency)
+    assert "took 35 ms from pixels to boxes (median of 5 runs;\nthe fastest 33 ms) in ONNX Runtime on A CPU (avx2)" in text
+    assert "## Speed" not in model_card(FILES, metadata(), None, None, None)
+
+
 def test_what_was_not_measured_is_said() -> None:
     assert "Not compared." in model_card(FILES, metadata(parity=None), None, None, None)
     quantization = Quantization("encoder", "percentile", 40, "fp32", float_parity=PARITY)
@@ -129,6 +138,8 @@ def test_the_card_of_a_real_file(tiny_onnx: Path, photo: Path, tmp_path: Path) -
     assert sha256_of_file(file) in text
     assert about.source["sha256"] in text
     assert front_matter(text)["library_name"] == "onnx"
+    assert re.search(r"One image of 640x480 pixels took \d+ ms .* \(median of 5 runs", text)
+    assert cpu_name() in text
     with Image.open(photo) as original, Image.open(tmp_path / "tiny.png") as drawn, Predictor.load(file) as predictor:
         assert drawn.tobytes() == predictor.detect(photo).draw(photo).tobytes()
         assert drawn.size == original.size
