@@ -67,7 +67,7 @@ def draw_confusion(matrix: ConfusionMatrix, what: str) -> Figure:
     panel.set_ylabel("annotated", fontsize=9)
     about = f"Detections with a score above {THRESHOLD:g}, matched at an IoU of {IOU:g} whatever their class."
     left_out = len(matrix.names) - len(shown.names)
-    add_caption(figure, about + (f"\n{left_out} classes that do not occur are left out." if left_out else ""))
+    add_caption(figure, about + (f"\nClasses that do not occur are left out: {left_out}." if left_out else ""))
     return figure
 
 

@@ -35,16 +35,18 @@ def draw_grid(predictor: Predictor, split: CocoSplit) -> Image.Image:
         shown.thumbnail((_CELL, _CELL))
         pairs.append((_annotated(shown, image.size, record, split.id2label), _predicted(predictor, image, shown)))
     width = max(left.width for left, _ in pairs)
-    height = max(left.height for left, _ in pairs)
-    columns = min(_COLUMNS, len(pairs))
-    rows = -(-len(pairs) // columns)
-    grid = Image.new("RGB", (columns * (2 * width + 2 * _GAP) + _GAP, rows * (height + _GAP) + _GAP), _BACKGROUND)
-    for index, pair in enumerate(pairs):
-        row, column = divmod(index, columns)
-        x, y = _GAP + column * (2 * width + 2 * _GAP), _GAP + row * (height + _GAP)
-        for picture in pair:
-            grid.paste(picture, (x, y))
-            x += picture.width + 1
+    rows = [pairs[start : start + _COLUMNS] for start in range(0, len(pairs), _COLUMNS)]
+    heights = [max(left.height for left, _ in row) for row in rows]
+    size = len(rows[0]) * (2 * width + 2 * _GAP) + _GAP, sum(heights) + (len(rows) + 1) * _GAP
+    grid = Image.new("RGB", size, _BACKGROUND)
+    y = _GAP
+    for row, height in zip(rows, heights, strict=True):
+        for column, pair in enumerate(row):
+            x = _GAP + column * (2 * width + 2 * _GAP)
+            for picture in pair:
+                grid.paste(picture, (x, y))
+                x += picture.width + 1
+        y += height + _GAP
     return grid
 
 

@@ -122,7 +122,7 @@ def test_classes_that_do_not_occur_are_not_drawn() -> None:
     texts = drawn(draw_confusion(ConfusionMatrix(("a", "b", "c"), counts), "masks"))
     assert "b" in texts
     assert not {"a", "c"} & set(texts)
-    assert any("2 classes that do not occur are left out" in text for text in texts)
+    assert any("Classes that do not occur are left out: 2." in text for text in texts)
 
 
 def curve(name: str, height: float, best: BestThreshold | None = None) -> ClassCurve:
