@@ -13,12 +13,9 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import platform
-import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,63 +26,25 @@ from torch.utils.data import DataLoader
 from detr_export.checkpoints.reading import Checkpoint, load_checkpoint
 from detr_export.data.splits import CocoSplit, read_split
 from detr_export.runtimes.errors import DetrError, InputError, OutputError
-from detr_export.runtimes.files import replacing, require_writable, write_atomically, writing
+from detr_export.runtimes.files import require_writable, write_atomically
 from detr_export.runtimes.predictor import Predictor
 from detr_export.runtimes.progress import SILENT, Progress
 from detr_export.training.augmentation import Augmentation
-from detr_export.training.averaging import Average
-from detr_export.training.dataset import Batch, CocoDataset, ShuffledBatches, collate_parts
+from detr_export.training.dataset import CocoDataset, ShuffledBatches, collate_parts
 from detr_export.training.interruption import held_interrupts, ignore_interrupts
-from detr_export.training.optimization import Schedule, make_optimizer, stage_objective
 from detr_export.training.options import Stage, TrainingOptions
-from detr_export.training.plotting import PLOT_NAME, plot_run
-from detr_export.training.precision import Precision
-from detr_export.training.processes import Processes, joined, mean_over_processes, said_by_first
+from detr_export.training.processes import Processes, joined, said_by_first
+from detr_export.training.result import Training
 from detr_export.training.run_folder import RunFolder
+from detr_export.training.run_record import Clock, RunRecord
 from detr_export.training.starting_point import StartingPoint, saved_point, starting_point
 from detr_export.training.state import STATE_NAME, Best, Identity, State, read_state, write_state
+from detr_export.training.stepping import Stepper
 from detr_export.training.tensorboard import Board
-from detr_export.training.training_log import (
-    LOSSES,
-    VALIDATION_COLUMNS,
-    VALIDATION_LOG_NAME,
-    Table,
-    TrainingLog,
-)
-from detr_export.training.validation import SCORES, Validated, Validation, validate
+from detr_export.training.validation import Validation, validate
 
 RECIPE_NAME = "recipe.json"
-PICTURES_FOLDER, PLOTS_FOLDER = "predictions", "plots"
-_STEPS_OF_A_ROW = 10  # of the log, at most
-
-
-@dataclass(frozen=True)
-class Training:
-    """What a finished run says of itself."""
-
-    directory: Path  # the checkpoint
-    steps: int  # of all stages
-    last: Mapping[str, str]  # the last row of the log
-    left_out: Mapping[str, int]  # bad "images" and "annotations" of the data that were not trained on
-    best: Mapping[str, str] | None = None  # the row of the validation log whose checkpoint it is; None without validation
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "directory": str(self.directory),
-            "steps": self.steps,
-            "last": dict(self.last),
-            "best": None if self.best is None else dict(self.best),
-            "left_out": dict(self.left_out),
-        }
-
-    def summary(self) -> str:
-        """For people, on one line."""
-        text = f"{self.directory}  {self.steps} steps, loss {self.last.get('loss', '-')}"
-        if self.best is None:
-            return text
-        name = next(name for name in SCORES if self.best[name])
-        return f"{text}; best: {self.best['stage']} epoch {self.best['epoch']}, {name.replace('_', ' ')} {self.best[name]}"
+PLOTS_FOLDER = "plots"
 
 
 def train(
@@ -195,17 +154,14 @@ class _Run:
         arguments: Mapping[str, Any],
     ) -> None:
         self.options, self.start, self.processes, self.split = options, start, processes, split
-        self.progress, self.validation, self.board, self.arguments = progress, validation, board, arguments
-        self.precision = Precision(processes.device, options.mixed_precision)
+        self.progress, self.validation, self.arguments = progress, validation, arguments
         # Channels last: a fifth faster on the CPU, and the layout for tensor cores.
         self.model = start.model.to(processes.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if processes.count > 1 and processes.device.type == "cuda":
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.trainable = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        self.average: Average | None = None  # of the stage
         self.folder = RunFolder(folder, start.processor, options.fp16_weights)
-        self.log = TrainingLog(folder)
-        self.validated = Table(folder / VALIDATION_LOG_NAME, VALIDATION_COLUMNS)
+        self.record = RunRecord(folder, progress, board)
         config = json.dumps(self.model.config.to_dict(), sort_keys=True)
         self.identity = Identity(
             options.to_dict(),
@@ -236,13 +192,12 @@ class _Run:
         stages, before = self.options.stages, state.options.stages
         if stages[: state.stage] != before[: state.stage]:
             raise InputError(f"{state_file}: the stage {before[0].name} is over, so its epochs stay {before[0].epochs}")
-        if state.stopped and stages[state.stage] != before[state.stage]:
-            state = replace(state, stopped=False)
+        if state.stopped and stages[state.stage] != before[state.stage]:  # patience begins anew with the new epochs
+            best = None if state.best is None else replace(state.best, since=0)
+            state = replace(state, stopped=False, best=best)
         self.origin = state
         self.model.load_state_dict(state.model)
-        for table in (self.log, self.validated):
-            table.resume(stages[state.stage].name, state.step)
-        self.best = state.best
+        self.record.resume(stages[state.stage].name, state.step)
 
     # ---- one stage ------------------------------------------------------------------------------------------------------
 
@@ -265,46 +220,37 @@ class _Run:
         goes_on = number == self.origin.stage
         begin = self.origin.step if goes_on else 0
         self.steps += begin
-        if goes_on and self.origin.step:
+        if goes_on and begin:
             self._require_more(steps, per_epoch)
-            if self.origin.stopped:
-                return
-        batches.steps = range(begin, steps)
+        batches.steps = range(begin, begin if goes_on and self.origin.stopped else steps)
 
         # What is trained, and with what.
-        objective = stage_objective(self.model, self.trainable, stage, processes)
-        optimizer = make_optimizer(self.model, options)
-        if not goes_on:
-            self.best = None
-        self.average = Average(self.model, options.ema) if options.ema else None
-        if goes_on and self.origin.optimizer is not None:
-            optimizer.load_state_dict(self.origin.optimizer)
-            self.precision.load_state_dict(self.origin.precision)
-            if self.average is not None and self.origin.average is not None:
-                self.average.load_state_dict(self.origin.average)
-        schedule = Schedule(options, steps)
+        stepper = Stepper(self.model, self.trainable, stage, steps, options, processes)
+        if goes_on:
+            stepper.resume(self.origin)
+        self.best = self.origin.best if goes_on else None
         loader = self._loader(dataset, batches, workers)
 
         # The steps. Ctrl-C waits for the end of one.
         with held_interrupts() as interrupted:
-            clock = _Clock()
+            clock = Clock()
             for step, parts in zip(batches.steps, loader, strict=True):
                 if isinstance(parts, DetrError):
                     raise parts
                 torch.manual_seed(options.seed + 1_000_003 * (step * processes.count + processes.rank) + number)
-                factor = schedule.factor(step)
-                values = self._step(step, parts, objective, optimizer, factor)
+                values = stepper.step(step, parts)
                 self.steps += 1
                 values["images_per_second"] = images * processes.count / clock.lap()
-                self._note(stage, step, per_epoch, steps, values, factor, clock.left(steps - step - 1))
+                left = clock.left(steps - step - 1)
+                self.record.step(stage, step, per_epoch, values, stepper.learning_rate(step), left)
                 stopped = False
                 if (step + 1) % per_epoch == 0:
-                    stopped = self._end_epoch(stage, (step + 1) // per_epoch, step + 1)
-                    self._write_state(number, step + 1, optimizer, stopped)
+                    stopped = self._end_epoch(stage, (step + 1) // per_epoch, step + 1, stepper)
+                    self._write_state(number, step + 1, stepper, stopped)
                     clock.lap()
                 if interrupted:
-                    self._write_last()
-                    self._write_state(number, step + 1, optimizer, stopped)
+                    self._write_last(stepper)
+                    self._write_state(number, step + 1, stepper, stopped)
                     self.progress.stage(
                         f"interrupted after step {step + 1} of {steps} ({stage.name}); add --resume to go on"
                     )
@@ -336,123 +282,51 @@ class _Run:
             pin_memory=self.processes.device.type == "cuda",
         )
 
-    def _step(
-        self, step: int, parts: Sequence[Batch], objective: nn.Module, optimizer: torch.optim.Optimizer, factor: float
-    ) -> dict[str, float]:
-        """Makes one step; returns the loss, its terms and the norm of the gradient before clipping."""
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
-        optimizer.zero_grad()
-        sums: dict[str, torch.Tensor] = {}
-        for index, batch in enumerate(parts):
-            # Under torchrun the gradients of all parts are averaged at once, with those of the last one.
-            is_last = index + 1 == len(parts)
-            distributed = isinstance(objective, nn.parallel.DistributedDataParallel)
-            with nullcontext() if is_last or not distributed else objective.no_sync():  # type: ignore[operator]
-                with self.precision.autocast():
-                    loss, terms = objective(batch.to(self.processes.device))
-                self.precision.backward(loss / len(parts))
-            for name, value in {"loss": loss, **terms}.items():
-                sums[name] = sums.get(name, 0.0) + value.detach() / len(parts)
-        values = mean_over_processes(sums)
-        if not math.isfinite(values["loss"]):
-            raise InputError(f"the loss of step {step + 1} is {values['loss']}; give a lower --learning-rate")
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        norm = self.precision.apply(optimizer, parameters, self.options.clip or math.inf)
-        if self.average is not None:
-            self.average.update(self.model)
-        return {**values, "gradient_norm": norm}
-
-    def _note(
-        self,
-        stage: Stage,
-        step: int,
-        per_epoch: int,
-        steps: int,
-        values: Mapping[str, float],
-        factor: float,
-        left: str,
-    ) -> None:
-        """Tells of a step, and makes a row of the log where one is due."""
-        self.log.count(values)
-        losses = " ".join(f"{name} {self.log.mean(name):.3f}" for name in LOSSES if name in values)
-        epoch, position = divmod(step, per_epoch)
-        epoch, position = epoch + 1, position + 1
-        self.progress.step(step + 1, steps, f"{stage.name}, epoch {epoch}/{stage.epochs}: {losses}")
-        if position == per_epoch:
-            self.progress.stage(f"{stage.name}: epoch {epoch} of {stage.epochs}, step {step + 1} of {steps}: {losses}{left}")
-        # The rows of an epoch have the same number of steps each, or one less: their plain mean is about that of the epoch.
-        rows = -(-per_epoch // _STEPS_OF_A_ROW)
-        if position * rows // per_epoch > (position - 1) * rows // per_epoch:
-            rate = f"{self.options.learning_rate * factor:.3g}"
-            row = self.log.end_row({"stage": stage.name, "epoch": epoch, "step": step + 1, "learning_rate": rate})
-            self.board.row("training", row)
-
     # ---- between epochs and stages --------------------------------------------------------------------------------------
 
-    def _end_epoch(self, stage: Stage, epoch: int, step: int) -> bool:
+    def _end_epoch(self, stage: Stage, epoch: int, step: int, stepper: Stepper) -> bool:
         """Writes and validates a checkpoint; returns whether the stage ends here, before its last epoch."""
-        self._write_last()
+        self._write_last(stepper)
         due = epoch % self.options.validate_every == 0 or epoch == stage.epochs
         patience, ends = self.options.patience, False
         if self.validation is not None and due and self.processes.is_first:
             device = str(self.processes.device)
             found = validate(self.folder.last, self.validation, stage, self.options, device, self.progress)
-            self._keep(found, stage, epoch, step)
-            assert self.best is not None
+            score = found.decisive[1]
+            if self.best is None or score > self.best.score:
+                self.folder.keep_best()
+                self.best = Best(score, epoch)
+            else:
+                self.best = replace(self.best, since=self.best.since + 1)
+            self.record.validation(found, stage, epoch, step, self.best)
             ends = patience is not None and self.best.since >= patience and epoch < stage.epochs
             if ends:
                 self.progress.stage(f"{stage.name}: no better score in {patience} validations; the stage ends")
         return said_by_first(ends, self.processes)
 
-    def _keep(self, found: Validated, stage: Stage, epoch: int, step: int) -> None:
-        """Notes a validation, and keeps its checkpoint if it is the best one."""
-        name, score = found.decisive
-        is_best = self.best is None or score > self.best.score
-        if is_best:
-            self.folder.keep_best()
-            self.best = Best(score, epoch)
-        else:
-            assert self.best is not None
-            self.best = replace(self.best, since=self.best.since + 1)
-        position = {"stage": stage.name, "epoch": str(epoch), "step": str(step), "best": "1" if is_best else ""}
-        self.validated.add({**found.losses, **found.scores, **position})
-        self.board.row("validation", self.validated.rows[-1])
-        self.board.picture(position, found.picture)
-        file = self.folder.path / PICTURES_FOLDER / f"{stage.name}_{epoch:03}.png"
-        with replacing(file) as temporary, writing(file):
-            found.picture.save(temporary)
-        told = f"the best {name.replace('_', ' ')} so far" if is_best else f"the best was epoch {self.best.epoch}"
-        self.progress.stage(f"{stage.name}: validation after epoch {epoch}: {found.summary()}; {told}")
-
-    def _write_last(self) -> None:
+    def _write_last(self, stepper: Stepper) -> None:
         if self.processes.is_first:
-            self.folder.write_last(self.model if self.average is None else self.average.module)  # type: ignore[arg-type]
+            self.folder.write_last(stepper.deployable)  # type: ignore[arg-type]
 
-    def _write_state(self, stage: int, step: int, optimizer: torch.optim.Optimizer | None, stopped: bool = False) -> None:
+    def _write_state(self, stage: int, step: int, stepper: Stepper | None, stopped: bool = False) -> None:
         if not self.processes.is_first:
             return
-        state = State(
-            self.identity,
-            stage,
-            step,
-            self.model.state_dict(),
-            None if optimizer is None else optimizer.state_dict(),
-            None if optimizer is None or self.average is None else self.average.state_dict(),
-            {} if optimizer is None else self.precision.state_dict(),
-            None if optimizer is None else self.best,
-            stopped,
-            self.arguments,
-        )
+        state = State(self.identity, stage, step, self.model.state_dict(), stopped=stopped, arguments=self.arguments)
+        if stepper is not None:
+            average = None if stepper.average is None else stepper.average.state_dict()
+            state = replace(
+                state,
+                optimizer=stepper.optimizer.state_dict(),
+                average=average,
+                precision=stepper.precision.state_dict(),
+                best=self.best,
+            )
         write_state(self.folder.path / STATE_NAME, state)
-        self.log.write()
-        if self.validation is not None:
-            self.validated.write()
-        plot_run(self.folder.path / PLOT_NAME, self.log.rows, self.validated.rows)
+        self.record.write()
 
     def _hand_over(self) -> None:
         """Gives the next stage the weights that would be deployed: the best ones, or the average."""
-        if self.validation is None and self.average is None:
+        if self.validation is None and not self.options.ema:
             return
         said_by_first(None, self.processes)  # the files are written
         chosen = self.folder.best if self.validation is not None else self.folder.last
@@ -472,7 +346,7 @@ class _Run:
             with Predictor.load(self.folder.path, str(self.processes.device)) as predictor:
                 limit = self.options.validation_images
                 self.validation.plot(predictor, limit, self.progress, self.folder.path / PLOTS_FOLDER)
-        best = [row for row in self.validated.rows if row["best"]]
+        best = None if self.validation is None else self.record.best
         left_out = {"images": self.split.bad_images, "annotations": self.split.bad_annotations}
         recipe = {
             "source": self.start.source,
@@ -482,37 +356,14 @@ class _Run:
             "validation_images": 0 if self.validation is None else len(self.validation.split),
             "left_out": left_out,
             "steps": self.steps,
-            "best": dict(best[-1]) if best else None,
+            "best": best,
             "processes": self.processes.count,
             "device": self.processes.device.type,
             "tools": {"torch": torch.__version__, "python": platform.python_version()},
             "options": self.options.to_dict(),
         }
         write_atomically(self.folder.path / RECIPE_NAME, (json.dumps(recipe, indent=2) + "\n").encode())
-        last = self.log.rows[-1] if self.log.rows else {}
-        return Training(self.folder.path, self.steps, last, left_out, best[-1] if best else None)
-
-
-class _Clock:
-    """Seconds of steps, and what is left at their mean."""
-
-    def __init__(self) -> None:
-        self._mark = self._start = time.monotonic()
-        self._steps = 0
-
-    def lap(self) -> float:
-        """Seconds since the last call."""
-        now = time.monotonic()
-        seconds, self._mark = max(now - self._mark, 1e-9), now
-        return seconds
-
-    def left(self, steps: int) -> str:
-        """For people: how long so many steps take, validations included."""
-        self._steps += 1
-        seconds = round((self._mark - self._start) / self._steps * steps)
-        if seconds < 1:
-            return ""
-        return f", {seconds} s left" if seconds < 100 else f", {seconds / 60:.0f} min left"
+        return Training(self.folder.path, self.steps, self.record.last, left_out, best)
 
 
 def _begin_worker(number: int) -> None:

@@ -34,6 +34,7 @@ except ImportError as error:
 
 PROVIDERS = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider", TENSORRT: "TensorrtExecutionProvider"}
 _REGISTERING = threading.Lock()
+_SEARCH_PATH = "LD_LIBRARY_PATH"
 _STRONGLY_TYPED = (10, 0)  # the first TensorRT for which the provider does without flags
 _CONFUSES_CUMSUM = (10, 8)  # the first TensorRT that is known to; no later one is known not to
 _CUMSUM = b"\x22\x06CumSum"  # in an ONNX file: `op_type` of a node, which is field 4, and its 6 letters
@@ -153,18 +154,32 @@ def profile_options(profiles: Sequence[ShapeProfile], prefix: str) -> dict[str, 
     return {f"{prefix}_profile_{word}_shapes": joined(which) for which, word in enumerate(("min", "opt", "max"))}
 
 
-def add_rtx(options: Any, device: Device, profiles: Sequence[ShapeProfile], cache: Path) -> None:
-    """Adds NVIDIA's TensorRT-RTX plugin to session options, and registers it in this process the first time.
-
-    Raises:
-        BackendError: the plugin is not installed, does not load, or finds no such GPU.
+def _imported_plugin() -> Any:
+    """NVIDIA's package. Its import sets LD_LIBRARY_PATH, which is put back: it has no effect in a process that runs already,
+    but the programs that this process starts would take their libraries from there.
     """
+    before = os.environ.get(_SEARCH_PATH)
     try:
         import onnxruntime_ep_nv_tensorrt_rtx as plugin
     except ImportError:
         raise BackendError(
             "the TensorRT-RTX plugin is not installed; run: pip install onnxruntime-ep-nv-tensorrt-rtx-cu13"
         ) from None
+    finally:
+        if before is None:
+            os.environ.pop(_SEARCH_PATH, None)
+        else:
+            os.environ[_SEARCH_PATH] = before
+    return plugin
+
+
+def add_rtx(options: Any, device: Device, profiles: Sequence[ShapeProfile], cache: Path) -> None:
+    """Adds NVIDIA's TensorRT-RTX plugin to session options, and registers it in this process the first time.
+
+    Raises:
+        BackendError: the plugin is not installed, does not load, or finds no such GPU.
+    """
+    plugin = _imported_plugin()
     if not hasattr(onnxruntime, "register_execution_provider_library"):
         raise BackendError(
             f"onnxruntime {onnxruntime.__version__} takes no plugins; run: pip install -U 'onnxruntime>=1.24'"

@@ -402,3 +402,14 @@ def test_fine_tuning_has_its_own_defaults(data: Path) -> None:
     assert Schedule(TrainingOptions.fine_tuning(), 20000).warmup == 500
     assert Request.new({"epochs": 7}, DataSource(data), False, fine_tunes=True).options.epochs == 7
     assert Request.new({}, DataSource(data), False, fine_tunes=False).options == TrainingOptions()
+
+
+def test_patience_begins_anew_with_more_epochs(data: Path, config_folder: Path, tmp_path: Path) -> None:
+    options = replace(FAST, epochs=9, patience=1)
+    first, second = (scored(found_validation(data), scores) for scores in ([0.5, 0.4], [0.6, 0.3]))
+    train(data, tmp_path, options, config_folder, workers=0, validation=first)
+    result = train(data, tmp_path, replace(options, epochs=10), workers=0, validation=second, resume=True)
+    assert result is not None
+    assert [(row["epoch"], row["best"]) for row in rows(tmp_path)] == [("1", "1"), ("2", ""), ("3", "1"), ("4", "")]
+    assert result.best is not None
+    assert result.best["epoch"] == "3"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import sys
 import types
 from pathlib import Path
@@ -256,6 +257,28 @@ def test_without_the_plugin(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setitem(sys.modules, "onnxruntime_ep_nv_tensorrt_rtx", None)
     with pytest.raises(BackendError, match="is not installed; run: pip install onnxruntime-ep-nv-tensorrt-rtx-cu13"):
         OrtSession(tiny_onnx, "tensorrt-rtx")
+
+
+@pytest.mark.parametrize("before", [None, "/mine"])
+def test_the_plugins_import_leaves_the_environment_alone(
+    before: str | None, tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Or the programs that this process starts would take their libraries from the plugin's folder."""
+    package = tmp_path / "onnxruntime_ep_nv_tensorrt_rtx"
+    package.mkdir()
+    lines = ["import os", "os.environ['LD_LIBRARY_PATH'] = '/theirs'", "get_ep_name = lambda: 'none'"]
+    (package / "__init__.py").write_text("\n".join([*lines, "get_library_path = lambda: '/nowhere.so'"]))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "onnxruntime_ep_nv_tensorrt_rtx", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if before is None:
+        monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
+    else:
+        monkeypatch.setenv("LD_LIBRARY_PATH", before)
+    with pytest.raises(BackendError, match="the TensorRT-RTX plugin does not load"):
+        OrtSession(tiny_onnx, "tensorrt-rtx")
+    assert os.environ.get("LD_LIBRARY_PATH") == before
+    monkeypatch.delitem(sys.modules, "onnxruntime_ep_nv_tensorrt_rtx")
 
 
 # ---- arrays on the device, with the CPU's memory in the GPU's place -----------------------------------------------------
