@@ -413,3 +413,47 @@ def test_patience_begins_anew_with_more_epochs(data: Path, config_folder: Path, 
     assert [(row["epoch"], row["best"]) for row in rows(tmp_path)] == [("1", "1"), ("2", ""), ("3", "1"), ("4", "")]
     assert result.best is not None
     assert result.best["epoch"] == "3"
+
+
+def test_the_first_of_two_processes_validates_and_all_go_on_from_its_best(
+    data: Path, config_folder: Path, tmp_path: Path
+) -> None:
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "detr_export",
+        "train",
+    ]
+    options = [
+        "--task",
+        "panoptic",
+        "--epochs",
+        "2",
+        "--mask-epochs",
+        "1",
+        "--batch",
+        "2",
+        "--accumulate",
+        "2",
+        "--ema",
+        "0.9",
+    ]
+    places = ["--data", str(data), "--config", str(config_folder), "-o", str(tmp_path / "out"), "--workers", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, *options, "--patience", "1", *places], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("validation after epoch 1") == 2  # of each stage, by one process
+    assert done.stdout.count("steps, loss") == 1
+    found = rows(tmp_path / "out")
+    assert [row["stage"] for row in found] == ["detector", "detector", "masks"]
+    # The detector below the masks is the best one.
+    best = max(found[:2], key=lambda row: float(row["box_AP"]))
+    assert found[2]["box_AP"] == best["box_AP"]
+    assert json.loads((tmp_path / "out" / "recipe.json").read_text())["processes"] == 2
