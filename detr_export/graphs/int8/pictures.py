@@ -64,7 +64,7 @@ def require_apart(pictures: Collection[Path], scored: Collection[Path]) -> None:
         InputError: one of the pictures is also among `scored`, the same file or a copy.
     """
     by_size: dict[int, list[Path]] = {}
-    for file in scored:  # a missing one is found later
+    for file in scored:
         by_size.setdefault(file.stat().st_size, []).append(file)
     for file in pictures:
         for other in by_size.get(file.stat().st_size, ()):

@@ -121,6 +121,11 @@ def test_pictures_that_it_was_calibrated_on(data: Data, picture: Path, tmp_path:
         require_unseen((picture, sorted(data.images.iterdir())[0]), data)
 
 
+def test_a_picture_that_is_missing_is_left_to_the_scoring(data: Data, picture: Path) -> None:
+    document = {"images": [{"id": 1, "file_name": "nowhere.png"}], "annotations": [], "categories": []}
+    require_unseen((picture,), Data(data.images, document, None))
+
+
 def test_only_int8_is_settled(segmenter: Path, data: Data, tmp_path: Path) -> None:
     with (
         pytest.raises(InputError, match="the draft is not int8"),
