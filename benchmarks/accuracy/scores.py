@@ -6,14 +6,16 @@ panoptic annotations.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from detr_export.benchmarks.speed.report import Accuracy
 from detr_export.benchmarks.speed.targets import BACKENDS, Target
 from detr_export.data.documents import pictures_of
-from detr_export.data.layouts import COCO, VAL, SplitFiles, find_split, has_split
+from detr_export.data.layouts import COCO, VAL, SplitFiles, find_split
 from detr_export.runtimes.devices import OPENVINO
+from detr_export.runtimes.errors import AnnotationError
 from detr_export.runtimes.files import user_path
 from detr_export.runtimes.processing.annotations.coco_file import AnnotationSource, read_annotation_file
 
@@ -50,11 +52,11 @@ def find_annotated(folder: str | Path) -> Annotated:
 def annotated(files: SplitFiles) -> Annotated:
     """The boxes of a split, and its panoptic annotations if they lie beside them in a COCO folder."""
     panoptic = None
-    root = files.annotations.parent.parent
-    if files.layout == COCO and files.has_splits and has_split(root, files.split, "panoptic"):
-        maps = find_split(root, files.split, "panoptic")
-        assert maps.masks is not None
-        panoptic = (maps.annotations, maps.masks)
+    if files.layout == COCO and files.has_splits:
+        with contextlib.suppress(AnnotationError):  # there are none
+            maps = find_split(files.annotations.parent.parent, files.split, "panoptic")
+            assert maps.masks is not None
+            panoptic = (maps.annotations, maps.masks)
     return Annotated(files.images, files.source, panoptic)
 
 

@@ -26,7 +26,7 @@ from detr_export.runtimes.errors import AnnotationError
 FORMATS = {"detection": "instances", "panoptic": "panoptic"}  # by task, what the names of COCO's files begin with
 TRAIN, VAL = "train", "val"
 COCO, ROBOFLOW, LABEL_STUDIO, YOLO = "COCO", "Roboflow", "Label Studio", "YOLO"
-_ROBOFLOW_FILE = "_annotations.coco.json"
+ROBOFLOW_FILE = "_annotations.coco.json"
 _ROBOFLOW_FOLDERS = {TRAIN: ("train",), VAL: ("valid", "val"), "test": ("test",)}
 _LABEL_STUDIO_FILE = "result.json"
 _YOLO_FILES = ("data.yaml", "data.yml", "dataset.yaml")
@@ -95,17 +95,8 @@ def find_split(root: str | Path, split: str, task: str) -> SplitFiles:
         return _yolo(described, split, task)
     raise AnnotationError(
         f"{root} is no data set that is known: expected annotations/{FORMATS[task]}_{split}*.json (COCO, CVAT), "
-        f"{split}/{_ROBOFLOW_FILE} (Roboflow), {_LABEL_STUDIO_FILE} (Label Studio) or data.yaml (YOLO)"
+        f"{split}/{ROBOFLOW_FILE} (Roboflow), {_LABEL_STUDIO_FILE} (Label Studio) or data.yaml (YOLO)"
     )
-
-
-def has_split(root: str | Path, split: str, task: str) -> bool:
-    """Whether `find_split` finds a split."""
-    try:
-        find_split(root, split, task)
-    except AnnotationError:
-        return False
-    return True
 
 
 def is_data_set(root: Path) -> bool:
@@ -143,10 +134,23 @@ def _coco(root: Path, split: str, task: str) -> SplitFiles:
     places = [root / name, root / "images" / name, root / "images"]
     images = next((place for place in places if place.is_dir()), places[0])
     masks = folder / file.stem if task == "panoptic" else None
-    for needed, what in ((images, "images"), (masks, "PNGs")):
+    require_folders({"images": images, "PNGs": masks}, file)
+    return SplitFiles(COCO, images, file, masks, split, has_splits)
+
+
+def require_folders(folders: Mapping[str, Path | None], file: Path) -> None:
+    """Refuses folders that are not there.
+
+    Args:
+        folders: by what they should hold; None for one that is not needed.
+        file: the annotation file that they belong to.
+
+    Raises:
+        AnnotationError: names the folder.
+    """
+    for what, needed in folders.items():
         if needed is not None and not needed.is_dir():
             raise AnnotationError(f"{needed} does not exist; expected a folder with the {what} of {file}")
-    return SplitFiles(COCO, images, file, masks, split, has_splits)
 
 
 def _name_of_split(file: Path, prefix: str) -> str:
@@ -162,15 +166,15 @@ def _roboflow(root: Path, split: str, task: str) -> SplitFiles:
     if len(files) == 1 and split in (TRAIN, VAL) and files[0].parent.name in ("train", root.name):
         return SplitFiles(ROBOFLOW, files[0].parent, files[0], None, split, has_splits=False)
     raise AnnotationError(
-        f"{root} has {', '.join(str(file.relative_to(root)) for file in files)}; expected {split}/{_ROBOFLOW_FILE}"
+        f"{root} has {', '.join(str(file.relative_to(root)) for file in files)}; expected {split}/{ROBOFLOW_FILE}"
     )
 
 
 def _roboflow_files(root: Path) -> list[Path]:
     """Of all splits; or the only one, which lies in `root` itself."""
     folders = [folder for folders in _ROBOFLOW_FOLDERS.values() for folder in folders]
-    files = [root / folder / _ROBOFLOW_FILE for folder in folders if (root / folder / _ROBOFLOW_FILE).is_file()]
-    return files or [file for file in (root / _ROBOFLOW_FILE,) if file.is_file()]
+    files = [root / folder / ROBOFLOW_FILE for folder in folders if (root / folder / ROBOFLOW_FILE).is_file()]
+    return files or [file for file in (root / ROBOFLOW_FILE,) if file.is_file()]
 
 
 def _yolo(file: Path, split: str, task: str) -> SplitFiles:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from detr_export.data.layouts import COCO, TRAIN, VAL, SplitFiles, find_split
+from detr_export.data.layouts import COCO, TRAIN, VAL, SplitFiles, find_split, require_folders
 from detr_export.runtimes.errors import AnnotationError, InputError
 from detr_export.runtimes.files import user_path
 
@@ -37,9 +37,7 @@ class DataSource:
         Raises:
             AnnotationError: as `find_split`; or a file or folder is missing.
         """
-        if self.root is not None:
-            return find_split(user_path(self.root), TRAIN, task)
-        return self._plain(TRAIN, task)
+        return self._files(TRAIN, task)
 
     def validation(self, task: str) -> SplitFiles:
         """The files to validate on, in the same form.
@@ -47,9 +45,7 @@ class DataSource:
         Raises:
             AnnotationError: there are none.
         """
-        if self.root is not None:
-            return find_split(user_path(self.root), VAL, task)
-        return self._plain(VAL, task)
+        return self._files(VAL, task)
 
     def to_dict(self) -> dict[str, str]:
         """For JSON: absolute paths, without what is not given."""
@@ -61,7 +57,9 @@ class DataSource:
         """What `to_dict` wrote."""
         return cls(**{name: Path(value) for name, value in document.items()})
 
-    def _plain(self, split: str, task: str) -> SplitFiles:
+    def _files(self, split: str, task: str) -> SplitFiles:
+        if self.root is not None:
+            return find_split(user_path(self.root), split, task)
         assert self.annotations is not None
         assert self.images is not None
         file, images = self.annotations, self.images
@@ -71,7 +69,5 @@ class DataSource:
         masks = file.with_suffix("") if task == "panoptic" else None
         if not file.is_file():
             raise AnnotationError(f"{file} does not exist; expected a COCO annotation file")
-        for needed, what in ((images, "pictures"), (masks, "PNGs")):
-            if needed is not None and not needed.is_dir():
-                raise AnnotationError(f"{needed} does not exist; expected a folder with the {what} of {file}")
+        require_folders({"pictures": images, "PNGs": masks}, file)
         return SplitFiles(COCO, images, file, masks, split, has_splits=self.val_annotations is not None)

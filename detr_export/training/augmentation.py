@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from detr_export.runtimes.processing.detection import center_to_corners
+
 Target = dict[str, np.ndarray]
 
 # A crop is taken from the image at one of these sizes, and its sides are drawn from this range: 400, 500 or 600, and 384 to
@@ -56,6 +58,22 @@ class Augmentation:
         return image, target, scaled
 
 
+def visible_boxes(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What is seen of boxes.
+
+    Args:
+        corners: float64 (N, 4), (x_min, y_min, x_max, y_max) relative to an image, also beyond it.
+
+    Returns:
+        float32 (N, 4), (center_x, center_y, width, height) of the parts inside of the image; and bool (N,), of which there
+        is one.
+    """
+    corners = corners.clip(0, 1)
+    sizes = corners[:, 2:] - corners[:, :2]
+    boxes = np.concatenate([corners[:, :2] + sizes / 2, sizes], axis=1).astype(np.float32)
+    return boxes, (sizes > 0).all(axis=1)
+
+
 def _mirrored(target: Target) -> Target:
     mirrored = {**target, "boxes": (target["boxes"] * (-1, 1, 1, 1) + (1, 0, 0, 0)).astype(np.float32)}
     if "masks" in target:
@@ -84,15 +102,9 @@ def _cropped(
 
     # The objects, relative to the rectangle.
     whole = np.array([image.width, image.height] * 2, dtype=np.float64)
-    half = target["boxes"][:, 2:] / 2
-    corners = np.concatenate([target["boxes"][:, :2] - half, target["boxes"][:, :2] + half], axis=1) * whole
-    corners = ((corners - (left, top, left, top)) / (width, height, width, height)).clip(0, 1)
-    extent = corners[:, 2:] - corners[:, :2]
-    keep = (extent > 0).all(axis=1)
-    cropped = {
-        "class_labels": target["class_labels"],
-        "boxes": np.concatenate([corners[:, :2] + extent / 2, extent], axis=1).astype(np.float32),
-    }
+    corners = center_to_corners(target["boxes"]) * whole
+    boxes, keep = visible_boxes((corners - (left, top, left, top)) / (width, height, width, height))
+    cropped = {"class_labels": target["class_labels"], "boxes": boxes}
     if "masks" in target:
         cropped["masks"] = target["masks"][:, top : top + height, left : left + width]
         keep &= cropped["masks"].any(axis=(1, 2))

@@ -21,7 +21,7 @@ from detr_export.runtimes.errors import DetrError
 from detr_export.runtimes.processing.annotations.panoptic import prepare_panoptic
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 from detr_export.runtimes.processing.images import load_image
-from detr_export.training.augmentation import Augmentation
+from detr_export.training.augmentation import Augmentation, visible_boxes
 
 Sample = tuple[np.ndarray, dict[str, np.ndarray]]
 
@@ -105,12 +105,10 @@ class CocoDataset(Dataset):
         height, width = image_size
         corners = np.array([item["bbox"] for item in objects], dtype=np.float64).reshape(-1, 4)
         corners[:, 2:] += corners[:, :2]
-        corners = (corners / (width, height, width, height)).clip(0, 1)
-        sizes = corners[:, 2:] - corners[:, :2]
-        keep = (sizes > 0).all(axis=1)  # a box may lie outside the image
+        boxes, keep = visible_boxes(corners / (width, height, width, height))  # a box may lie outside the image
         target: dict[str, np.ndarray] = {
             "class_labels": np.array([item["category_id"] for item in objects], dtype=np.int64)[keep],
-            "boxes": np.concatenate([corners[:, :2] + sizes / 2, sizes], axis=1).astype(np.float32)[keep],
+            "boxes": boxes[keep],
         }
         if self.with_masks:
             target["masks"] = prepare_panoptic(record, image_size, True, self.split.masks)["masks"].astype(bool)[keep]

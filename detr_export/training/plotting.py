@@ -8,10 +8,9 @@ from typing import Any
 
 from detr_export.runtimes.errors import missing_extra
 from detr_export.runtimes.files import replacing, writing
-from detr_export.training.training_log import LOSSES, Row
+from detr_export.training.training_log import LOSSES, SCORES, Row
 
 PLOT_NAME = "training_log.png"
-_SCORES = ("box_AP", "box_AP50", "mask_AP", "PQ")
 
 
 def plot_run(file: Path, training: Sequence[Row], validation: Sequence[Row]) -> Path:
@@ -60,7 +59,7 @@ def _draw_losses(axes: Any, training: Sequence[Row], validation: Sequence[Row]) 
 
 
 def _draw_scores(axes: Any, validation: Sequence[Row]) -> None:
-    for number, name in enumerate(_SCORES):
+    for number, name in enumerate(SCORES):
         if any(row[name] for row in validation):
             label = name.replace("_", " ")
             axes.plot(*_curve(validation, "epoch", name), label=label, color=f"C{number}", linewidth=1, marker=".")

@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from detr_export.data.layouts import ROBOFLOW_FILE
 from detr_export.runtimes.errors import InputError, OutputError
 from detr_export.runtimes.files import write_atomically
 from detr_export.runtimes.progress import SILENT, Progress
 from detr_export.training.drawn_split import DrawnData, check_images, jpeg, write_json
 
-ANNOTATIONS = "_annotations.coco.json"
 SPLITS = ("train", "valid", "test")
 _DATE = "2024-01-01T00:00:00+00:00"  # of everything, since every run writes the same
 
@@ -48,7 +48,7 @@ def write_roboflow_split(
     if data.panoptic_categories is not None:
         raise InputError(f"Roboflow's layout has no panoptic maps, which {data.name} have; write them in COCO's layout")
     root = Path(directory)
-    file = root / split / ANNOTATIONS
+    file = root / split / ROBOFLOW_FILE
     if file.exists():
         raise OutputError(f"{file} exists; remove that split first, or give another folder")
 

@@ -243,14 +243,15 @@ class _Run:
                 values["images_per_second"] = images * processes.count / clock.lap()
                 left = clock.left(steps - step - 1)
                 self.record.step(stage, step, per_epoch, values, stepper.learning_rate(step), left)
-                stopped = False
-                if (step + 1) % per_epoch == 0:
-                    stopped = self._end_epoch(stage, (step + 1) // per_epoch, step + 1, stepper)
+                ends_epoch = (step + 1) % per_epoch == 0
+                stopped = ends_epoch and self._end_epoch(stage, (step + 1) // per_epoch, step + 1, stepper)
+                goes_away = bool(interrupted)
+                if goes_away and not ends_epoch:  # the end of an epoch has written it
+                    self._write_last(stepper)
+                if goes_away or ends_epoch:
                     self._write_state(number, step + 1, stepper, stopped)
                     clock.lap()
-                if interrupted:
-                    self._write_last(stepper)
-                    self._write_state(number, step + 1, stepper, stopped)
+                if goes_away:
                     self.progress.stage(
                         f"interrupted after step {step + 1} of {steps} ({stage.name}); add --resume to go on"
                     )

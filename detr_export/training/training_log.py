@@ -22,8 +22,8 @@ COLUMNS = (
     *LOSSES,
     "cardinality_error",
 )
-VALIDATION_COLUMNS = ("stage", "epoch", "step", *LOSSES, "box_AP", "box_AP50", "mask_AP", "PQ", "best")
-_POSITION = ("stage", "epoch", "step", "learning_rate")
+SCORES = ("box_AP", "box_AP50", "mask_AP", "PQ")
+VALIDATION_COLUMNS = ("stage", "epoch", "step", *LOSSES, *SCORES, "best")
 Row = Mapping[str, str]
 
 
@@ -79,10 +79,10 @@ class TrainingLog(Table):
         """The mean over the steps since the last row."""
         return self._sums[name] / max(self._count, 1)
 
-    def end_row(self, position: Mapping[str, float | str]) -> Row:
+    def end_row(self, position: Row) -> Row:
         """Makes a row of the means since the last one, and the stage, epoch, step and learning rate that they end at."""
         means = {name: self.mean(name) for name in COLUMNS if name in self._sums}
-        self.add({**{name: str(position[name]) for name in _POSITION}, **means})
+        self.add({**position, **means})
         self._sums.clear()
         self._count = 0
         return self.rows[-1]
