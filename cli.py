@@ -44,6 +44,7 @@ from detr_export.choices import (
 from detr_export.extras import require_extra, require_python
 from detr_export.terminal import (
     JsonOption,
+    LimitOption,
     OverwriteOption,
     TerminalProgress,
     ThreadsOption,
@@ -76,7 +77,7 @@ app = typer.Typer(
 
 
 @app.callback()
-def _options(version: VersionOption = False) -> None:
+def _options(version: VersionOption = False, limit: LimitOption = None) -> None:
     pass
 
 

@@ -21,6 +21,7 @@ from detr_export.extras import require_python
 from detr_export.runtimes.errors import BackendError, missing_extra
 from detr_export.terminal import (
     JsonOption,
+    LimitOption,
     OverwriteOption,
     TerminalProgress,
     VersionOption,
@@ -43,8 +44,11 @@ _PIPE_WIDTH = 200  # columns
 def spelled_out(arguments: Sequence[str]) -> list[str]:
     """What was typed, with the command `run` where none is named, and `--size A B` spelled `--size A --size B`."""
     arguments = list(arguments)
-    if not arguments or arguments[0] not in (*_COMMANDS, *_OWN_OPTIONS):
-        arguments = [DEFAULT_COMMAND, *arguments]
+    first = 0  # after the options that stand before every command
+    while arguments[first : first + 1] and arguments[first].partition("=")[0] == "--limit":
+        first += 1 if "=" in arguments[first] else 2
+    if arguments[first:] == [] or arguments[first] not in (*_COMMANDS, *_OWN_OPTIONS):
+        arguments.insert(first, DEFAULT_COMMAND)
     return spell_lists(arguments, _LIST_VALUES)
 
 
@@ -87,7 +91,7 @@ SecondsOption = Annotated[
 
 
 @app.callback()
-def _options(version: VersionOption = False) -> None:
+def _options(version: VersionOption = False, limit: LimitOption = None) -> None:
     pass
 
 

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Optional, Protocol
 import typer
 
 from detr_export.runtimes.errors import DatasetError, DetrError
+from detr_export.runtimes.limits import raise_limits_from
 
 
 def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -105,6 +106,15 @@ def show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _set_limits(wanted: Optional[list[str]]) -> Optional[list[str]]:
+    """What `--limit` calls."""
+    try:
+        raise_limits_from(" ".join(wanted or ()))
+    except DetrError as error:
+        raise typer.BadParameter(str(error)) from None
+    return wanted
+
+
 def tolerate_any_name() -> None:
     """Let stdout and stderr print every file name: a name need not be text in the terminal's encoding."""
     for stream in (sys.stdout, sys.stderr):
@@ -114,6 +124,15 @@ def tolerate_any_name() -> None:
 
 VersionOption = Annotated[
     bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and exit.")
+]
+LimitOption = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--limit",
+        metavar="NAME=N",
+        callback=_set_limits,
+        help="Allow more of something: queries=20000. It stands before the command, and can be given several times.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]

@@ -19,6 +19,7 @@ HEAVY = ("torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "tensorrt", "t
 HEAVY += ("pyarrow", "openvino", "fastapi", "uvicorn", "prometheus_client")
 # Where `runtimes` may import what is not numpy, Pillow or the standard library.
 BACKENDS: dict[str, str | tuple[str, ...]] = {
+    "msgspec": "runtimes/documents.py",
     "onnxruntime": "runtimes/backends/ort/",
     "onnxruntime_ep_nv_tensorrt_rtx": "runtimes/backends/ort/providers.py",
     "openvino": "runtimes/backends/openvino/",
