@@ -195,13 +195,11 @@ def remarks(report: Report) -> list[str]:
     """What a reader of the numbers must know."""
     environment, method = report.environment, report.method
     gigabytes = environment.memory_bytes / 2**30
-    cpu = environment.cpu
-    if environment.instruction_sets:
-        cpu += f" ({', '.join(environment.instruction_sets)})"
     lines = [
-        f"{cpu}, {environment.cores} cores, {gigabytes:.0f} GiB, {environment.os}, Python {environment.python}"
+        f"{environment.cpu}, {environment.cores} cores, {gigabytes:.0f} GiB, {environment.os}, Python {environment.python}"
         + (f", {environment.gpu} (driver {environment.driver})" if environment.gpu else "")
         + (f", governor {environment.governor}" if environment.governor else ""),
+        *([f"instruction sets: {', '.join(environment.instruction_sets)}"] if environment.instruction_sets else []),
         ", ".join(f"{name} {version}" for name, version in environment.versions.items()),
         f"{environment.threads} threads for each run; {method.rounds} rounds, in which the variants take turns; the ratio "
         "compares the session's times: the median over the rounds, and their spread; below 1 is faster",
