@@ -291,7 +291,7 @@ def test_refuses_configurations(copy: Path, changes: dict[str, str], message: st
     ("name", "content", "message"),
     [
         ("config.json", None, "config.json does not exist; a checkpoint directory needs"),
-        ("config.json", "{", "config.json cannot be read as JSON"),
+        ("config.json", "{", "config.json is not JSON"),
         ("model.safetensors", None, "holds no weights; expected one of model.safetensors"),
         ("preprocessor_config.json", "{", "preprocessor_config.json is not"),
         ("preprocessor_config.json", '{"size": "big"}', "preprocessor_config.json"),
