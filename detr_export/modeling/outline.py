@@ -18,10 +18,10 @@ def without_memory() -> Iterator[None]:
 
 
 class _NothingDrawn(TorchFunctionMode):
-    """Leaves out the functions of `torch.nn.init`. On `meta`, drawing would import a compiler first, which takes seconds."""
+    """Leaves out what draws random numbers. On `meta`, that would import a compiler first, which takes seconds."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if getattr(func, "__module__", "") == "torch.nn.init":
+        if getattr(func, "__module__", "") == "torch.nn.init" or func in (torch.Tensor.normal_, torch.Tensor.uniform_):
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
