@@ -59,7 +59,11 @@ class DetrPreTrainedModel(nn.Module):
         own_part = cls._own_part(checkpoint)
         described = checkpoint.config if config is None else replace(config, layout=checkpoint.config.layout)
         described = described.with_classes(id2label, label2id, num_labels)
-        cls._require_fit(described, own_part, checkpoint.source, shapes=not ignore_mismatched_sizes)
+        outline = cls._outline(described)
+        if outline is not None:
+            if not ignore_mismatched_sizes:
+                with_fresh_parameters(outline, own_part, checkpoint.source, allowed=False)
+            require_fit(outline, own_part, checkpoint.source, shapes=not ignore_mismatched_sizes)
         model = cls(described)
         parameters = with_fresh_parameters(model, own_part, checkpoint.source, ignore_mismatched_sizes)
         load_strictly(model, parameters, checkpoint.source)
@@ -76,7 +80,9 @@ class DetrPreTrainedModel(nn.Module):
             CheckpointError: names or shapes of the parameters do not fit the configuration.
         """
         own_part = cls._own_part(checkpoint)
-        cls._require_fit(checkpoint.config, own_part, checkpoint.source)
+        outline = cls._outline(checkpoint.config)
+        if outline is not None:
+            require_fit(outline, own_part, checkpoint.source)
         model = cls(checkpoint.config)
         load_strictly(model, own_part, checkpoint.source)
         return model.eval()
@@ -148,14 +154,15 @@ class DetrPreTrainedModel(nn.Module):
                 module.checkpointing = None
 
     @classmethod
-    def _require_fit(cls, config: DetrConfig, state_dict: Mapping[str, Tensor], source: str, shapes: bool = True) -> None:
-        """Compares parameters with a model that takes no memory, before one is made that does; see `require_fit`.
+    def _outline(cls, config: DetrConfig) -> Self | None:
+        """The model without memory, with which parameters are compared before one is made that takes some.
 
-        Not every backbone of timm can be made without memory; these have a size that nobody chooses.
+        It is None for other backbones of timm than a ResNet: not all can be made so, and nobody chooses their size.
         """
-        if config.is_known_resnet:
-            with without_memory():
-                require_fit(cls(config), state_dict, source, shapes)
+        if not config.is_known_resnet:
+            return None
+        with without_memory():
+            return cls(config)
 
     @classmethod
     def _own_part(cls, checkpoint: Checkpoint) -> dict[str, Tensor]:
