@@ -102,7 +102,7 @@ def typed(value: Any, schema: type[T], where: str, kind: type[DetrError]) -> T:
     Args:
         value: of plain JSON types; tuples may take the place of lists.
         schema: a type that `msgspec.convert` knows.
-        where: the file, for messages.
+        where: the file, for messages; empty where the caller's caller names it.
         kind: the error to raise.
 
     Raises:
@@ -111,7 +111,7 @@ def typed(value: Any, schema: type[T], where: str, kind: type[DetrError]) -> T:
     try:
         return msgspec.convert(value, schema, strict=True)
     except (msgspec.ValidationError, RecursionError) as error:
-        raise kind(f"{where}: {_explained(error, value, schema)}") from error
+        raise kind(f"{where}: {_explained(error, value, schema)}" if where else _explained(error, value, schema)) from error
 
 
 def shown(value: Any) -> str:
@@ -122,7 +122,7 @@ def shown(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int) and not -(10**18) < value < 10**18:
         return f"an integer of {value.bit_length()} bits"
-    text = repr(value)
+    text = repr(value).replace("\n", " ")  # of an array, for example
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
@@ -183,7 +183,10 @@ def _found(document: Any, schema: Any, path: str) -> tuple[Any, str]:
 
 def _culprit(document: Any, schema: Any, name: str, mapping: Mapping[str, Any]) -> Any:
     """The key of the first entry that is wrong on its own."""
-    document = copy.deepcopy(document)
+    try:
+        document = copy.deepcopy(document)
+    except RecursionError:
+        return None
     changed, _ = _found(document, schema, name)
     for key, value in mapping.items():
         changed.clear()

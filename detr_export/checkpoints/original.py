@@ -13,21 +13,23 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor
 
 from detr_export import coco
 from detr_export.backbone_config import RESNETS
+from detr_export.checkpoints.tensors import named, require_room, shapes_of
 from detr_export.config import DetrConfig
 from detr_export.pubtables import table_model
+from detr_export.runtimes.documents import Count, Probability, Size, shown, typed
 from detr_export.runtimes.errors import CheckpointError
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 
 # What such a file may hold besides tensors: the training script's arguments, a namespace of plain values.
 SAFE_GLOBALS = (argparse.Namespace,)
-_HEADS = 8
 _PANOPTIC_PREFIX = "detr."
 _BODY = "backbone.0.body."
 
@@ -52,6 +54,16 @@ _RENAMES = (
 )
 
 
+@dataclass
+class _Arguments:
+    """The training script's arguments that the shapes of the parameters do not show."""
+
+    nheads: Count = 8
+    dropout: Probability = 0.1
+    dilation: Union[bool, Size, None] = None
+    pre_norm: Optional[bool] = None
+
+
 def is_original(state_dict: Mapping[str, Any]) -> bool:
     """Whether the names are those of facebookresearch/detr."""
     return any(name.removeprefix(_PANOPTIC_PREFIX).startswith("transformer.") for name in state_dict)
@@ -73,6 +85,7 @@ def convert(
     panoptic = any(name.startswith(_PANOPTIC_PREFIX) for name in state_dict)
     body = {name.removeprefix(_PANOPTIC_PREFIX): value for name, value in state_dict.items()}
     config = _infer_config(body, args, dilation)
+    require_room(shapes_of(body), "the file", config)
     converted: dict[str, Tensor] = {}
     for name, value in body.items():
         head = name.startswith(("bbox_attention.", "mask_head."))
@@ -82,7 +95,7 @@ def convert(
         if "in_proj_" in target:
             kind = target.rpartition("_")[2]
             if not value.dim() or value.shape[0] % 3:
-                raise CheckpointError(f"{name} has shape {list(value.shape)}; expected rows of query, key and value")
+                raise CheckpointError(f"{named(name)} has shape {list(value.shape)}; expected rows of query, key and value")
             for part, rows in zip("qkv", value.chunk(3), strict=True):
                 converted[target.replace(f"in_proj_{kind}", f"{part}_proj.{kind}")] = rows.clone()
         else:
@@ -104,7 +117,9 @@ def _rename(name: str) -> str:
 
 def _infer_config(body: Mapping[str, Tensor], args: argparse.Namespace | None, dilation: bool | None) -> DetrConfig:
     # What contradicts the options.
-    trained_dilation = getattr(args, "dilation", None)
+    given = {name: getattr(args, name) for name in _Arguments.__annotations__ if hasattr(args, name)}
+    said = typed(given, _Arguments, "the checkpoint's own arguments", CheckpointError)
+    trained_dilation = said.dilation
     if dilation is not None and trained_dilation is not None and bool(trained_dilation) != dilation:
         raise CheckpointError(f"the checkpoint's own arguments say dilation={bool(trained_dilation)}; leave --dilation out")
 
@@ -122,19 +137,14 @@ def _infer_config(body: Mapping[str, Tensor], args: argparse.Namespace | None, d
         ) from None
 
     pre_norm = "transformer.encoder.norm.weight" in body
-    said = getattr(args, "pre_norm", pre_norm)
-    if said != pre_norm:
-        given = "--pre_norm" if said else "no --pre_norm"
+    if said.pre_norm not in (None, pre_norm):
+        option = "--pre_norm" if said.pre_norm else "no --pre_norm"
         raise CheckpointError(
-            f"the checkpoint's own arguments say {given}, but the file has {'a' if pre_norm else 'no'} parameter "
+            f"the checkpoint's own arguments say {option}, but the file has {'a' if pre_norm else 'no'} parameter "
             "'transformer.encoder.norm.weight'"
         )
     tables = table_model(queries, classes) if pre_norm else None
 
-    # What only the arguments show.
-    heads = getattr(args, "nheads", _HEADS)
-    if not isinstance(heads, int):
-        raise CheckpointError(f"the checkpoint's own arguments say nheads={heads!r}; expected a whole number")
     return DetrConfig(
         backbone=_infer_backbone(body),
         dilation=bool(trained_dilation) if dilation is None else dilation,
@@ -144,9 +154,9 @@ def _infer_config(body: Mapping[str, Tensor], args: argparse.Namespace | None, d
         decoder_layers=_count(body, "transformer.decoder.layers."),
         encoder_ffn_dim=encoder_ffn,
         decoder_ffn_dim=decoder_ffn,
-        encoder_attention_heads=heads,
-        decoder_attention_heads=heads,
-        dropout=getattr(args, "dropout", 0.1),
+        encoder_attention_heads=said.nheads,
+        decoder_attention_heads=said.nheads,
+        dropout=said.dropout,
         position_embedding_type="learned" if "backbone.1.row_embed.weight" in body else "sine",
         pre_norm=pre_norm,
         id2label=tables.id2label if tables else coco.id2label(classes),
@@ -176,7 +186,7 @@ def split_file(content: object) -> tuple[Mapping[str, Tensor], argparse.Namespac
     """
     args = content.get("args") if isinstance(content, Mapping) else None
     if isinstance(args, dict):  # forks of the training script store vars(args)
-        args = argparse.Namespace(**{str(name): value for name, value in args.items()})
+        args = argparse.Namespace(**{name: value for name, value in args.items() if isinstance(name, str)})
     state_dict = content.get("model", content) if isinstance(content, Mapping) else None
     if not isinstance(state_dict, Mapping) or not state_dict:
         raise CheckpointError("the file holds no state dict; expected {'model': {name: tensor}} or {name: tensor}")
@@ -184,7 +194,6 @@ def split_file(content: object) -> tuple[Mapping[str, Tensor], argparse.Namespac
         name for name, value in state_dict.items() if not isinstance(value, torch.Tensor) or not isinstance(name, str)
     ]
     if strangers:
-        raise CheckpointError(
-            f"the file's state dict holds entries that are not named tensors: {', '.join(map(str, strangers[:5]))}"
-        )
+        names = ", ".join(named(name) if isinstance(name, str) else shown(name) for name in strangers[:5])
+        raise CheckpointError(f"the file's state dict holds entries that are not named tensors: {names}")
     return state_dict, args if isinstance(args, argparse.Namespace) else None

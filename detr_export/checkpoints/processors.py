@@ -7,11 +7,12 @@ there, and `--processor` decides otherwise.
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 
 from detr_export.checkpoints.hub import PROCESSOR_NAME
 from detr_export.config import DetrConfig
+from detr_export.runtimes.documents import read_document
 from detr_export.runtimes.errors import CheckpointError, DetrError
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 from detr_export.runtimes.processing.image_processor_fast import DetrImageProcessorFast, processor_from_dict
@@ -35,9 +36,9 @@ def read_processor(directory: Path, config: DetrConfig, backend: str | None = No
     """
     file = directory / PROCESSOR_NAME
     try:
-        exists = file.exists()
+        exists = os.path.lexists(file)  # a link that leads nowhere is no missing file
         settings = DetrImageProcessor.from_pretrained(directory).to_dict() if exists else DetrImageProcessor().to_dict()
-        written = json.loads(file.read_text(encoding="utf-8")) if exists else {}
+        written = read_document(file, CheckpointError) if exists else {}
         kind = _CLASSES[backend or _backend(written, config)]
         return processor_from_dict({**settings, "image_processor_type": kind.__name__})
     except (DetrError, ValueError) as error:
@@ -64,4 +65,4 @@ def _backend(written: dict[str, object], config: DetrConfig) -> str:
 
 def _is_of_transformers_5(config: DetrConfig) -> bool:
     major = str(config.extra.get("transformers_version", "")).partition(".")[0]
-    return major.isdigit() and int(major) >= 5
+    return major.isascii() and major.isdigit() and len(major) < 10 and int(major) >= 5

@@ -2,17 +2,20 @@
 
 Nothing here unpickles arbitrary objects: `torch.load` runs with `weights_only=True`. Besides tensors it allows one class,
 `argparse.Namespace`, which the original training script stores.
+
+Before a weight is read, what the files say of themselves is compared with the limits and the configuration. Until then the
+weights stay on the disk, also when they are opened.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,12 +23,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from detr_export.checkpoints import original as original_checkpoint
+from detr_export.checkpoints.containers import is_archive, require_regular, safetensors_shapes
 from detr_export.checkpoints.hub import WEIGHT_FILES, download
 from detr_export.checkpoints.layouts import has_names_of_5, to_hub_names
 from detr_export.checkpoints.processors import read_processor, require_backend
+from detr_export.checkpoints.tensors import is_counter, named, require_plain, require_room, shapes_of
 from detr_export.config import CONFIG_NAME, TRANSFORMERS5_NAMES, DetrConfig
-from detr_export.runtimes.errors import CheckpointError
+from detr_export.runtimes.documents import read_document, shown, typed
+from detr_export.runtimes.errors import CheckpointError, first_line
 from detr_export.runtimes.files import sha256_of_files, user_path
+from detr_export.runtimes.limits import require_at_most
 from detr_export.runtimes.opening import ENGINE_SUFFIXES
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 
@@ -38,6 +45,13 @@ _LFS_HEADER = b"version https://git-lfs"
 # How torch's messages name what it refuses to unpickle: an object of another class, or a program.
 _FOREIGN = re.compile("GLOBAL|Unsupported class|TorchScript")
 _LISTED = 8  # names in an error message before "and N more"
+
+
+@dataclass
+class _Index:
+    """The document that says which weight file has which tensor."""
+
+    weight_map: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -87,6 +101,7 @@ def load_checkpoint(
     if os.path.isdir(path):
         _refuse(revision is not None, f"{path} is a directory; --revision goes with a hub id")
         return _load_directory(path, str(source), processor)
+    _refuse(os.path.exists(path), f"{path} is not a regular file; expected a directory, a .pth file or a hub id")
     return _load_directory(download(str(source), revision), str(source), processor)
 
 
@@ -96,17 +111,33 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], source: st
     Raises:
         CheckpointError: lists what is missing, what is unexpected, and what has another shape.
     """
+    require_fit(model, state_dict, source)
+    model.load_state_dict({name: value for name, value in state_dict.items() if not is_counter(name)})
+
+
+def require_fit(model: nn.Module, state_dict: Mapping[str, Tensor], source: str, shapes: bool = True) -> None:
+    """Compares parameters with those of `model` by name, shape and kind of number. The model may be on the device `meta`.
+
+    Args:
+        model: that they are for.
+        state_dict: the parameters.
+        source: the checkpoint's name, for messages.
+        shapes: whether they must have the same shapes.
+
+    Raises:
+        CheckpointError: lists what is missing, what is unexpected, and what has another shape.
+    """
     expected = model.state_dict()
-    given = {name: value for name, value in state_dict.items() if not name.endswith(".num_batches_tracked")}
+    given = {name: value for name, value in state_dict.items() if not is_counter(name)}
     problems = [
         _list("missing", (f"{name} {list(expected[name].shape)}" for name in expected if name not in given)),
-        _list("unexpected", (f"{name} {list(given[name].shape)}" for name in given if name not in expected)),
+        _list("unexpected", (f"{named(name)} {list(given[name].shape)}" for name in given if name not in expected)),
         _list(
             "of another shape",
             (
                 f"{name} {list(given[name].shape)} instead of {list(value.shape)}"
                 for name, value in expected.items()
-                if name in given and given[name].shape != value.shape
+                if shapes and name in given and given[name].shape != value.shape
             ),
         ),
         _list(
@@ -116,19 +147,31 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], source: st
     ]
     if any(problems):
         raise CheckpointError(f"{source}: parameters do not fit the configuration; {'; '.join(filter(None, problems))}")
-    model.load_state_dict(given)
 
 
-def read_weights(files: Iterable[Path]) -> dict[str, Tensor]:
+def read_weights(files: Sequence[Path], config: DetrConfig | None = None) -> dict[str, Tensor]:
     """Reads and merges weight files; floating point tensors become float32.
 
+    Args:
+        files: which ones.
+        config: of the model that they are for, which limits how much is read.
+
     Raises:
-        CheckpointError: a file is missing, a Git-LFS pointer, truncated, or holds NaN or infinite values.
+        CheckpointError: a file is missing, a Git-LFS pointer, truncated, or holds NaN or infinite values; it has more than
+            the configuration implies, or a tensor is in two of them.
     """
+    source = ", ".join(file.name for file in files[:_LISTED])
+    shapes: dict[str, Sequence[int]] = {}
+    for file in files:
+        _refuse_lfs_pointer(file)
+        if file.suffix == ".safetensors":
+            _join(shapes, safetensors_shapes(file), file)
+    require_room(shapes, source, config)
     merged: dict[str, Tensor] = {}
     for file in files:
-        merged.update(_as_state_dict(_read_file(file), file))
-    return _checked(merged, ", ".join(file.name for file in files))
+        _join(merged, _as_state_dict(_read_file(file), file), file)
+    require_room(shapes_of(merged), source, config)
+    return _checked(merged, source)
 
 
 def sha256_of_directory(directory: Path) -> str:
@@ -143,10 +186,11 @@ def sha256_of_directory(directory: Path) -> str:
 def _load_directory(directory: Path, source: str, backend: str | None = None) -> Checkpoint:
     config = DetrConfig.from_pretrained(directory)
     files = _weight_files(directory)
-    stored = read_weights(files)
+    stored = read_weights(files, config)
     if has_names_of_5(stored):
         config = replace(config, layout=TRANSFORMERS5_NAMES)
     state_dict = to_hub_names(stored)
+    _refuse(len(state_dict) < len(stored), f"{source} has parameters with two names, of transformers 4 and 5; expected one")
     processor = read_processor(directory, config, backend)
     return Checkpoint(source, config, state_dict, processor, sha256_of_files(files))
 
@@ -159,6 +203,8 @@ def _load_original(file: Path, source: str, dilation: bool | None) -> Checkpoint
     content = _read_file(file)
     try:
         raw, args = original_checkpoint.split_file(content)
+        require_plain(raw, "its state dict")
+        require_room(shapes_of(raw), "its state dict")
         if not original_checkpoint.is_original(raw):
             raise CheckpointError(
                 "the parameter names are not those of facebookresearch/detr; "
@@ -174,35 +220,46 @@ def _load_original(file: Path, source: str, dilation: bool | None) -> Checkpoint
 def _weight_files(directory: Path) -> list[Path]:
     for name in WEIGHT_FILES:
         file = directory / name
-        if file.is_file():
+        if os.path.lexists(file):
+            require_regular(file)
             return _shards(file) if name.endswith(".index.json") else [file]
     raise CheckpointError(f"{directory} holds no weights; expected one of {', '.join(WEIGHT_FILES)}")
 
 
 def _shards(index: Path) -> list[Path]:
     _refuse_lfs_pointer(index)
+    what = f"{index} is not an index of weight files"
     try:
-        names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{index} is not an index of weight files: {error!r}") from error
+        document = read_document(index, CheckpointError)
+    except CheckpointError as error:
+        raise CheckpointError(f"{what}: {error}") from error
+    weight_map = typed(document, _Index, what, CheckpointError).weight_map
+    _refuse(not weight_map, f"{what}: weight_map is empty")
+    require_at_most("tensors", len(weight_map), f"the number of tensors of {index}", CheckpointError)
+    names = sorted(set(weight_map.values()))
     for name in names:
-        if Path(name).name != name:
-            raise CheckpointError(f"{index} names the file {name!r}; expected names inside its own directory")
-        if not (index.parent / name).is_file():
-            raise CheckpointError(f"{index} names the file {name}, which is missing")
+        if Path(name).name != name or not name.isprintable() or set(name) & set("\\:") or name in ("", ".", ".."):
+            raise CheckpointError(f"{index} names the file {shown(name)}; expected names inside its own directory")
+        file = index.parent / name
+        if not os.path.lexists(file):
+            raise CheckpointError(f"{index} names the file {named(name)}, which is missing")
+        require_regular(file)
     return [index.parent / name for name in names]
 
 
 def _read_file(file: Path) -> object:
     _refuse_lfs_pointer(file)
+    if file.suffix == ".safetensors":
+        require_room(safetensors_shapes(file), str(file))
+    archive = file.suffix != ".safetensors" and is_archive(file)
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
         with torch.serialization.safe_globals([*original_checkpoint.SAFE_GLOBALS]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its notes on other pickle protocols
-            return torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=archive)
     except SafetensorError as error:
-        raise CheckpointError(f"{file} is truncated or not a safetensors file: {error}") from error
+        raise CheckpointError(f"{file} is truncated or not a safetensors file: {first_line(error)}") from error
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for
         # torch's message offers to load the file unsafely; it is not passed on.
         if _FOREIGN.search(str(error)):
@@ -213,6 +270,7 @@ def _read_file(file: Path) -> object:
 
 
 def _refuse_lfs_pointer(file: Path) -> None:
+    require_regular(file)
     with file.open("rb") as stream:
         head = stream.read(len(_LFS_HEADER))
     _refuse(not head, f"{file} is empty")
@@ -221,15 +279,23 @@ def _refuse_lfs_pointer(file: Path) -> None:
 
 def _as_state_dict(content: object, file: Path) -> Mapping[str, Tensor]:
     try:
-        return original_checkpoint.split_file(content)[0]
+        state_dict = original_checkpoint.split_file(content)[0]
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from None
+    require_plain(state_dict, str(file))
+    return state_dict
+
+
+def _join(merged: dict[str, Any], found: Mapping[str, Any], file: Path) -> None:
+    twin = next((name for name in found if name in merged), None)
+    _refuse(twin is not None, f"{file} has {named(str(twin))}, which another file has, too; expected each tensor once")
+    merged.update(found)
 
 
 def _checked(state_dict: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     checked = {key: value.float() if value.is_floating_point() else value for key, value in state_dict.items()}
     broken = [key for key, value in checked.items() if value.is_floating_point() and not value.isfinite().all()]
-    _refuse(bool(broken), f"{name} holds NaN or infinite values in {_list('parameters', broken)}")
+    _refuse(bool(broken), f"{name} holds NaN or infinite values in {_list('parameters', map(named, broken))}")
     return checked
 
 

@@ -33,4 +33,6 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
     try:
         return _ACTIVATIONS[name]()
     except KeyError:
-        raise CheckpointError(f"activation {name!r} is not supported; known: {', '.join(sorted(_ACTIVATIONS))}") from None
+        raise CheckpointError(
+            f"activation {name!r:.40} is not supported; known: {', '.join(sorted(_ACTIVATIONS))}"
+        ) from None

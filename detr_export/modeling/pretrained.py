@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from detr_export.checkpoints.mismatches import with_fresh_parameters
-from detr_export.checkpoints.reading import Checkpoint, load_checkpoint, load_strictly
+from detr_export.checkpoints.reading import Checkpoint, load_checkpoint, load_strictly, require_fit
 from detr_export.checkpoints.saving import save_checkpoint
 from detr_export.config import DetrConfig
 from detr_export.modeling.backbone import DetrConvEncoder, pretrained_backbone
+from detr_export.modeling.outline import without_memory
 from detr_export.modeling.position_encoding import DetrLearnedPositionEmbedding
 from detr_export.modeling.transformer import LayerStack
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
@@ -57,7 +58,13 @@ class DetrPreTrainedModel(nn.Module):
         checkpoint = load_checkpoint(source, dilation, revision)
         own_part = cls._own_part(checkpoint)
         described = checkpoint.config if config is None else replace(config, layout=checkpoint.config.layout)
-        model = cls(described.with_classes(id2label, label2id, num_labels))
+        described = described.with_classes(id2label, label2id, num_labels)
+        outline = cls._outline(described)
+        if outline is not None:
+            if not ignore_mismatched_sizes:
+                with_fresh_parameters(outline, own_part, checkpoint.source, allowed=False)
+            require_fit(outline, own_part, checkpoint.source, shapes=not ignore_mismatched_sizes)
+        model = cls(described)
         parameters = with_fresh_parameters(model, own_part, checkpoint.source, ignore_mismatched_sizes)
         load_strictly(model, parameters, checkpoint.source)
         return model.eval()
@@ -73,6 +80,9 @@ class DetrPreTrainedModel(nn.Module):
             CheckpointError: names or shapes of the parameters do not fit the configuration.
         """
         own_part = cls._own_part(checkpoint)
+        outline = cls._outline(checkpoint.config)
+        if outline is not None:
+            require_fit(outline, own_part, checkpoint.source)
         model = cls(checkpoint.config)
         load_strictly(model, own_part, checkpoint.source)
         return model.eval()
@@ -142,6 +152,17 @@ class DetrPreTrainedModel(nn.Module):
         for module in self.modules():
             if isinstance(module, LayerStack):
                 module.checkpointing = None
+
+    @classmethod
+    def _outline(cls, config: DetrConfig) -> Self | None:
+        """The model without memory, with which parameters are compared before one is made that takes some.
+
+        It is None for other backbones of timm than a ResNet: not all can be made so, and nobody chooses their size.
+        """
+        if not config.is_known_resnet:
+            return None
+        with without_memory():
+            return cls(config)
 
     @classmethod
     def _own_part(cls, checkpoint: Checkpoint) -> dict[str, Tensor]:

@@ -70,7 +70,7 @@ class DetrMaskHeadSmallConv(nn.Module):
         context_dim: the layers have a half to a sixteenth of these channels.
 
     Raises:
-        CheckpointError: `dim` is not a multiple of 8.
+        CheckpointError: `dim` is not a multiple of 8, or a layer's channels make no groups.
     """
 
     def __init__(self, dim: int, fpn_dims: Sequence[int], context_dim: int) -> None:
@@ -80,6 +80,11 @@ class DetrMaskHeadSmallConv(nn.Module):
                 f"d_model plus encoder_attention_heads is {dim}; a mask head needs a multiple of {_GROUPS}"
             )
         widths = [dim, context_dim // 2, context_dim // 4, context_dim // 8, context_dim // 16]
+        if any(width < 1 or width % min(_GROUPS, width) for width in widths):
+            raise CheckpointError(
+                f"d_model is {context_dim}, and a mask head has layers of {widths[1:]} channels; "
+                f"expected multiples of {_GROUPS}, or 1 to {_GROUPS}, as of d_model 16, 32, 64, 128 or 256"
+            )
         self.lay1, self.gn1 = _PartialConv2d(dim, dim, 3, padding=1), _norm(dim)
         self.lay2, self.gn2 = _block(dim, widths[1])
         self.lay3, self.gn3 = _block(widths[1], widths[2])

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from detr_export.runtimes.errors import InputError
+from detr_export.runtimes.documents import Size, shown, typed
+from detr_export.runtimes.errors import CheckpointError, InputError
 
 TASKS = ("detection", "panoptic")
 
 
 # What a run that goes on may have other than the run that it goes on from.
 CHANGEABLE = frozenset({"epochs", "mask_epochs", "patience", "validate_every", "validation_images"})
+
+
+_MOST = 10**9  # epochs, and images of a batch
+_LARGEST_SEED = 2**62  # a step's own seed is larger, and has 64 bits
 
 
 @dataclass(frozen=True)
@@ -42,12 +47,12 @@ class TrainingOptions:
     patience: int | None = None  # a stage ends after so many validations without a better score
     validate_every: int = 1  # epochs
     validation_images: int | None = None  # of the split val; all when None
-    seed: int = 0
+    seed: Size = 0
     fp16_weights: bool = False  # store matrices and kernels as float16
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
-            raise InputError(f"task is {self.task!r}; expected one of {', '.join(TASKS)}")
+            raise InputError(f"task is {shown(self.task)}; expected one of {', '.join(TASKS)}")
         least = {"epochs": 0, "mask_epochs": 0, "batch_size": 1, "accumulate": 1, "warmup": 0, "seed": 0, "patience": 1}
         for name, smallest in (*least.items(), ("validate_every", 1), ("validation_images", 1)):
             value = getattr(self, name)
@@ -59,6 +64,11 @@ class TrainingOptions:
         for name in ("drop", "flip", "crop", "color_jitter"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}; expected a number from 0 to 1")
+        for name in ("epochs", "mask_epochs", "batch_size", "accumulate"):
+            if getattr(self, name) > _MOST:
+                raise InputError(f"{name} is {shown(getattr(self, name))}; expected at most {_MOST}")
+        if self.seed > _LARGEST_SEED:
+            raise InputError(f"seed is {shown(self.seed)}; expected at most {_LARGEST_SEED}")
         if not 0 <= self.ema < 1:
             raise InputError(f"ema is {self.ema}; expected a number from 0 to below 1, such as 0.9997")
         if not 0 < self.scale[0] <= self.scale[1] <= 4:
@@ -78,12 +88,22 @@ class TrainingOptions:
         return cls(**{"epochs": 50, "warmup": None, "drop": 0.8, **given})
 
     @classmethod
-    def from_dict(cls, document: Mapping[str, Any]) -> TrainingOptions:
-        """The options that `to_dict` wrote."""
-        values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in document.items()
-        }
-        return cls(**values)
+    def from_dict(cls, document: Mapping[str, Any], where: str = "options") -> TrainingOptions:
+        """The options that `to_dict` wrote.
+
+        Args:
+            document: what it wrote.
+            where: its name, for messages.
+
+        Raises:
+            CheckpointError: a field is unknown, or has another type.
+            InputError: a field is out of its range.
+        """
+        known = [item.name for item in fields(cls)]
+        unknown = next((name for name in document if name not in known), None)
+        if unknown is not None:
+            raise CheckpointError(f"{where} has {shown(unknown)}; expected some of {', '.join(known)}")
+        return typed(dict(document), cls, where, CheckpointError)
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from detr_export.data.sources import DataSource
-from detr_export.runtimes.errors import InputError
+from detr_export.runtimes.documents import shown, typed
+from detr_export.runtimes.errors import CheckpointError, InputError
 from detr_export.training.options import TrainingOptions
 from detr_export.training.state import STATE_NAME, read_state
 
@@ -48,13 +49,19 @@ class Request:
 
         Raises:
             InputError: there is no state, or it does not say where the data is.
+            CheckpointError: the state is damaged.
         """
         state = read_state(folder / STATE_NAME)
         known = state.arguments.get("data")
         if source is None:
             if known is None:
                 raise InputError(f"{folder / STATE_NAME} does not say where the data is; give it (--data)")
-            source = DataSource.from_dict(known)
+            where = f"{folder / STATE_NAME}: arguments.data"
+            places = typed(known, dict[str, str], where, CheckpointError)
+            unknown = next((name for name in places if name not in DataSource.__dataclass_fields__), None)
+            if unknown is not None:
+                raise CheckpointError(f"{where} has {shown(unknown)}; expected {', '.join(DataSource.__dataclass_fields__)}")
+            source = DataSource.from_dict(places)
         options = replace(state.options, **given)
         return cls(options, source, skip_bad or bool(state.arguments.get("skip_bad")))
 

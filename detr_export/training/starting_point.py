@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,8 @@ from detr_export.data.splits import CocoSplit
 from detr_export.modeling.batch_norm import unfreeze_batch_norm
 from detr_export.modeling.detr import DetrForObjectDetection, DetrWithHeads
 from detr_export.modeling.segmentation import DetrForSegmentation
-from detr_export.runtimes.errors import InputError
+from detr_export.runtimes.documents import parse
+from detr_export.runtimes.errors import CheckpointError, InputError
 from detr_export.runtimes.processing.image_processor import CONFIG_NAME, DetrImageProcessor
 from detr_export.runtimes.processing.image_processor_fast import processor_from_dict
 from detr_export.training.initialization import draw_class_head, draw_mask_head, draw_weights
@@ -90,7 +91,7 @@ def saved_point(state: State) -> StartingPoint:
     """The model of a run that goes on; its weights are those of `state` only when they are loaded."""
     options, identity = state.options, state.identity
     kind = DetrForSegmentation if options.task == "panoptic" else DetrForObjectDetection
-    model = kind(DetrConfig.from_dict(json.loads(identity.config)))
+    model = kind(DetrConfig.from_dict(parse(identity.config, "the configuration of the run", CheckpointError)))
     _choose_trained(model, identity.whole_backbone, options.freeze_backbone)
     processor = processor_from_dict(identity.processor)
     return StartingPoint(model, processor, (), identity.whole_backbone, identity.source)
@@ -128,4 +129,4 @@ def _choose_trained(model: DetrWithHeads, whole_backbone: bool, freeze_backbone:
 
 def _processor_beside(config: Path) -> DetrImageProcessor | None:
     folder = config if config.is_dir() else config.parent
-    return DetrImageProcessor.from_pretrained(folder) if (folder / CONFIG_NAME).is_file() else None
+    return DetrImageProcessor.from_pretrained(folder) if os.path.lexists(folder / CONFIG_NAME) else None

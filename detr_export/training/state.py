@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -11,8 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detr_export.runtimes.errors import InputError
+from detr_export.checkpoints.containers import is_archive, require_regular
+from detr_export.checkpoints.tensors import named, require_plain
+from detr_export.config import DetrConfig
+from detr_export.runtimes.documents import Count, Number, Size, parse, shown, typed
+from detr_export.runtimes.errors import CheckpointError, DetrError, InputError
 from detr_export.runtimes.files import write_atomically
+from detr_export.runtimes.processing.image_processor_fast import processor_from_dict
 from detr_export.training.options import CHANGEABLE, TrainingOptions
 
 STATE_NAME = "training_state.pt"
@@ -26,8 +32,8 @@ class Identity:
     config: str  # JSON of the model's configuration
     processor: Mapping[str, Any]  # settings
     whole_backbone: bool  # whether all of the backbone is trained, with its batch norm
-    images: int  # of the data
-    processes: int
+    images: Size  # of the data
+    processes: Count
     source: Mapping[str, str] | None = None  # name and SHA-256 of the checkpoint that it began with
 
     def require_same(self, other: Identity, file: Path) -> None:
@@ -51,9 +57,9 @@ class Identity:
 class Best:
     """The best of the validations of a stage."""
 
-    score: float
-    epoch: int  # from 1
-    since: int = 0  # validations after it
+    score: Number
+    epoch: Size  # from 1
+    since: Size = 0  # validations after it
 
 
 @dataclass(frozen=True)
@@ -61,11 +67,11 @@ class State:
     """Where a run is."""
 
     identity: Identity
-    stage: int  # number of the stage, from 0
-    step: int  # steps of it that are done
-    model: dict[str, Tensor]  # state_dict
+    stage: Size  # number of the stage, from 0
+    step: Size  # steps of it that are done
+    model: dict[str, Any]  # state_dict, of tensors
     optimizer: dict[str, Any] | None = None  # state_dict; None at the start of a stage
-    average: dict[str, Tensor] | None = None  # state_dict of the moving average
+    average: dict[str, Any] | None = None  # state_dict of the moving average
     precision: dict[str, Any] = field(default_factory=dict)  # state_dict of the gradients' scale
     best: Best | None = None  # of the stage
     stopped: bool = False  # the stage ended before its last epoch
@@ -96,16 +102,39 @@ def read_state(file: Path) -> State:
     """Reads a state; its tensors are read from the disk when they are used.
 
     Raises:
-        InputError: there is none, or it is damaged.
+        InputError: there is none.
+        CheckpointError: it is damaged; the message names the field.
     """
-    if not file.is_file():
+    if not os.path.lexists(file):
         raise InputError(f"{file} does not exist: there is no run to resume; leave --resume out")
+    require_regular(file)
+    damaged = f"{file} is damaged and cannot be resumed; begin anew with --overwrite"
+    if not is_archive(file):
+        raise CheckpointError(damaged)
     try:
         document = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        document["identity"] = Identity(**document["identity"])
-        document["best"] = None if document["best"] is None else Best(**document["best"])
-        state = State(**document)
-        _ = state.options
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for
-        raise InputError(f"{file} is damaged and cannot be resumed; begin anew with --overwrite") from error
+        raise CheckpointError(damaged) from error
+    try:
+        if not isinstance(document, dict):
+            raise CheckpointError(f"it is {shown(document)}; expected an object")
+        state = typed(document, State, "it", CheckpointError)
+        _require_sound(state)
+    except DetrError as error:
+        raise CheckpointError(f"{damaged}: {error}") from error
     return state
+
+
+def _require_sound(state: State) -> None:
+    """Refuses a state whose parts could not be made into a run."""
+    options = state.options
+    if state.stage >= len(options.stages):
+        raise CheckpointError(f"stage is {state.stage}; expected at most {len(options.stages) - 1}")
+    config = parse(state.identity.config, "identity.config", CheckpointError)
+    DetrConfig.from_dict(typed(config, dict[str, Any], "identity.config", CheckpointError))
+    processor_from_dict(state.identity.processor)
+    for name, tensors in (("model", state.model), ("average", state.average or {})):
+        strange = next((key for key, value in tensors.items() if not isinstance(value, Tensor)), None)
+        if strange is not None:
+            raise CheckpointError(f"{name} has {named(strange)}, which is no tensor")
+        require_plain(tensors, name)

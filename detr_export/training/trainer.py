@@ -11,10 +11,11 @@ epoch, plots of what the finished model confuses; the recipe; and the state, for
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from torch.utils.data import DataLoader
 
 from detr_export.checkpoints.reading import Checkpoint, load_checkpoint
 from detr_export.data.splits import CocoSplit, read_split
-from detr_export.runtimes.errors import DetrError, InputError, OutputError
+from detr_export.runtimes.errors import CheckpointError, DetrError, InputError, OutputError
 from detr_export.runtimes.files import require_writable, write_atomically
 from detr_export.runtimes.predictor import Predictor
 from detr_export.runtimes.progress import SILENT, Progress
@@ -196,7 +197,8 @@ class _Run:
             best = None if state.best is None else replace(state.best, since=0)
             state = replace(state, stopped=False, best=best)
         self.origin = state
-        self.model.load_state_dict(state.model)
+        with _fitting(state_file, "model"):
+            self.model.load_state_dict(state.model)
         self.record.resume(stages[state.stage].name, state.step)
 
     # ---- one stage ------------------------------------------------------------------------------------------------------
@@ -227,7 +229,8 @@ class _Run:
         # What is trained, and with what.
         stepper = Stepper(self.model, self.trainable, stage, steps, options, processes)
         if goes_on:
-            stepper.resume(self.origin)
+            with _fitting(self.folder.path / STATE_NAME, "optimizer"):
+                stepper.resume(self.origin)
         self.best = self.origin.best if goes_on else None
         loader = self._loader(dataset, batches, workers)
 
@@ -365,6 +368,16 @@ class _Run:
         }
         write_atomically(self.folder.path / RECIPE_NAME, (json.dumps(recipe, indent=2) + "\n").encode())
         return Training(self.folder.path, self.steps, self.record.last, left_out, best)
+
+
+@contextlib.contextmanager
+def _fitting(file: Path, field: str) -> Iterator[None]:
+    """Turns what PyTorch raises for a state of another model into an error that names the file and the field."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{file}: {field} does not fit the model: {why}; begin anew with --overwrite") from error
 
 
 def _begin_worker(number: int) -> None:

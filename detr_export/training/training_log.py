@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from detr_export.checkpoints.containers import require_regular
+from detr_export.runtimes.documents import shown
+from detr_export.runtimes.errors import CheckpointError, first_line
 from detr_export.runtimes.files import write_atomically
+from detr_export.runtimes.limits import require_at_most
 
 LOG_NAME, VALIDATION_LOG_NAME = "training_log.csv", "validation_log.csv"
 LOSSES = ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice")
@@ -35,11 +40,30 @@ class Table:
         self.rows: list[Row] = []
 
     def resume(self, stage: str, step: int) -> None:
-        """Reads the rows up to `step` of `stage`."""
-        try:
-            rows: list[Row] = list(csv.DictReader(io.StringIO(self.file.read_text(encoding="utf-8"))))
-        except OSError:
+        """Reads the rows up to `step` of `stage`.
+
+        Raises:
+            CheckpointError: the file is damaged; the message names the row and the field.
+        """
+        if not os.path.lexists(self.file):
             return
+        require_regular(self.file)
+        size = self.file.stat().st_size
+        require_at_most("document_bytes", size, f"the size of {self.file} in bytes", CheckpointError)
+        try:
+            text = self.file.read_text(encoding="utf-8")
+            rows: list[Row] = list(csv.DictReader(io.StringIO(text)))
+        except (OSError, ValueError, csv.Error) as error:  # ValueError: it is not UTF-8
+            raise CheckpointError(f"{self.file} is not a table ({first_line(error)}); remove it to go on") from error
+        for number, row in enumerate(rows, 1):
+            where = f"{self.file}: row {number}"
+            if not {"stage", "step"} <= set(row) <= set(self.columns) or None in row.values():
+                raise CheckpointError(f"{where} has other columns than {', '.join(self.columns)}; remove the file to go on")
+            step_of_row = row["step"]
+            if not (step_of_row.isascii() and step_of_row.isdigit() and len(step_of_row) < 19):
+                raise CheckpointError(
+                    f"{where}: step is {shown(step_of_row)}; expected an integer; remove the file to go on"
+                )
         before = [index for index, row in enumerate(rows) if row["stage"] != stage or int(row["step"]) <= step]
         self.rows = rows[: before[-1] + 1] if before else []
 

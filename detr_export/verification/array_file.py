@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from detr_export.runtimes.errors import ArtifactError, InputError, first_line
+from detr_export.runtimes.limits import require_at_most
 from detr_export.runtimes.session import Session, as_declared
 from detr_export.verification.batches import MODEL, NO_PADDING, OTHER, Arrays, Batch, Batches, has_padding
 
@@ -63,11 +64,15 @@ def _require_fit(file: str | Path, arrays: Arrays, label: str, session: Session)
         raise InputError(f"{file} does not fit {label}: {error}") from error
 
 
-def read_arrays(file: Path) -> dict[str, np.ndarray]:
+def read_arrays(file: Path, most_bytes: int | None = None) -> dict[str, np.ndarray]:
     """All arrays of an `.npz` file, by name.
 
+    Args:
+        file: which one.
+        most_bytes: what they may take together, where that is known; else it is the limit of a checkpoint.
+
     Raises:
-        InputError: the file is missing, damaged, not an `.npz` file, or holds objects.
+        InputError: the file is missing, damaged, not an `.npz` file, holds objects, or more than that.
     """
     expected = "expected an .npz file, as numpy.savez writes it, with an array for each input"
     if not file.is_file():
@@ -77,10 +82,20 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
     try:
         # NumPy does not close a damaged file that it opened itself. Damage can look like a password: a RuntimeError.
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            _require_room(file, archive.zip.infolist(), most_bytes)
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{file} is damaged or holds objects: {first_line(error)}; {expected}") from error
     strange = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
     if strange:
         raise InputError(f"{file} holds {strange[0]}, which is no array; {expected}")
     return arrays
+
+
+def _require_room(file: Path, members: list[zipfile.ZipInfo], most_bytes: int | None) -> None:
+    """Refuses what would take more memory than it may, however small the file is. What is read ends at these sizes."""
+    require_at_most("tensors", len(members), f"the number of arrays of {file}", InputError)
+    total = sum(member.file_size for member in members)
+    require_at_most("checkpoint_bytes", total, f"the size of the arrays of {file} in bytes", InputError)
+    if most_bytes is not None and total > most_bytes:
+        raise InputError(f"the arrays of {file} have {total} bytes; expected at most {most_bytes}")

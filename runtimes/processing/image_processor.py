@@ -21,7 +21,8 @@ from typing import Any, Optional, Union
 
 import numpy as np
 
-from detr_export.runtimes.errors import AnnotationError
+from detr_export.runtimes.errors import AnnotationError, ImageError
+from detr_export.runtimes.limits import require_at_most
 from detr_export.runtimes.processing.annotations.detection import Target, checks, prepare_detection
 from detr_export.runtimes.processing.annotations.panoptic import prepare_panoptic
 from detr_export.runtimes.processing.annotations.transforms import (
@@ -32,6 +33,7 @@ from detr_export.runtimes.processing.annotations.transforms import (
 )
 from detr_export.runtimes.processing.batch import Picture, Resized, as_array, collect, scale_and_pad, size_of, stack
 from detr_export.runtimes.processing.batch_feature import TORCH, BatchFeature, as_kind
+from detr_export.runtimes.processing.option_values import DEVIATIONS, FACTORS, MEANS, as_channels, as_number
 from detr_export.runtimes.processing.post_processor import PostProcessor
 from detr_export.runtimes.processing.processor_options import CONFIG_NAME, DEFAULT_SIZE, FORMATS, ProcessorOptions, as_format
 from detr_export.runtimes.processing.resizing.pillow import as_resample, resize
@@ -115,12 +117,15 @@ class DetrImageProcessor(ProcessorOptions, PostProcessor):
         size = as_size(self._pick("size", size))
         pad_size = as_pad_size(self._pick("pad_size", pad_size))
         format_ = as_format(self._pick("format", format))
-        normalizing = self._pick("do_normalize", do_normalize)
-        converting = self._pick("do_convert_annotations", do_convert_annotations)
+        normalizing = self._flag("do_normalize", do_normalize)
+        converting = self._flag("do_convert_annotations", do_convert_annotations)
+        factor = self._required("rescale_factor", rescale_factor) if self._flag("do_rescale", do_rescale) else None
+        mean = self._required("image_mean", image_mean) if normalizing else None
+        std = self._required("image_std", image_std) if normalizing else None
         scaling = self._scaling(
-            factor=self._required("rescale_factor", rescale_factor) if self._pick("do_rescale", do_rescale) else None,
-            mean=self._required("image_mean", image_mean) if normalizing else None,
-            std=self._required("image_std", image_std) if normalizing else None,
+            factor=as_number(factor, "rescale_factor", FACTORS),
+            mean=as_channels(mean, "image_mean", MEANS),
+            std=as_channels(std, "image_std", DEVIATIONS),
         )
 
         # Images and annotations, checked
@@ -132,7 +137,7 @@ class DetrImageProcessor(ProcessorOptions, PostProcessor):
         ]
 
         # Resizing, image by image
-        if self._pick("do_resize", do_resize):
+        if self._flag("do_resize", do_resize):
             wanted = [output_size(*image_size, size) for image_size in sizes]
             resized: list[Resized] = [self._resize(p, target, resample, layout) for p, target in zip(pictures, wanted)]
             targets = [self.resize_annotation(t, old, new) for t, old, new in zip(targets, sizes, wanted)]
@@ -143,7 +148,8 @@ class DetrImageProcessor(ProcessorOptions, PostProcessor):
             targets = [self.normalize_annotation(target, image_size) for target, image_size in zip(targets, sizes)]
 
         # Scaling and padding, which make the batch
-        padded = padded_size(sizes, pad_size) if self._pick("do_pad", do_pad) else None
+        require_at_most("batch_pixels", sum(h * w for h, w in sizes), "the number of pixels of a batch", ImageError)
+        padded = padded_size(sizes, pad_size) if self._flag("do_pad", do_pad) else None
         values = scale_and_pad(resized, layout, data_format or layout, scaling, padded)
         batch = BatchFeature(pixel_values=stack(values) if as_numpy else list(values))
         if padded is not None:
@@ -179,7 +185,9 @@ class DetrImageProcessor(ProcessorOptions, PostProcessor):
     ) -> np.ndarray:
         """Multiplies one image by `rescale_factor`. Returns float32; the layout stays unless you give one."""
         (picture,), layout = collect([image], input_data_format)
-        rescaled = self._scaling(rescale_factor, None, None).apply(np.asarray(picture), layout)
+        rescaled = self._scaling(as_number(rescale_factor, "rescale_factor", FACTORS), None, None).apply(
+            np.asarray(picture), layout
+        )
         return to_layout(rescaled, layout, as_layout(data_format, "data_format"))
 
     def normalize(
@@ -195,6 +203,7 @@ class DetrImageProcessor(ProcessorOptions, PostProcessor):
         Returns float32, or the float type of the image; the layout stays unless you give one.
         """
         (picture,), layout = collect([image], input_data_format)
+        mean, std = as_channels(mean, "image_mean", MEANS), as_channels(std, "image_std", DEVIATIONS)
         result = self._scaling(None, mean, std).apply(np.asarray(picture), layout)
         return to_layout(result, layout, as_layout(data_format, "data_format"))
 

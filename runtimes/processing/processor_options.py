@@ -14,9 +14,18 @@ from typing import Any, Optional, TypeVar, Union
 
 import numpy as np
 
+from detr_export.runtimes.documents import read_document, shown
 from detr_export.runtimes.errors import CheckpointError, OptionError
 from detr_export.runtimes.files import write_atomically
 from detr_export.runtimes.hub import settings_file
+from detr_export.runtimes.processing.option_values import (
+    DEVIATIONS,
+    FACTORS,
+    MEANS,
+    as_channels,
+    as_flag,
+    as_number,
+)
 from detr_export.runtimes.processing.resizing.pillow import as_resample
 from detr_export.runtimes.processing.sizes import SizeDict, as_pad_size, as_size
 from detr_export.runtimes.processing.transforms import Channels
@@ -84,16 +93,17 @@ class ProcessorOptions:
         pad_size: Optional[SizeDict] = None,
     ) -> None:
         self.format = as_format(format)
-        self.do_resize = do_resize
+        self.do_resize = as_flag(do_resize, "do_resize")
         self.size = as_size(DEFAULT_SIZE if size is None else size, max_size=_DEFAULT_LONGEST_EDGE)
         self.resample = as_resample(resample)
-        self.do_rescale = do_rescale
-        self.rescale_factor = rescale_factor
-        self.do_normalize = do_normalize
-        self.image_mean = list(IMAGENET_MEAN) if image_mean is None else image_mean
-        self.image_std = list(IMAGENET_STD) if image_std is None else image_std
-        self.do_convert_annotations = do_normalize if do_convert_annotations is None else do_convert_annotations
-        self.do_pad = do_pad
+        self.do_rescale = as_flag(do_rescale, "do_rescale")
+        self.rescale_factor = as_number(rescale_factor, "rescale_factor", FACTORS)
+        self.do_normalize = as_flag(do_normalize, "do_normalize")
+        self.image_mean = list(IMAGENET_MEAN) if image_mean is None else as_channels(image_mean, "image_mean", MEANS)
+        self.image_std = list(IMAGENET_STD) if image_std is None else as_channels(image_std, "image_std", DEVIATIONS)
+        converting = as_flag(do_convert_annotations, "do_convert_annotations")
+        self.do_convert_annotations = self.do_normalize if converting is None else converting
+        self.do_pad = as_flag(do_pad, "do_pad")
         self.pad_size = as_pad_size(pad_size)
         self._other_keys: dict[str, Any] = {"image_processor_type": self._type_name}
 
@@ -107,7 +117,8 @@ class ProcessorOptions:
         config = dict(config)
         kind = config.get("image_processor_type", config.get("feature_extractor_type", _TYPES[0]))
         if kind not in _TYPES:
-            raise OptionError(f"the configuration is of a {kind}: expected one of {', '.join(_TYPES)}")
+            name = shown(kind).strip("'")
+            raise OptionError(f"the configuration is of a {name}: expected one of {', '.join(_TYPES)}")
         if "pad_and_return_pixel_mask" in config:
             config["do_pad"] = config.pop("pad_and_return_pixel_mask")
         if "max_size" in config:
@@ -136,16 +147,16 @@ class ProcessorOptions:
             raise OptionError(f"unknown options {', '.join(unknown)}: expected some of {', '.join(_OPTIONS)}")
         file = settings_file(path, CONFIG_NAME, revision, CheckpointError)
         try:
-            config = json.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
+            config = read_document(file, CheckpointError)
+        except FileNotFoundError as error:
             raise CheckpointError(
                 f"cannot read {file}: {error.strerror}; expected the image processor's settings, "
                 "copy that file from the checkpoint"
             ) from error
-        except ValueError as error:
-            raise CheckpointError(f"{file} is not JSON ({error}); copy that file from the checkpoint again") from error
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; copy that file from the checkpoint again") from error
         if not isinstance(config, dict):
-            raise CheckpointError(f"{file} holds a {type(config).__name__}: expected a JSON object; copy it again")
+            raise CheckpointError(f"{file} is {shown(config)}; expected an object; copy it again")
         try:
             processor = cls.from_dict(config)
         except ValueError as error:
@@ -165,6 +176,9 @@ class ProcessorOptions:
     def _pick(self, name: str, override: Any) -> Any:
         return getattr(self, name) if override is None else override
 
+    def _flag(self, name: str, override: Any) -> bool:
+        return bool(as_flag(self._pick(name, override), name))
+
     def _required(self, name: str, override: Any) -> Any:
         value = self._pick(name, override)
         if value is None:
@@ -174,8 +188,8 @@ class ProcessorOptions:
 
 def as_format(value: str) -> str:
     """`value` as one of `FORMATS`. Raises OptionError for other values."""
-    if value not in FORMATS:
-        raise OptionError(f"format={value!r}: expected {' or '.join(FORMATS)}")
+    if not isinstance(value, str) or value not in FORMATS:
+        raise OptionError(f"format is {shown(value)}; expected {' or '.join(FORMATS)}")
     return FORMATS[FORMATS.index(value)]  # a plain string, also for a string enumeration
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from detr_export.runtimes.documents import shown
 from detr_export.runtimes.errors import ArtifactError
 
 INDEX = "index.json"
@@ -56,9 +57,9 @@ def check_head(model: str, kind: str) -> None:
         ArtifactError: says which field. The caller adds the file.
     """
     if not model or "/" in model:
-        raise ArtifactError(f"model is {model!r}; expected the name of a file, without a folder")
+        raise ArtifactError(f"model is {shown(model)}; expected the name of a file, without a folder")
     if kind not in KINDS:
-        raise ArtifactError(f"kind is {kind!r}; expected one of {', '.join(KINDS)}")
+        raise ArtifactError(f"kind is {shown(kind)}; expected one of {', '.join(KINDS)}")
 
 
 def check_case(case: GoldenCase, first: GoldenCase) -> None:
@@ -68,7 +69,7 @@ def check_case(case: GoldenCase, first: GoldenCase) -> None:
         ArtifactError: says which array is wrong. The caller adds the file.
     """
     if not _CASE_NAME.fullmatch(case.name):
-        raise ArtifactError(f"a case is named {case.name!r}; expected letters, digits, '.', '_' and '-'")
+        raise ArtifactError(f"a case is named {shown(case.name)}; expected letters, digits, '.', '_' and '-'")
     both = set(case.inputs) & set(case.outputs)
     if both:
         raise ArtifactError(f"case {case.name}: {min(both)} is an input and an output; names must differ")
@@ -92,12 +93,11 @@ def check_tolerances(tolerances: Mapping[str, Any], case: GoldenCase) -> None:
     floats = {name for name, array in case.outputs.items() if array.dtype.kind == "f"}
     if set(tolerances) != floats:
         raise ArtifactError(
-            f"tolerances are for {', '.join(sorted(tolerances)) or 'nothing'}; expected one for each floating-point output: "
-            f"{', '.join(sorted(floats)) or 'none'}"
+            f"tolerances are for {_some(tolerances)}; expected one for each floating-point output: {_some(floats)}"
         )
     for name, value in tolerances.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not (0 < value < math.inf):
-            raise ArtifactError(f"tolerances.{name} is {value!r}; expected a number above 0")
+            raise ArtifactError(f"tolerances.{name} is {shown(value)}; expected a number above 0")
 
 
 def dtypes_of(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
@@ -118,3 +118,7 @@ def _check_array(what: str, name: str, array: np.ndarray) -> None:
 
 def _listed(arrays: Mapping[str, np.ndarray]) -> str:
     return ", ".join(f"{name} {dtype}" for name, dtype in sorted(dtypes_of(arrays).items()))
+
+
+def _some(names: Iterable[str]) -> str:
+    return ", ".join(name if name.isprintable() else shown(name) for name in sorted(names)[:8]) or "nothing"

@@ -6,13 +6,16 @@ import json
 import math
 import re
 import stat
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from detr_export.runtimes.documents import parse, shown
 from detr_export.runtimes.errors import ArtifactError, InputError, first_line
+from detr_export.runtimes.limits import require_at_most
 from detr_export.verification.array_file import read_arrays
 from detr_export.verification.golden import (
     DTYPES,
@@ -27,6 +30,7 @@ from detr_export.verification.golden import (
 )
 
 MENDED_BY = "write the golden data again: detr-export onnx CHECKPOINT --golden DIR --overwrite"
+_HEADER_BYTES = 4096  # of an array in an `.npz` file, at most
 _WORDS = {dict: "an object", list: "a list", str: "text", int: "a whole number"}
 
 
@@ -91,15 +95,17 @@ def parse_index(text: str) -> Any:
     Raises:
         ArtifactError: the text is not JSON, or a name is in one object twice.
     """
+    parse(text, "it", ArtifactError)  # within bounds, so that the standard library's parser, which sees twins, can read it
     try:
         return json.loads(text, object_pairs_hook=_without_twins)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ArtifactError(f"it is not JSON: {first_line(error)}") from error
 
 
 def _read_index(file: Path) -> Any:
     if not file.is_file():
         raise ArtifactError("the file does not exist, so its folder is not one of golden data")
+    require_at_most("document_bytes", file.stat().st_size, "its size in bytes", ArtifactError)
     try:
         document = parse_index(file.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
@@ -113,11 +119,11 @@ def _read_index(file: Path) -> Any:
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    twin = next((name for name in names if names.count(name) > 1), None)
-    if twin is not None:
-        raise ArtifactError(f"the name {twin!r} is in one object twice; expected once")
-    return dict(pairs)
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twin = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ArtifactError(f"the name {shown(twin)} is in one object twice; expected once")
+    return found
 
 
 def _check_files(document: Any) -> None:
@@ -126,16 +132,16 @@ def _check_files(document: Any) -> None:
         ("name", [_field(case, "name", str) for case in document["cases"]]),
         ("file", listed_files(document)),
     ):
-        folded = [name.casefold() for name in names]
-        twin = next((name for name in names if folded.count(name.casefold()) > 1), None)
+        counts = Counter(name.casefold() for name in names)
+        twin = next((name for name in names if counts[name.casefold()] > 1), None)
         if twin is not None:
-            raise ArtifactError(f"the {what} {twin!r} is in cases twice; expected different ones")
+            raise ArtifactError(f"the {what} {shown(twin)} is in cases twice; expected different ones")
 
 
 def _read_source(source: Mapping[str, Any]) -> dict[str, str]:
     name, digest = _field(source, "name", str, "source"), _field(source, "sha256", str, "source")
     if not re.fullmatch(r"[0-9a-f]{64}", digest):
-        raise ArtifactError(f"source.sha256 is {digest!r}; expected 64 hexadecimal digits")
+        raise ArtifactError(f"source.sha256 is {shown(digest)}; expected 64 hexadecimal digits")
     return {"name": name, "sha256": digest}
 
 
@@ -151,11 +157,11 @@ def _read_case(folder: Path, where: str, entry: Any, first: GoldenCase | None) -
     case = GoldenCase(_field(entry, "name", str, where), arrays["inputs"], arrays["outputs"])
     check_case(case, first or case)
     packed = _file(folder, f"{where}.npz", _field(entry, "npz", str, where))
+    expected = {**case.inputs, **case.outputs}
     try:
-        found = read_arrays(packed)
+        found = read_arrays(packed, sum(array.nbytes + _HEADER_BYTES for array in expected.values()))
     except InputError as error:
         raise ArtifactError(f"{where}.npz: {error}") from error
-    expected = {**case.inputs, **case.outputs}
     if set(found) != set(expected):
         raise ArtifactError(f"{where}.npz: {packed} has {', '.join(sorted(found))}; expected {', '.join(sorted(expected))}")
     for name, array in expected.items():
@@ -169,10 +175,10 @@ def _read_raw(folder: Path, where: str, about: Any) -> np.ndarray:
     """The array of one raw file."""
     dtype, shape = _field(about, "dtype", str, where), _field(about, "shape", list, where)
     if dtype not in DTYPES:
-        raise ArtifactError(f"{where}.dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+        raise ArtifactError(f"{where}.dtype is {shown(dtype)}; expected one of {', '.join(DTYPES)}")
     sizes = [size for size in shape if isinstance(size, int) and not isinstance(size, bool) and size >= 1]
     if sizes != shape or not 1 <= len(shape) <= MAX_RANK:
-        raise ArtifactError(f"{where}.shape is {shape}; expected 1 to {MAX_RANK} whole numbers, each at least 1")
+        raise ArtifactError(f"{where}.shape is {_shown(shape)}; expected 1 to {MAX_RANK} whole numbers, each at least 1")
     file = _file(folder, f"{where}.file", _field(about, "file", str, where))
     little = np.dtype(dtype).newbyteorder("<")
     expected, found = math.prod(shape) * little.itemsize, file.stat().st_size
@@ -184,12 +190,14 @@ def _read_raw(folder: Path, where: str, about: Any) -> np.ndarray:
 def _file(folder: Path, where: str, name: str) -> Path:
     """A file of the folder. It may not lie elsewhere, also not by way of a link."""
     if name in ("", ".", "..") or set(name) & set("/\\:\0"):
-        raise ArtifactError(f"{where} is {name!r}; expected the name of a file in the folder itself")
+        raise ArtifactError(f"{where} is {shown(name)}; expected the name of a file in the folder itself")
     file = folder / name
     try:
         mode = file.lstat().st_mode
     except FileNotFoundError:
-        raise ArtifactError(f"{where}: {file} is missing") from None
+        raise ArtifactError(f"{where}: {shown(name)} is missing") from None
+    except OSError as error:  # a name that is too long
+        raise ArtifactError(f"{where}: {shown(name)} cannot be read: {error.strerror}") from error
     if not stat.S_ISREG(mode):
         raise ArtifactError(f"{where}: {file} is not a regular file; expected one in the folder itself")
     return file

@@ -5,11 +5,13 @@ Source: `resize` in transformers 4.57.6, as the PIL-based `DetrImageProcessor` c
 
 from __future__ import annotations
 
+import operator
 from typing import Any, Union
 
 import numpy as np
 from PIL import Image
 
+from detr_export.runtimes.documents import shown
 from detr_export.runtimes.errors import ImageError, OptionError
 from detr_export.runtimes.processing.resizing.strips import ResizedFrame
 from detr_export.runtimes.processing.transforms import LAST, rescale, to_layout
@@ -17,11 +19,15 @@ from detr_export.runtimes.processing.transforms import LAST, rescale, to_layout
 
 def as_resample(resample: Any) -> int:
     """`resample` as the number of one of Pillow's filters. Raises OptionError for anything else."""
+    known = {int(item): item.name for item in sorted(Image.Resampling)}
     try:
-        return int(Image.Resampling(resample))
-    except ValueError as error:
-        known = ", ".join(f"{int(f)} {f.name}" for f in sorted(Image.Resampling))
-        raise OptionError(f"resample={resample!r}: expected a PIL.Image.Resampling filter ({known})") from error
+        number = -1 if isinstance(resample, (bool, np.bool_)) else operator.index(resample)
+    except TypeError:
+        number = -1
+    if number not in known:
+        names = ", ".join(f"{number} {name}" for number, name in known.items())
+        raise OptionError(f"resample is {shown(resample)}; expected a PIL.Image.Resampling filter ({names})")
+    return number
 
 
 def resize(

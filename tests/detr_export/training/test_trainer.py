@@ -25,6 +25,7 @@ from detr_export.runtimes import Predictor
 from detr_export.runtimes.errors import (
     AnnotationError,
     BackendError,
+    CheckpointError,
     DatasetError,
     DetrError,
     ImageError,
@@ -378,7 +379,7 @@ def test_a_finished_run_is_not_overwritten_by_accident(
 
 def test_a_damaged_state(panoptic: Path, shapes: Path, config_folder: Path, tmp_path: Path) -> None:
     (tmp_path / STATE_NAME).write_bytes(b"nothing")
-    with pytest.raises(InputError, match="is damaged and cannot be resumed"):
+    with pytest.raises(CheckpointError, match="is damaged and cannot be resumed"):
         train(shapes, tmp_path, FAST, config_folder, resume=True)
 
 
