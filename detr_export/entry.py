@@ -40,5 +40,5 @@ def _open_standard_streams() -> None:
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:
+        except OSError:  # noqa: PERF203
             os.open(os.devnull, os.O_RDWR)

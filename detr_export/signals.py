@@ -119,7 +119,7 @@ def end_at_once() -> None:
     for act in LAST_ACTS:
         try:
             act()
-        except Exception:  # what remains is to end
+        except Exception:  # noqa: PERF203  # what remains is to end
             continue
     say_interrupted()
     os._exit(exit_code())
