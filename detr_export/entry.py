@@ -22,7 +22,7 @@ def bench() -> None:
 
 def _run(module: str) -> None:
     _open_standard_streams()
-    with signals.handled():
+    with signals.handled(to_the_end=True):
         try:
             main: Callable[[], None] = import_module(module).main
             main()

@@ -81,8 +81,12 @@ def interruption_in(error: BaseException) -> KeyboardInterrupt | None:
 
 
 @contextmanager
-def handled() -> Iterator[None]:
+def handled(to_the_end: bool = False) -> Iterator[None]:
     """Handles the signals for the length of the block, which gets a KeyboardInterrupt for the first of them.
+
+    Args:
+        to_the_end: whether nothing follows the block but the end of the process. Its exit code is decided then, so the
+            signals are ignored from then on.
 
     A signal that is ignored stays ignored: `nohup` asks for that, and so does a shell for what it starts in the background.
     Outside the main thread nothing changes. A block inside of another one changes nothing either.
@@ -102,7 +106,7 @@ def handled() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if to_the_end else handler)
         sys.unraisablehook = unraisable
 
 
