@@ -36,9 +36,15 @@ def _run(module: str) -> None:
 
 
 def _open_standard_streams() -> None:
-    """Opens those that are closed. The first files to be opened would get their numbers, and the output of C libraries."""
+    """Opens those that are closed. The first files to be opened would get their numbers, and the output of C libraries.
+
+    Python has None in the place of a closed stream, which libraries do not expect.
+    """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:  # noqa: PERF203
             os.open(os.devnull, os.O_RDWR)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115  # until the end

@@ -46,9 +46,8 @@ class Command:
     module: str
     arguments: Callable[[Path, Path], list[str]]  # of the folder with the inputs, and of the command's own
     check: Callable[[Path], None]  # raises where something in the command's own folder is not whole
-    again: tuple[str, ...] = ()  # added when it runs again
+    again: Callable[[Path], tuple[str, ...]] = lambda own: ()  # what is added when it runs again
     digest: Callable[[Path], str] | None = None  # of what must be the same, killed or not
-    needs: Callable[[Path], bool] = lambda folder: True  # whether `again` applies to what is there
 
 
 @dataclass
@@ -186,8 +185,7 @@ def killed(command: Command, inputs: Path, folder: Path, after: float, number: i
     command.check(own)
     for path in left:  # time passes
         os.utime(path, (time.time() - _OLD,) * 2, follow_symlinks=False)
-    again = command.again if command.needs(own) else ()
-    finish(start(command.module, [*command.arguments(inputs, own), *again], scratch, **{_MARK: mark}))
+    finish(start(command.module, [*command.arguments(inputs, own), *command.again(own)], scratch, **{_MARK: mark}))
     command.check(own)
     left = [*temporary_in(own), *temporary_in(scratch)]
     assert not left, f"left after the next run: {left}"
@@ -230,6 +228,12 @@ def _training(inputs: Path, own: Path) -> list[str]:
     return ["train", "--data", str(inputs / "data"), "-o", str(own / "run"), "--from", str(inputs / "checkpoint"), *recipe]
 
 
+def _going_on(own: Path) -> tuple[str, ...]:
+    if (own / "run" / "recipe.json").exists():  # it was finished
+        return ("--overwrite",)
+    return ("--resume",) if (own / "run" / "training_state.pt").exists() else ()
+
+
 COMMANDS = (
     Command(
         "predict",
@@ -269,9 +273,8 @@ COMMANDS = (
         "detr_export",
         _training,
         _documents_are_whole,
-        ("--resume",),
+        _going_on,
         _weights_of,
-        lambda own: (own / "run" / "training_state.pt").exists(),
     ),
     Command(
         "detr-bench",
