@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import threading
 from collections.abc import Callable
 from importlib import import_module
 
@@ -26,6 +28,11 @@ def _run(module: str) -> None:
         try:
             main: Callable[[], None] = import_module(module).main
             main()
+        except SystemExit as exit_:
+            if signals.received() and any(thread.daemon for thread in threading.enumerate()):
+                # A thread of a library still works, such as TensorRT's builder. It would crash when Python goes.
+                _end_now(exit_.code)
+            raise
         except (KeyboardInterrupt, ImportError):
             if not signals.received():  # without a handler, that of Python: Ctrl-C
                 raise
@@ -33,6 +40,14 @@ def _run(module: str) -> None:
             if "--json" in sys.argv:
                 print('{"error": {"kind": "Interrupted", "message": "interrupted"}}')
             sys.exit(signals.exit_code())
+
+
+def _end_now(code: object) -> None:
+    """Ends the process without what Python does at its end. All that is temporary is gone by then."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code if isinstance(code, int) else signals.exit_code())
 
 
 def _open_standard_streams() -> None:

@@ -57,6 +57,8 @@ def run_command_line(app: Callable[..., None], program: str) -> NoReturn:
             code = 0
         except SystemExit as exit_:
             code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+        except KeyboardInterrupt:  # before the command line was read
+            code = _interrupted(_JSON in sys.argv).exit_code
         except OSError as error:  # the disk of stdout is full, and what was printed is no result: the help
             print_error(error)
             code = 1
