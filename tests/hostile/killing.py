@@ -60,17 +60,23 @@ class Outcome:
     failures: list[str] = field(default_factory=list)
 
 
-def prepare(folder: Path) -> None:
-    """Makes the inputs: a tiny checkpoint, its file, a drawn data set."""
-    model = DetrForObjectDetection(models.config())
-    seed_weights(model, 0)
-    model.save_pretrained(folder / "checkpoint")
-    settings = folder / "checkpoint" / CONFIG_NAME
-    settings.write_text(json.dumps({**json.loads(settings.read_text()), "size": models.SIZE}))
+def prepare(folder: Path, checkpoint: Path | None = None, exported: Path | None = None) -> None:
+    """Makes the inputs: a tiny checkpoint and its file, unless there are such, and a drawn data set."""
+    if checkpoint is None:
+        model = DetrForObjectDetection(models.config())
+        seed_weights(model, 0)
+        model.save_pretrained(folder / "checkpoint")
+        settings = folder / "checkpoint" / CONFIG_NAME
+        settings.write_text(json.dumps({**json.loads(settings.read_text()), "size": models.SIZE}))
+    else:
+        (folder / "checkpoint").symlink_to(checkpoint)
     for split, images in (("train", 6), ("val", 2)):
         finish(start("detr_export", ["demo-data", str(folder / "data"), "--split", split, "--images", str(images)], folder))
-    export = ["onnx", str(folder / "checkpoint"), "-o", str(folder / "tiny.onnx"), "--no-verify", "--no-simplify"]
-    finish(start("detr_export", export, folder))
+    if exported is None:
+        export = ["onnx", str(folder / "checkpoint"), "-o", str(folder / "tiny.onnx"), "--no-verify", "--no-simplify"]
+        finish(start("detr_export", export, folder))
+    else:
+        (folder / "tiny.onnx").symlink_to(exported)
 
 
 def start(module: str, arguments: list[str], scratch: Path, **environment: str) -> subprocess.Popen[str]:

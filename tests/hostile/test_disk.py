@@ -188,7 +188,7 @@ def test_predict(
         monkeypatch.setattr("detr_export.runtimes.results.parquet.write_parquet", _no_space)
     with full_disk() if what == "pictures" else contextlib.nullcontext():
         done = run(capsys, "predict", tiny_onnx, photo, "-o", out, "--format", form, "--threshold", "0")
-    assert [path.name for path in out.iterdir()] == ([] if what == "pictures" else ["china.jpg.png"])
+    assert [path.name for path in out.iterdir()] == ([] if what == "pictures" else ["china.png"])
     assert done.code == 1
     assert len(done.errors) == 1
     assert done.errors[0].startswith(f"error: cannot write {out}")
