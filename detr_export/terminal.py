@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, NoReturn, Optional, Protocol
@@ -196,13 +197,16 @@ def _noting_libraries() -> Iterator[None]:
         else:
             tell(record.getMessage())
 
-    shown, emitted = warnings.showwarning, logging.StreamHandler.emit
-    warnings.showwarning = show
+    def tell_of_thread(failed: Any) -> None:
+        tell(f"a thread of a library ended: {failed.exc_type.__name__}: {failed.exc_value}")
+
+    shown, emitted, excepted = warnings.showwarning, logging.StreamHandler.emit, threading.excepthook
+    warnings.showwarning, threading.excepthook = show, tell_of_thread
     logging.StreamHandler.emit = emit  # type: ignore[method-assign, assignment]  # PyTorch and the hub have handlers of their own
     try:
         yield
     finally:
-        warnings.showwarning = shown
+        warnings.showwarning, threading.excepthook = shown, excepted
         logging.StreamHandler.emit = emitted  # type: ignore[method-assign]
 
 

@@ -278,6 +278,7 @@ def test_a_model_card(tiny_onnx: Path, tmp_path: Path) -> None:
     assert list(files(tmp_path / "out")) == [file.name]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # it raises in its thread, too
 def test_events_for_tensorboard(tmp_path: Path) -> None:
     from detr_export.training.tensorboard import Board
 

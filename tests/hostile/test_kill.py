@@ -1,6 +1,6 @@
 """Commands that are killed at random moments: nothing lives on, what was complete is whole, and the next run succeeds.
 
-This is the short form of `python -m tests.hostile.killing`, which `make kill` runs: few kills, at moments that a seed decides.
+This is the short form of `python -m tests.hostile.killing`, which `make kill` runs: few kills, by fixed seeds.
 """
 
 from __future__ import annotations

@@ -191,6 +191,14 @@ def _warn(text: str, times: int = 1, category: type[Warning] = UserWarning) -> C
     return act
 
 
+def _thread() -> None:
+    import threading
+
+    thread = threading.Thread(target=lambda: os.stat("/no\nsuch"))
+    thread.start()
+    thread.join()
+
+
 def _log(name: str, level: int, text: str, own_handler: bool = False) -> Callable[[], None]:
     import logging
 
@@ -219,6 +227,10 @@ def _log(name: str, level: int, text: str, own_handler: bool = False) -> Callabl
         (_warn("odd", category=RuntimeWarning), "note: odd\n"),
         (_warn("The thing is deprecated", category=FutureWarning), ""),
         (_warn("'pin_memory' argument is set as true but no accelerator is found"), ""),
+        (
+            _thread,
+            "note: a thread of a library ended: FileNotFoundError: [Errno 2] No such file or directory: '/no\\nsuch'\n",
+        ),
         (_log("library", 30, "careful", own_handler=True), "note: careful\n"),
         (_log("library", 40, "two\nlines", own_handler=True), "note: two lines\n"),
         (_log("library", 20, "chat", own_handler=True), ""),
