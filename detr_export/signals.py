@@ -108,6 +108,8 @@ def handled(to_the_end: bool = False) -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_IGN if to_the_end else handler)
         sys.unraisablehook = unraisable
+        if not to_the_end:
+            _seen = _Seen()
 
 
 def _handle(number: int, frame: object) -> None:

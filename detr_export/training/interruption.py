@@ -30,10 +30,11 @@ def held_interrupts() -> Iterator[Flag]:
     In a command it holds all signals back that end it. A second Ctrl-C is not held back. Outside the main thread, which
     alone gets signals, the flag stays down.
     """
-    flag = Flag()
+    flag, of_command = Flag(), signals.handled_signals()
 
     def raise_flag(number: int, frame: object) -> None:
-        signals.note(number)
+        if of_command:
+            signals.note(number)
         if not flag:
             flag.up, flag.since = True, time.monotonic()
         elif time.monotonic() - flag.since > _SAME:
@@ -41,7 +42,7 @@ def held_interrupts() -> Iterator[Flag]:
 
     before = {}
     try:
-        for number in {signal.SIGINT, *signals.handled_signals()}:
+        for number in {signal.SIGINT, *of_command}:
             before[number] = signal.signal(number, raise_flag)
     except ValueError:  # not the main thread
         yield flag

@@ -153,7 +153,9 @@ def wait_until_it_listens(process: subprocess.Popen[str]) -> None:
         time.sleep(0.001)
 
 
-def killed(command: Command, inputs: Path, folder: Path, after: float, number: int, outcome: Outcome) -> None:
+def killed(
+    command: Command, inputs: Path, folder: Path, after: float, number: int, outcome: Outcome, again: bool = True
+) -> None:
     """Runs a command, ends it after some seconds, looks at what is left, and runs it to its end.
 
     Args:
@@ -162,6 +164,7 @@ def killed(command: Command, inputs: Path, folder: Path, after: float, number: i
         after: seconds; it may have finished before.
         number: of the signal.
         outcome: what is found goes there.
+        again: whether it runs to its end after that.
     """
     own, scratch, mark = folder / "own", folder / "scratch", secrets.token_hex(8)
     own.mkdir()
@@ -176,19 +179,24 @@ def killed(command: Command, inputs: Path, folder: Path, after: float, number: i
     except subprocess.TimeoutExpired:
         outcome.kills += 1
         process.send_signal(number)
+        process.wait(timeout=120)
+        alive = wait_until_gone(mark)  # what lives on holds the streams open
+        for pid in alive:
+            os.kill(pid, signal.SIGKILL)
         _, errors = process.communicate(timeout=120)
+        assert not alive, f"{len(alive)} processes live on"
         if number != signal.SIGKILL:
             expected = (128 + number, 0)  # 0: it was just done
             assert process.returncode in expected, f"exit code {process.returncode}: {errors[-500:]}"
             assert "Traceback" not in errors, errors
             lines = [line for line in errors.splitlines() if not line.startswith(("  ", "note: "))]
             assert lines == (["interrupted"] if process.returncode else []), errors
-    alive = wait_until_gone(mark)
-    assert not alive, f"{len(alive)} processes live on"
     left = [*temporary_in(own), *temporary_in(scratch)]
     outcome.left_over += len(left)
     assert not left or number == signal.SIGKILL, f"left: {left}"
     command.check(own)
+    if not again:
+        return
     for path in left:  # time passes
         os.utime(path, (time.time() - _OLD,) * 2, follow_symlinks=False)
     finish(start(command.module, [*command.arguments(inputs, own), *command.again(own)], scratch, **{_MARK: mark}))

@@ -194,7 +194,7 @@ def _warn(text: str, times: int = 1, category: type[Warning] = UserWarning) -> C
 def _thread() -> None:
     import threading
 
-    thread = threading.Thread(target=lambda: os.stat("/no\nsuch"))
+    thread = threading.Thread(target=lambda: os.stat("/no file"))
     thread.start()
     thread.join()
 
@@ -229,7 +229,7 @@ def _log(name: str, level: int, text: str, own_handler: bool = False) -> Callabl
         (_warn("'pin_memory' argument is set as true but no accelerator is found"), ""),
         (
             _thread,
-            "note: a thread of a library ended: FileNotFoundError: [Errno 2] No such file or directory: '/no\\nsuch'\n",
+            "note: a thread of a library ended: FileNotFoundError: [Errno 2] No such file or directory: '/no file'\n",
         ),
         (_log("library", 30, "careful", own_handler=True), "note: careful\n"),
         (_log("library", 40, "two\nlines", own_handler=True), "note: two lines\n"),
