@@ -5,7 +5,7 @@ DEMO_VENV := .venv-demo
 INSTALL := -m pip install --quiet --constraint constraints.txt --editable
 WORKERS ?= 2
 
-.PHONY: demo web-demo web-test benchmark panoptic-benchmark int8-benchmark test cpp-test embedding-test lint format docs transformers5 gpu-check clean
+.PHONY: kill demo web-demo web-test benchmark panoptic-benchmark int8-benchmark test cpp-test embedding-test lint format docs transformers5 gpu-check clean
 
 DEMO := $(DEMO_VENV)/bin/detr-export
 SHAPES := demo/shapes/annotations
@@ -87,6 +87,12 @@ test: $(VENV)/installed
 	# once; and when a worker dies, the others go on. What failed then has one more try, alone: a failure that stays is one.
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal || \
 	    OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --last-failed --last-failed-no-failures none
+
+# Ends each command KILLS times at random moments with kill -9, and looks at what it leaves; the summary is JSON.
+KILLS ?= 20
+SEED ?= 0
+kill: $(VENV)/installed
+	$(VENV)/bin/python -m tests.hostile.killing $(KILLS) $(SEED)
 
 # A C++ program that embeds Python, compiled and run. It takes CMake, a C++17 compiler and the libpython of the environment's Python.
 embedding-test: $(VENV)/installed

@@ -7,14 +7,12 @@ Annotations stay unquoted here: on Python 3.9 typer does not resolve the strings
 makes of them, and every option would lose its name and its help.
 """
 
-import json
 import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
-from typer.core import TyperGroup
 
 from detr_export.choices import (
     CacheOption,
@@ -43,6 +41,7 @@ from detr_export.choices import (
 )
 from detr_export.extras import require_extra, require_python
 from detr_export.terminal import (
+    Commands,
     JsonOption,
     LimitOption,
     OverwriteOption,
@@ -53,8 +52,8 @@ from detr_export.terminal import (
     print_note,
     print_result,
     reports_errors,
+    run_command_line,
     spell_lists,
-    tolerate_any_name,
 )
 
 PROGRAM = "detr-export"
@@ -62,7 +61,7 @@ PROGRAM = "detr-export"
 _LIST_VALUES = {"--compute-capability": re.compile(r"\d+\.\d+")}  # an option that takes several values
 
 
-class _Commands(TyperGroup):
+class _Commands(Commands):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, spell_lists(args, _LIST_VALUES))
 
@@ -720,7 +719,7 @@ def serve(
         Server(predictor, taken, options, identify(predictor, model, device, __version__)) as server,
     ):
         if as_json:
-            typer.echo(json.dumps(server.to_dict()))  # one line, for scripts that wait for it
+            print_json(server.to_dict(), on_one_line=True)  # for scripts that wait for it
         else:
             typer.echo(server.summary())
         server.run()
@@ -810,6 +809,7 @@ def demo_data(
         DemoLayout,
         typer.Option(help="coco: as COCO's folders. roboflow: as Roboflow exports COCO, with splits train, valid and test."),
     ] = DemoLayout.coco,
+    as_json: JsonOption = False,
 ) -> None:
     """Draw a data set with COCO annotations: shapes in landscapes, tables or coins. Every run draws the same."""
     from detr_export.training.coin_data import COINS
@@ -822,6 +822,9 @@ def demo_data(
     write = write_roboflow_split if layout is DemoLayout.roboflow else write_split
     with TerminalProgress("drawing") as progress:
         write(directory, images, split, data, progress)
+    if as_json:
+        print_json({"path": str(directory), "split": split, "images": images})
+        return
     typer.echo(f"{directory}  {images} images of the split {split}")
 
 
@@ -1029,8 +1032,7 @@ def train(
 
 def main() -> None:
     """Entry point of `detr-export`."""
-    tolerate_any_name()
-    app(prog_name=PROGRAM)  # the shell asks for completions under this name
+    run_command_line(app, PROGRAM)
 
 
 if __name__ == "__main__":

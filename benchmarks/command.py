@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
-from typer.core import TyperGroup
 
 from detr_export.extras import require_python
 from detr_export.runtimes.errors import BackendError, missing_extra
 from detr_export.terminal import (
+    Commands,
     JsonOption,
     LimitOption,
     OverwriteOption,
@@ -29,8 +29,8 @@ from detr_export.terminal import (
     print_json,
     print_result,
     reports_errors,
+    run_command_line,
     spell_lists,
-    tolerate_any_name,
 )
 
 PROGRAM = "detr-bench"
@@ -52,7 +52,7 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
     return spell_lists(arguments, _LIST_VALUES)
 
 
-class _Commands(TyperGroup):
+class _Commands(Commands):
     """The commands, with one that needs not be named. The shell asks this class as well for what can be typed next."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -300,8 +300,7 @@ def _print_tables(report: Any) -> None:
 
 def main() -> None:
     """Entry point of `detr-bench`."""
-    tolerate_any_name()
-    app(prog_name=PROGRAM)
+    run_command_line(app, PROGRAM)
 
 
 if __name__ == "__main__":

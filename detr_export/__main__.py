@@ -1,6 +1,6 @@
 """`python -m detr_export` is the command `detr-export`."""
 
-from detr_export.cli import main
+from detr_export.entry import export
 
 if __name__ == "__main__":
-    main()
+    export()

@@ -5,39 +5,113 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import secrets
-import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from detr_export.runtimes.errors import OutputError
+from detr_export.runtimes.temporary import temporary_file, temporary_folder
 
 _CHUNK_BYTES = 1 << 20
+_MOST_STEPS = 10_000  # of a path with its links; one that leads into itself has no end
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path beside `path`. When the block ends well the file moves into place, otherwise it is removed.
 
-    The temporary name keeps the suffix, because some writers choose the format by it.
+    The temporary name keeps the suffix, because some writers choose the format by it. The file has the mode that the umask
+    gives to new files, also where it takes the place of another.
 
     Raises:
         OutputError: the folder cannot be made or written to.
     """
     target = Path(path)
+    make_folder(target.parent)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.stem}-{secrets.token_hex(6)}{target.suffix}")
-        temporary.touch(exist_ok=False)
+        temporary = temporary_file(target)
     except OSError as error:
         raise OutputError(f"cannot write to {target.parent}: {error.strerror or error}") from error
-    try:
-        yield temporary
+    with temporary as place:
+        yield place
         with writing(target):
-            os.replace(temporary, target)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+            os.replace(place, target)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder with all above it, as the umask says.
+
+    Raises:
+        OutputError: it cannot be made, or another user's link leads to it.
+    """
+    require_own_links(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write to {folder}: {error.strerror or error}") from error
+
+
+def make_private_folder(folder: Path, remedy: str) -> None:
+    """Makes a folder that this user alone can write to: for code that will run here, and for locks.
+
+    Args:
+        folder: that is wanted.
+        remedy: for the message of an error.
+
+    Raises:
+        OutputError: it cannot be made, another user owns it, or others may write to it.
+    """
+    require_own_links(folder)
+    try:
+        if not folder.is_dir():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.stat()
+    except OSError as error:
+        raise OutputError(f"cannot write to {folder}: {error.strerror or error}; {remedy}") from error
+    if not hasattr(os, "geteuid"):
+        return
+    if found.st_uid != os.geteuid():
+        raise OutputError(f"{folder} belongs to another user (uid {found.st_uid}), who could put code into it; {remedy}")
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise OutputError(f"others may write to {folder}, and put code into it; run chmod go-w {folder}, or {remedy}")
+
+
+def require_own_links(path: str | os.PathLike[str]) -> None:
+    """Refuses a path through a link that another user put into a folder in which all may write, such as /tmp.
+
+    Linux does the same where `fs.protected_symlinks` is on: a link in a sticky folder that all may write to is followed
+    only if it belongs to who follows it, to the owner of the folder, or to root.
+
+    Raises:
+        OutputError: names the link.
+    """
+    if not hasattr(os, "geteuid"):
+        return
+    place = Path() if os.path.isabs(path) else Path.cwd()
+    waiting = list(reversed(Path(path).parts))
+    for _ in range(_MOST_STEPS):
+        if not waiting:
+            return
+        step = waiting.pop()
+        if step == os.pardir:
+            place = place.parent
+            continue
+        place = place / step  # an absolute step begins anew
+        try:
+            found = os.lstat(place)
+            if not stat.S_ISLNK(found.st_mode):
+                continue
+            around, target = os.stat(place.parent), os.readlink(place)
+        except (OSError, ValueError):  # it is not there yet, or never can be
+            continue
+        open_to_all = around.st_mode & stat.S_ISVTX and around.st_mode & stat.S_IWOTH
+        if open_to_all and found.st_uid not in (0, os.geteuid(), around.st_uid):
+            raise OutputError(
+                f"{place} is a link that another user (uid {found.st_uid}) put into a folder of all; give another place"
+            )
+        place = place.parent
+        waiting += reversed(Path(target).parts)
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> Path:
@@ -72,10 +146,11 @@ def require_writable(path: str | os.PathLike[str], overwrite: bool, suffix: str 
     """Refuses, before any work is done, an output that exists or a folder that cannot be written to.
 
     Raises:
-        OutputError: `path` is a folder or a device, does not end in `suffix`, exists while `overwrite` is false, or its
-            folder is not writable.
+        OutputError: `path` is a folder or a device, does not end in `suffix`, exists while `overwrite` is false, its folder
+            is not writable, or another user's link leads to it.
     """
     target = Path(path)
+    require_own_links(target)
     if not target.name.endswith(suffix):
         raise OutputError(
             f"{target} does not end in {suffix}, and other commands know the file by that; name it {target}{suffix}"
@@ -116,17 +191,14 @@ def replacing_together(path: str | os.PathLike[str]) -> Iterator[Path]:
     the folder of `path`, and the one at the temporary path is the last.
     """
     target = Path(path)
+    make_folder(target.parent)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = target.with_name(f".{target.stem}-{secrets.token_hex(6)}")
-        folder.mkdir()
+        temporary = temporary_folder(beside=target)
     except OSError as error:
         raise OutputError(f"cannot write to {target.parent}: {error.strerror or error}") from error
-    try:
+    with temporary as folder:
         yield folder / target.name
         made = sorted(folder.iterdir(), key=lambda file: (file.name == target.name, file.name))
         for file in made:
             with writing(target.with_name(file.name)):
                 os.replace(file, target.with_name(file.name))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -38,6 +38,8 @@ PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 MAX_WORDS = 900  # of the README
 
+APPLICATIONS = {"detr-export": "detr_export.cli", "detr-bench": "detr_export.benchmarks.command"}
+
 # Commands that are only parsed: a pattern, and the reason.
 PARSED_ONLY = {
     r"facebook/": "reads the hub",
@@ -118,10 +120,11 @@ def identify(command: Command) -> str:
 def application(program: str) -> tuple[typer.Typer, Callable[[], None]]:
     """The typer application behind an entry point, and the entry point itself."""
     module, _, function = PROJECT["scripts"][program].partition(":")
-    loaded = importlib.import_module(module)
+    start = getattr(importlib.import_module(module), function)
+    loaded = importlib.import_module(APPLICATIONS[program])  # the entry point imports it only when it runs
     found = [value for value in vars(loaded).values() if isinstance(value, typer.Typer) and value.info.name == program]
-    assert len(found) == 1, f"{module} has {len(found)} applications named {program}"
-    return found[0], getattr(loaded, function)
+    assert len(found) == 1, f"{loaded.__name__} has {len(found)} applications named {program}"
+    return found[0], start
 
 
 def silent(callback: Callable[..., Any]) -> Callable[..., None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from detr_export.engines.options import EngineOptions
 from detr_export.runtimes.backends.tensorrt.api import TENSORRT_RTX, TITLES
 from detr_export.runtimes.backends.tensorrt.sidecar import EngineSidecar
 from detr_export.runtimes.errors import BackendError
+from detr_export.runtimes.temporary import temporary_folder
 
 
 def compiled_kernels(onnx_file: str | Path) -> list[Mapping[str, Any]]:
@@ -28,8 +28,8 @@ def compiled_kernels(onnx_file: str | Path) -> list[Mapping[str, Any]]:
         DetrError: as `build_engine`.
     """
     options = EngineOptions(library=TENSORRT_RTX, verify=False)
-    with tempfile.TemporaryDirectory(prefix="detr-bench-") as folder:
-        result = build_engine(onnx_file, Path(folder) / "compiled.engine", options)
+    with temporary_folder() as folder:
+        result = build_engine(onnx_file, folder / "compiled.engine", options)
     results = [result] if result.mask_head is None else [result, result.mask_head]
     return [_kernels(item.sidecar) for item in results]
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from detr_export.runtimes.image_runner import processor_of
 from detr_export.runtimes.mask_head import TwoGraphSession, require_mask_head
 from detr_export.runtimes.processing.sizes import as_size, output_size
 from detr_export.runtimes.session import Session, check_inputs, is_end_to_end
+from detr_export.runtimes.temporary import temporary_folder
 from detr_export.verification.cases import Case, make_images, make_inputs
 
 _WARM_UP_RUNS = 2
@@ -67,13 +67,13 @@ def profile_ort(
             raise InputError(f"{name} is {count}; expected at least 1")
     events: list[Mapping[str, Any]] = []
     parts: dict[str, str] = {}
-    with tempfile.TemporaryDirectory(prefix="detr-bench-") as folder, contextlib.ExitStack() as stack:
-        graphs = [stack.enter_context(_ProfiledGraph(path, Path(folder) / "model", threads))]
+    with temporary_folder() as folder, contextlib.ExitStack() as stack:
+        graphs = [stack.enter_context(_ProfiledGraph(path, folder / "model", threads))]
         inputs = _inputs(path, graphs[0], (height, width, batch), of_picture)
         session: Session = graphs[0]
         if session.metadata is not None and session.metadata.mask_head is not None:
             beside = require_mask_head(path, session.metadata.mask_head)
-            graphs.append(stack.enter_context(_ProfiledGraph(beside, Path(folder) / "mask_head", threads)))
+            graphs.append(stack.enter_context(_ProfiledGraph(beside, folder / "mask_head", threads)))
             session = TwoGraphSession(*graphs)
         for _ in range(_WARM_UP_RUNS + runs):
             session.run(inputs)

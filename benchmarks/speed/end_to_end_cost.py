@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from detr_export.runtimes.errors import DetrError, InputError
 from detr_export.runtimes.image_runner import processor_of
 from detr_export.runtimes.predictor import Predictor
 from detr_export.runtimes.session import Session, as_declared
+from detr_export.runtimes.temporary import temporary_folder
 
 
 def measure(plain: Path, files: Sequence[Path], size: tuple[int, int], threads: int, rounds: int) -> dict[str, Any]:
@@ -48,8 +48,8 @@ def measure(plain: Path, files: Sequence[Path], size: tuple[int, int], threads: 
     """
     image = synthetic_picture(0, size)
     found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="detr-bench-") as folder:
-        baseline = Path(folder) / "plain.onnx"
+    with temporary_folder() as folder:
+        baseline = folder / "plain.onnx"
         onnx.save(plain_part(onnx.load(str(files[0]))), str(baseline))
         for runtime, opened in (("ort", _ort), ("openvino", _openvino)):
             sessions: dict[str, Session] = {"plain graph": opened(baseline, threads), "pipeline": opened(plain, threads)}

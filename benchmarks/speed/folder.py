@@ -11,10 +11,8 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import shutil
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +37,7 @@ from detr_export.runtimes.processing.image_paths import iter_image_paths
 from detr_export.runtimes.processing.images import load_image
 from detr_export.runtimes.results.detections import Detections
 from detr_export.runtimes.tasks import TASKS, drawing_of
+from detr_export.runtimes.temporary import temporary_folder
 from detr_export.training.demo_data import write_demo_data
 
 _WARM_UP = 8  # pictures
@@ -88,9 +87,9 @@ def measure(model: Path, pictures: Sequence[Path], task: str, threads: int, roun
 
     def run(variant: Variant, images: Sequence[Path]) -> None:
         predictor = sessions[variant.spinning]
-        with tempfile.TemporaryDirectory() as folder:
+        with temporary_folder() as folder:
             for outcome in predict_files(
-                predictor, images, 0.5, Path(folder), True, task, variant.batch, variant.max_padding, variant.workers
+                predictor, images, 0.5, folder, True, task, variant.batch, variant.max_padding, variant.workers
             ):
                 if outcome.error is not None:
                     raise outcome.error
@@ -175,7 +174,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--output", type=Path, help="a folder for TASK.json; stdout if left out")
     given = parser.parse_args(arguments)
-    work = Path(tempfile.mkdtemp())
+    scratch = temporary_folder()
+    work = scratch.path
     try:
         if given.rounds < 1:
             raise InputError(f"rounds is {given.rounds}; expected at least 1")
@@ -192,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except DetrError as error:
         sys.exit(f"error: {error}")
     finally:
-        shutil.rmtree(work)
+        scratch.remove()
     what = (
         "milliseconds of a whole folder, with pictures drawn and written; ratios are to 'one at a time'. "
         "'parts' are milliseconds of one picture."

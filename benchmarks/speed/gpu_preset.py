@@ -17,7 +17,6 @@ from __future__ import annotations
 import datetime
 import importlib.util
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from detr_export.benchmarks.speed.targets import Target
 from detr_export.runtimes.errors import BackendError, DetrError, first_line, missing_extra
 from detr_export.runtimes.metadata import UINT8
 from detr_export.runtimes.progress import SILENT, Progress
+from detr_export.runtimes.temporary import temporary_folder
 
 SIZE = (800, 1066)  # height and width in pixels
 BATCHES = (1, 8)
@@ -104,8 +104,8 @@ def run_gpu(
     }
     reports: dict[str, Report] = {}
     for model, panoptic in MODELS.items():
-        with tempfile.TemporaryDirectory(prefix="detr-bench-") as work:
-            targets, failed = make_targets(model, panoptic, Path(work), progress)
+        with temporary_folder() as work:
+            targets, failed = make_targets(model, panoptic, work, progress)
             report = measure_targets(targets, settings[model], failed, progress=progress, command=command)
         report = replace(
             report, notes=[_compared(len(settings[model].pictures)), _INPUT, *([goals(report)] if model == "r50" else [])]

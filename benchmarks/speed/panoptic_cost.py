@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +26,7 @@ from detr_export.benchmarks.speed.peers import TransformersSession
 from detr_export.benchmarks.speed.pictures import synthetic_picture
 from detr_export.benchmarks.speed.settings import parse_size
 from detr_export.benchmarks.speed.worker import peak_resident_bytes
+from detr_export.orphans import end_with
 from detr_export.runtimes.errors import DetrError, InputError
 from detr_export.runtimes.opening import spins
 from detr_export.runtimes.predictor import Predictor
@@ -108,7 +110,9 @@ def _open_transformers(checkpoint: str, threads: int) -> Segment:
 
 def _peak_memory(variant: tuple[Callable[..., Segment], tuple[Any, ...]], picture: np.ndarray, threshold: float) -> int:
     """Bytes that a process with nothing but this variant takes at most."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # which notices when its process dies
+    with ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn"), end_with, (os.getpid(),)
+    ) as pool:  # which notices when its process dies
         return pool.submit(_run_and_tell, variant, picture, threshold).result()
 
 

@@ -8,19 +8,21 @@ import pickle
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from typing import Any, Protocol
 
 from detr_export.benchmarks.speed.worker import Failure, Memory
 from detr_export.runtimes.errors import BackendError, missing_extra
+from detr_export.runtimes.temporary import temporary_folder
 
 try:
     import psutil
 except ImportError as error:
     raise missing_extra("psutil", "bench") from error
 
-_START = "from detr_export.benchmarks.speed.worker import main; main()"
+# It ends with this process, from its first moment on.
+_START = "from detr_export.orphans import end_with; end_with({parent})\n"
+_START += "from detr_export.benchmarks.speed.worker import main; main()"
 _IDLE_POLL_S = 0.025  # more than the 10 ms in which Linux counts a process's time
 _IDLE_LIMIT_S = 2.0
 _GOODBYE_S = 2.0
@@ -54,18 +56,18 @@ class WorkerProcess:
 
     def __init__(self, threads: int) -> None:
         self.memory: Memory | None = None
-        self._scratch = tempfile.TemporaryDirectory(prefix="detr-bench-")
-        self._errors = open(os.path.join(self._scratch.name, "stderr"), "w+b")  # noqa: SIM115  # closed with the process
+        self._scratch = temporary_folder()
+        self._errors = open(self._scratch.path / "stderr", "w+b")  # noqa: SIM115  # closed with the process
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
             "PYTHONSAFEPATH": "1",  # a folder here that happens to be called torch must not be imported
             "OMP_NUM_THREADS": str(threads),
             "OPENBLAS_NUM_THREADS": str(threads),
-            "TORCHINDUCTOR_CACHE_DIR": self._scratch.name,  # empty, so that the first run includes the compilation
+            "TORCHINDUCTOR_CACHE_DIR": str(self._scratch.path),  # empty, so that the first run includes the compilation
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _START],
+            [sys.executable, "-c", _START.format(parent=os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -73,6 +75,7 @@ class WorkerProcess:
             start_new_session=True,  # Ctrl-C in the terminal does not reach it, not even while it starts
         )
         self._usage = psutil.Process(self._process.pid)
+        self._started: list[psutil.Process] = []  # compilers
 
     @property
     def pid(self) -> int:
@@ -114,7 +117,9 @@ class WorkerProcess:
                     return
 
     def close(self) -> None:
-        """Asks the process to end, and kills it when it is still busy."""
+        """Asks the process to end, and kills it when it is still busy, with all that it started."""
+        with contextlib.suppress(psutil.Error):
+            self._started = self._usage.children(recursive=True) or self._started
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 with contextlib.suppress(OSError):
@@ -124,9 +129,11 @@ class WorkerProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        for process in self._started:  # psutil looks whether a number has become that of another process
+            with contextlib.suppress(psutil.Error):
+                process.kill()
         self._errors.close()
-        with contextlib.suppress(OSError):
-            self._scratch.cleanup()
+        self._scratch.remove()
 
     def _how_it_ended(self) -> str:
         try:

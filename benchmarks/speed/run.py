@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from detr_export.benchmarks.speed.tables import write_report
 from detr_export.benchmarks.speed.targets import Target, check_targets, demo_targets, find_baseline
 from detr_export.runtimes.errors import BackendError
 from detr_export.runtimes.progress import SILENT, Progress
+from detr_export.runtimes.temporary import temporary_folder
 
 _OF_PICTURES = (
     "an end-to-end file takes part, so sizes are those of the pictures that come in: every variant resizes them as its own "
@@ -116,12 +116,12 @@ def run(
         overwrite,
         noise,
     )
-    with tempfile.TemporaryDirectory(prefix="detr-bench-") as folder:
+    with temporary_folder() as folder:
         if targets:
             chosen, unreadable = check_targets(targets, ort_has_cuda())
         else:
             progress.stage("exporting demo")
-            chosen, unreadable = _export_demo(Path(folder)), []
+            chosen, unreadable = _export_demo(folder), []
         failed = [Variant(text, "unknown", text, error=error) for text, error in unreadable]
         based_on = None if baseline is None else find_baseline(baseline, chosen)
         report = measure_targets(chosen, settings, failed, based_on, progress, command)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -41,6 +40,7 @@ from detr_export.runtimes.mask_head import mask_head_file, require_mask_head, re
 from detr_export.runtimes.metadata import Metadata
 from detr_export.runtimes.opening import ENGINE_SUFFIXES
 from detr_export.runtimes.progress import SILENT, Progress
+from detr_export.runtimes.temporary import temporary_folder
 from detr_export.verification.comparison import Parity
 from detr_export.verification.end_to_end import EndToEndParity
 from detr_export.verification.reference import Reference, reference_of
@@ -128,9 +128,9 @@ def build_from_source(
             "--fallback builds the first engine that agrees with its checkpoint, and here none is run; "
             "leave it out, or build on a GPU that the engine is for, without --no-verify"
         )
-    with tempfile.TemporaryDirectory(prefix="detr-export-") as folder:
+    with temporary_folder() as folder:
         return build_with_fallback(
-            lambda step: make_graph(source, step.name, Path(folder), progress, options.library),
+            lambda step: make_graph(source, step.name, folder, progress, options.library),
             output,
             options,
             progress,
@@ -252,7 +252,7 @@ def _plan(order: _Order, progress: Progress) -> Plan:
                 shared = f"timing cache {options.timing_cache.resolve()}"
                 stack.enter_context(build_lock(shared, progress, "waiting for another process that uses the timing cache"))
             timed = _read_timing_cache(options.timing_cache)
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="detr-export-")))
+        folder = stack.enter_context(temporary_folder())
         readable = folder / Path(order.about.path).name
         onnx.save(order.model, str(readable))
         request = BuildOrder(
@@ -341,8 +341,8 @@ def _built_elsewhere(target: Path, key: str) -> EngineResult:
 
 
 def _compare(built: Sequence[_Built], reference: Reference, device: int, progress: Progress) -> Parity | EndToEndParity:
-    with tempfile.TemporaryDirectory(prefix="detr-export-") as folder:
-        trial = Path(folder) / "trial.engine"
+    with temporary_folder() as folder:
+        trial = folder / "trial.engine"
         _write(built, trial)
         return compare_engine(trial, built[0].sidecar, reference, f"cuda:{device}", progress)
 

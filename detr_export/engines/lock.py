@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from detr_export.runtimes.errors import OutputError, missing_extra
+from detr_export.runtimes.files import make_private_folder
 from detr_export.runtimes.progress import SILENT, Progress
 
 
@@ -28,9 +29,9 @@ def build_lock(key: str, progress: Progress = SILENT, waiting: str = "waiting fo
         from filelock import FileLock, Timeout
     except ImportError:
         raise missing_extra("filelock", "trt") from None
-    folder = Path(tempfile.gettempdir()) / f"detr-export-{getpass.getuser()}"
+    folder = Path(tempfile.gettempdir()) / f"detr-export-locks-{getpass.getuser()}"
+    make_private_folder(folder, "set TMPDIR to a folder of your own")
     try:
-        folder.mkdir(mode=0o700, exist_ok=True)
         lock = FileLock(folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.lock")
         try:
             lock.acquire(timeout=0)

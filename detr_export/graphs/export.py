@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -50,6 +49,7 @@ from detr_export.runtimes.metadata import Metadata
 from detr_export.runtimes.opening import open_session
 from detr_export.runtimes.progress import SILENT, Progress
 from detr_export.runtimes.session import require_detr
+from detr_export.runtimes.temporary import temporary_folder
 from detr_export.verification.comparison import Parity, compare, require
 from detr_export.verification.end_to_end import EndToEndParity, compare_end_to_end
 from detr_export.verification.reference import Reference, reference_of
@@ -240,12 +240,12 @@ def verify_file(
     proto = onnx.load(onnx_file(file))
     assert session.metadata is not None  # a checkpoint always has it
     plain = replace(session.metadata, precision=metadata.precision)
-    with tempfile.TemporaryDirectory(prefix="detr-export-") as folder:
-        part = Path(folder) / "plain.onnx"
+    with temporary_folder() as folder:
+        part = folder / "plain.onnx"
         save_model(plain_part(proto), plain, part)
         with open_session(part, spinning=False) as candidate:
             parity = compare(candidate, reference_of(session), progress=progress)
-        return replace(parity, end_to_end=_compare_end_to_end(proto, metadata, plain, Path(folder), progress))
+        return replace(parity, end_to_end=_compare_end_to_end(proto, metadata, plain, folder, progress))
 
 
 def _require_tools(options: ExportOptions) -> None:
@@ -332,10 +332,10 @@ def _compare_end_to_end(
     from detr_export.runtimes.backends.ort.session import OrtSession
 
     parts = ((proto, metadata), (pixels_part(proto), metadata), (plain_part(proto), plain))
-    with tempfile.TemporaryDirectory(prefix=".detr-export-", dir=folder) as inner, contextlib.ExitStack() as stack:
+    with temporary_folder(beside=folder / "part.onnx") as inner, contextlib.ExitStack() as stack:
         sessions = []
         for number, (part, about) in enumerate(parts):
-            file = Path(inner) / f"{number}.onnx"
+            file = inner / f"{number}.onnx"
             save_model(part, about, file)
             sessions.append(stack.enter_context(OrtSession(file, spinning=False)))
         whole, before, model = sessions

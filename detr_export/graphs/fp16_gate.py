@@ -7,7 +7,6 @@ Runtime's CPU does not, and with attentions that also add in fp16, as some GPU k
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from detr_export.runtimes.mask_head import TwoGraphSession, mask_head_file
 from detr_export.runtimes.metadata import Metadata
 from detr_export.runtimes.progress import Progress
 from detr_export.runtimes.session import Session
+from detr_export.runtimes.temporary import temporary_folder
 from detr_export.verification.comparison import Parity, compare, require
 from detr_export.verification.differences import rank
 from detr_export.verification.reference import Reference
@@ -94,8 +94,8 @@ def _twin(parts: Parts, metadata: Metadata, folder: Path, accumulates: bool) -> 
         return twin
 
     twins = parts.each(rounding)
-    with tempfile.TemporaryDirectory(prefix=".detr-export-", dir=folder) as inner, contextlib.ExitStack() as stack:
-        file = Path(inner) / "rounded.onnx"
+    with temporary_folder(beside=folder / "rounded.onnx") as inner, contextlib.ExitStack() as stack:
+        file = inner / "rounded.onnx"
         save_parts(twins, metadata, file)
         files = [file] if twins.mask_head is None else [file, mask_head_file(file)]
         watched = [

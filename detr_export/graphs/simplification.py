@@ -13,6 +13,7 @@ import onnx
 
 from detr_export.graphs.modules import carry_modules
 from detr_export.runtimes.errors import ArtifactError, missing_extra
+from detr_export.signals import interruption_in
 
 # These would turn each projection of a (batch, length, channels) tensor into Reshape, Gemm, Reshape.
 _SKIPPED = ["fuse_matmul_add_bias_into_gemm", "fuse_matmul_add_bias_into_gemm_batched"]
@@ -32,6 +33,8 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
         with contextlib.redirect_stdout(io.StringIO()):  # onnxsim prints its progress; stdout is for results
             simplified, _ = onnxsim.simplify(model, check_n=0, skipped_optimizers=_SKIPPED)
     except Exception as error:  # its C++ side raises whatever it likes
+        if interruption_in(error) is not None:
+            raise KeyboardInterrupt from error
         raise ArtifactError(f"onnxsim failed: {error}; export with --no-simplify") from error
     carry_modules(model, simplified)  # onnxsim drops the metadata of nodes
     return simplified

@@ -20,6 +20,7 @@ from detr_export.runtimes.errors import ArtifactError, first_line
 from detr_export.runtimes.mask_head import FEATURE_MASK
 from detr_export.runtimes.metadata import UINT8
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
+from detr_export.signals import interruption_in
 
 # The traced example. None of its sizes may survive in the file: the verification grid holds none of them.
 _BATCH, _HEIGHT, _WIDTH = 2, 256, 320
@@ -77,6 +78,7 @@ def export_module(
 
     Raises:
         ArtifactError: the exporter cannot trace it.
+        KeyboardInterrupt: on Ctrl-C, of which the exporter makes errors of its own.
     """
     from torch._dynamo import config as dynamo  # two seconds that other commands need not spend
 
@@ -99,6 +101,8 @@ def export_module(
                 verbose=False,
             )
         except Exception as error:  # a timm backbone may do what cannot be traced, and torch's errors share no base class
+            if interruption_in(error) is not None:  # Ctrl-C came while it traced
+                raise KeyboardInterrupt from error
             raise ArtifactError(f"PyTorch cannot export this model: {first_line(error)}") from error
     assert program is not None  # None only when the exporter is given a file
     return program.model_proto

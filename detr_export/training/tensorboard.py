@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from detr_export.runtimes.errors import missing_extra
+from detr_export.runtimes.files import writing
 from detr_export.training.training_log import Row
 
 FOLDER = "tensorboard"
@@ -24,16 +26,18 @@ class Board:
 
     Raises:
         BackendError: tensorboard is not installed.
+        OutputError: also of the methods, at once or at a later call: the events cannot be written.
     """
 
     def __init__(self, folder: Path | None) -> None:
-        self._writer = None
+        self._writer, self._folder = None, folder
         if folder is not None:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
                 raise missing_extra("tensorboard", "tensorboard") from None
-            self._writer = SummaryWriter(str(folder / FOLDER))
+            with self._writing():
+                self._writer = SummaryWriter(str(folder / FOLDER))
 
     def __enter__(self) -> Board:
         return self
@@ -42,7 +46,9 @@ class Board:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._writer is not None:
-            self._writer.close()
+            # It raises once more what made a write fail.
+            with self._writing() if error is None else contextlib.suppress(OSError):
+                self._writer.close()
 
     def row(self, split: str, row: Row) -> None:
         """Adds a row of a log, under `stage/split/column` at its step."""
@@ -51,11 +57,17 @@ class Board:
         for name, value in row.items():
             if value and name not in _NO_SCALARS:
                 tag = f"{row['stage']}/{split}/{name}"
-                self._writer.add_scalar(tag, float(value), int(row["step"]))
+                with self._writing():
+                    self._writer.add_scalar(tag, float(value), int(row["step"]))
 
     def picture(self, position: Mapping[str, str], picture: Image.Image) -> None:
         """Adds a picture at the step of a row."""
         if self._writer is not None:
             name = f"{position['stage']}/predictions"
             pixels = np.asarray(picture)
-            self._writer.add_image(name, pixels, int(position["step"]), dataformats="HWC")
+            with self._writing():
+                self._writer.add_image(name, pixels, int(position["step"]), dataformats="HWC")
+
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        assert self._folder is not None
+        return writing(self._folder / FOLDER)

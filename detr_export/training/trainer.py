@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -26,6 +27,7 @@ from torch.utils.data import DataLoader
 
 from detr_export.checkpoints.reading import Checkpoint, load_checkpoint
 from detr_export.data.splits import CocoSplit, read_split
+from detr_export.orphans import end_with
 from detr_export.runtimes.errors import CheckpointError, DetrError, InputError, OutputError
 from detr_export.runtimes.files import require_writable, write_atomically
 from detr_export.runtimes.predictor import Predictor
@@ -89,7 +91,7 @@ def train(
         CheckpointError, InputError: what to start from or an option is not usable, or a loss is not a number any more.
         OutputError: `output` holds something else, or cannot be written.
         BackendError: the device or an extra is missing.
-        KeyboardInterrupt: on Ctrl-C, after the step in progress and with the state written.
+        KeyboardInterrupt: on Ctrl-C or, in a command, SIGTERM, after the step in progress and with the state written.
     """
     if options.patience is not None and validation is None:
         raise InputError("patience needs a validation, and there is none; the data has no split val")
@@ -282,7 +284,7 @@ class _Run:
             batch_sampler=batches,
             collate_fn=functools.partial(collate_parts, self.options.accumulate),
             num_workers=workers,
-            worker_init_fn=_begin_worker,
+            worker_init_fn=functools.partial(_begin_worker, os.getpid()),
             pin_memory=self.processes.device.type == "cuda",
         )
 
@@ -380,6 +382,7 @@ def _fitting(file: Path, field: str) -> Iterator[None]:
         raise CheckpointError(f"{file}: {field} does not fit the model: {why}; begin anew with --overwrite") from error
 
 
-def _begin_worker(number: int) -> None:
+def _begin_worker(parent: int, number: int) -> None:
+    end_with(parent)
     ignore_interrupts()
     torch.set_num_threads(1)

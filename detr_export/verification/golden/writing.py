@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from detr_export.runtimes.errors import ArtifactError, OutputError
-from detr_export.runtimes.files import require_writable, writing
+from detr_export.runtimes.files import make_folder, require_own_links, require_writable, writing
+from detr_export.runtimes.temporary import temporary_folder
 from detr_export.verification.golden import FORMAT_VERSION, INDEX, GoldenCase, check_case, check_head, check_tolerances
 from detr_export.verification.golden.reading import listed_files, parse_index
 
@@ -54,7 +55,8 @@ def require_golden_place(folder: str | Path, overwrite: bool, model: str | Path)
             f"{model} would lie in {folder}, which --golden replaces as a whole; give --golden a folder of its own"
         )
     _require_free(Path(folder), overwrite)
-    require_writable(_neighbour(place), overwrite=True)
+    require_own_links(folder)
+    require_writable(place.with_name(f".{place.name}"), overwrite=True)
 
 
 def write_golden(
@@ -127,13 +129,14 @@ def _replacing_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     """Yields an empty folder beside `folder`. When the block ends well it moves into place, otherwise it is removed."""
     _require_free(folder, overwrite)
     place = Path(os.path.realpath(folder))  # a link keeps pointing where it does
-    temporary, old = _neighbour(place), _neighbour(place)
+    require_own_links(folder)
+    make_folder(place.parent)
     with writing(folder):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-    try:
+        held = temporary_folder(beside=place, mode=0o777)
+    with held as temporary:
         yield temporary
         _require_free(folder, overwrite)  # somebody may have put something there meanwhile
+        old = place.with_name(f".{place.name}-{secrets.token_hex(6)}")  # a kill would leave it, as it is the user's
         with writing(folder):
             try:
                 if place.exists():
@@ -143,14 +146,9 @@ def _replacing_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
                 if old.exists() and not place.exists():
                     os.rename(old, place)
                 raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if place.exists():
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def _neighbour(place: Path) -> Path:
-    return place.with_name(f".{place.name}-{secrets.token_hex(6)}")
+            finally:
+                if place.exists():
+                    shutil.rmtree(old, ignore_errors=True)
 
 
 def _require_free(folder: Path, overwrite: bool) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Optional, Union
 
 from detr_export.runtimes.cpu import cpu_flags
 from detr_export.runtimes.errors import missing_extra
-from detr_export.runtimes.files import replacing, sha256_of_files, user_path, writing
+from detr_export.runtimes.files import make_private_folder, replacing, sha256_of_files, user_path, writing
 
 try:
     import openvino
@@ -48,8 +48,9 @@ def compile_cached(core: Any, file: Path, settings: Mapping[str, Any], folder: s
 
     Raises:
         RuntimeError: OpenVINO cannot compile the file.
-        OutputError: the entry cannot be written.
+        OutputError: the entry cannot be written; or the folder is another user's, or others may write to it.
     """
+    make_private_folder(user_path(folder), "give another --cache folder")
     entry = user_path(folder) / f"{_name(core, file, settings)}{SUFFIX}"
     found = _read(entry)
     if found is not None:

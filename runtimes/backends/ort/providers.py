@@ -25,7 +25,8 @@ from typing import Any, Optional
 
 from detr_export.runtimes.backends.tensorrt.profiles import ShapeProfile
 from detr_export.runtimes.devices import CPU, CUDA, RTX, TENSORRT, Device
-from detr_export.runtimes.errors import ArtifactError, BackendError, first_line, missing_extra
+from detr_export.runtimes.errors import ArtifactError, BackendError, OutputError, first_line, missing_extra
+from detr_export.runtimes.files import make_private_folder
 
 try:
     import onnxruntime
@@ -211,14 +212,15 @@ def engine_cache(sha256: str) -> Path:
     """The folder for the engines of a file. Makes it if it is missing.
 
     Raises:
-        ArtifactError: the folder cannot be made.
+        ArtifactError: the folder cannot be made, or another user could put engines into it, which are code.
     """
     home = os.environ.get("XDG_CACHE_HOME")
     folder = (Path(home) if home else Path.home() / ".cache") / "detr-export" / "ort" / sha256
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArtifactError(f"the engine cache {folder} cannot be made: {error.strerror}; set XDG_CACHE_HOME") from error
+        for place in (folder.parent.parent, folder.parent, folder):
+            make_private_folder(place, "set XDG_CACHE_HOME to a folder of your own")
+    except OutputError as error:
+        raise ArtifactError(f"the engine cache {folder} cannot be used: {error}") from error
     return folder
 
 

@@ -195,7 +195,7 @@ def test_a_real_process(process: WorkerProcess, tiny_onnx: Path, monkeypatch: py
     os.kill(process.pid, signal.SIGKILL)
     with pytest.raises(WorkerDiedError, match="SIGKILL; was there enough memory"):
         process.request(Measure(0, 1, None))
-    scratch = process._scratch.name
+    scratch = process._scratch.path
     process.close()
     assert not Path(scratch).exists()
 
