@@ -9,12 +9,12 @@ from typing import Any, Optional
 
 import numpy as np
 
+from detr_export.runtimes.described import processor_of
 from detr_export.runtimes.errors import ArtifactError
 from detr_export.runtimes.metadata import FLOAT, UINT8, Metadata
 from detr_export.runtimes.processing.batch import Picture, size_of
 from detr_export.runtimes.processing.end_to_end import image_batch
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
-from detr_export.runtimes.processing.image_processor_fast import processor_from_dict
 from detr_export.runtimes.processing.sizes import as_pad_size, as_size, output_size, padded_size
 from detr_export.runtimes.processing.transforms import LAST
 from detr_export.runtimes.processing.uint8_batch import uint8_batch
@@ -141,18 +141,6 @@ class ImageRunner:
             raise ArtifactError(
                 f"the model's image settings are not usable: {error}; correct the checkpoint's preprocessor_config.json"
             ) from error
-
-
-def processor_of(metadata: Metadata) -> DetrImageProcessor:
-    """The processor that prepares images for a model.
-
-    Raises:
-        ArtifactError: its settings are not usable.
-    """
-    try:
-        return processor_from_dict(metadata.processor)
-    except (ValueError, TypeError) as error:
-        raise ArtifactError(f"the file's image settings are not usable: {error}; export it again") from error
 
 
 def _widened(output: np.ndarray) -> np.ndarray:

@@ -22,6 +22,8 @@ DETR_INPUTS = ("pixel_values", "pixel_mask", "valid_sizes")  # a mask with float
 DETR_OUTPUTS = ("logits", "pred_boxes")  # every DETR has these; it may have pred_masks and cross_attention too
 END_TO_END_OUTPUTS = ("scores", "labels", "boxes")  # of a file that takes `image`; it may have masks too
 UNKNOWN = "?"  # a dimension without a name
+# What the arrays of inputs and outputs may hold: what numpy, ONNX and all backends have.
+DTYPES = ("float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool")
 
 
 _Self = TypeVar("_Self", bound="Session")

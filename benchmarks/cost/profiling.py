@@ -24,8 +24,8 @@ import onnxruntime
 
 from detr_export.benchmarks.cost.parts import PARTS, parts_of, parts_of_optimized
 from detr_export.runtimes.backends.ort.session import OrtSession
+from detr_export.runtimes.described import processor_of
 from detr_export.runtimes.errors import ArtifactError, BackendError, InputError, first_line
-from detr_export.runtimes.image_runner import processor_of
 from detr_export.runtimes.mask_head import TwoGraphSession, require_mask_head
 from detr_export.runtimes.processing.sizes import as_size, output_size
 from detr_export.runtimes.session import Session, check_inputs, is_end_to_end

@@ -24,8 +24,8 @@ from detr_export.benchmarks.speed.settings import parse_size
 from detr_export.graphs.end_to_end.composing import plain_part
 from detr_export.runtimes.backends.openvino.session import OpenVinoSession
 from detr_export.runtimes.backends.ort.session import OrtSession
+from detr_export.runtimes.described import processor_of
 from detr_export.runtimes.errors import DetrError, InputError
-from detr_export.runtimes.image_runner import processor_of
 from detr_export.runtimes.predictor import Predictor
 from detr_export.runtimes.session import Session, as_declared
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from detr_export.runtimes.described import processor_of
 from detr_export.runtimes.errors import ArtifactError, InputError
-from detr_export.runtimes.image_runner import processor_of
 from detr_export.runtimes.metadata import Metadata
 from detr_export.runtimes.processing.end_to_end import image_batch
 from detr_export.runtimes.processing.image_paths import PathPattern, iter_image_paths

@@ -15,9 +15,10 @@ import numpy as np
 
 from detr_export.runtimes.backends.openvino.cache import compile_cached
 from detr_export.runtimes.backends.openvino.header import Shape, read_header
+from detr_export.runtimes.described import read_metadata
 from detr_export.runtimes.devices import OPENVINO, parse_device
 from detr_export.runtimes.errors import ArtifactError, BackendError, missing_extra
-from detr_export.runtimes.metadata import METADATA_KEY, read_metadata
+from detr_export.runtimes.metadata import METADATA_KEY
 from detr_export.runtimes.session import UNKNOWN, Session, TensorSpec
 
 try:

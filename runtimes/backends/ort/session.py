@@ -23,10 +23,11 @@ from detr_export.runtimes.backends.ort.providers import (
 )
 from detr_export.runtimes.backends.tensorrt.end_to_end import profiles_of_file, require_readable
 from detr_export.runtimes.backends.tensorrt.profiles import ShapeProfile, shape_profile
+from detr_export.runtimes.described import read_metadata
 from detr_export.runtimes.devices import CPU, CUDA, RTX, TENSORRT, Device, parse_device
 from detr_export.runtimes.errors import ArtifactError, BackendError, DetrError, first_line, missing_extra
 from detr_export.runtimes.files import sha256_of_files
-from detr_export.runtimes.metadata import METADATA_KEY, read_metadata
+from detr_export.runtimes.metadata import METADATA_KEY
 from detr_export.runtimes.session import UNKNOWN, Session, TensorSpec, check_inputs
 
 try:
