@@ -100,8 +100,8 @@ class Metadata:
         """Reads the document.
 
         Raises:
-            ArtifactError: the text is not JSON, lacks a field, has one of another type or range, or has a format that is newer
-                than this version reads.
+            ArtifactError: the text is not JSON, lacks a field, has one of another type or range, or has a format that is
+                newer than this version reads.
         """
         return cls.from_document(parse(text, "the file's metadata", ArtifactError))
 

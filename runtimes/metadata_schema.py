@@ -133,8 +133,6 @@ def require_sense(values: MetadataSchema, where: str) -> None:
         raise ArtifactError(f"{where}: mask_head is {shown(values.mask_head)}; expected a SHA-256 of 64 hexadecimal digits")
 
     # Classes
-    if not values.id2label:
-        raise ArtifactError(f"{where}: id2label is an object of 0; expected at least one class")
     require_at_most("labels", len(values.id2label), f"{where}: the number of classes in id2label", ArtifactError)
     for key in values.id2label:
         if _ID.fullmatch(key) is None:

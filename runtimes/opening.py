@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
+from detr_export.runtimes.cpu import require_threads
 from detr_export.runtimes.devices import OPENVINO, parse_device
 from detr_export.runtimes.errors import ArtifactError, BackendError
 from detr_export.runtimes.files import user_path
@@ -74,7 +75,8 @@ def open_session(
             or a checkpoint: a directory, a `.pth` file or a hub id.
         device: `cpu` or `cuda[:N]`; ONNX files also take `openvino`, `tensorrt[:N]` and `tensorrt-rtx[:N]`; engines need
             `cuda[:N]`.
-        threads: CPU threads of one run, for ONNX files and checkpoints; None takes the backend's default.
+        threads: CPU threads of one run, for ONNX files and checkpoints, at most as many as there are cores; None takes the
+            backend's default.
         attentions: for a checkpoint: also return the cross-attention that `Predictor.explain` needs.
         spinning: for an ONNX file in ONNX Runtime: whether idle threads wait busily. False suits a file that runs in turns
             with another model in one process, see `OrtSession`; None takes ONNX Runtime's default, which is True.
@@ -90,6 +92,7 @@ def open_session(
         ArtifactError: the file is missing, damaged or of an unknown kind.
         CheckpointError: the checkpoint is missing, damaged or not a DETR.
         BackendError: the device or an extra is missing, or the file's kind does not have an option that was given.
+        InputError: there are fewer cores than `threads`.
         OutputError: the cache cannot be written to.
     """
     kind = kind_of(path)
@@ -107,6 +110,8 @@ def open_session(
     for option in _OPTIONS:
         if given[option.name] and place not in option.kinds:
             raise BackendError(f"{path} is {_NAMES[place]}, which does not take {option.name}: {option.reason}")
+
+    require_threads(threads)
 
     if place == OPENVINO:
         from detr_export.runtimes.backends.openvino.session import OpenVinoSession

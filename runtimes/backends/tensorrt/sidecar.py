@@ -64,8 +64,8 @@ class EngineSidecar:
         """Reads the document.
 
         Raises:
-            ArtifactError: the text is not JSON, lacks a field, has one of another type or range, or has a format that is newer
-                than this version reads.
+            ArtifactError: the text is not JSON, lacks a field, has one of another type or range, or has a format that is
+                newer than this version reads.
         """
         return cls.from_document(parse(text, "it", ArtifactError))
 

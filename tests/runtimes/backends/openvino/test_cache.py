@@ -112,7 +112,7 @@ def test_what_changes_the_compiled_model_has_an_entry_of_its_own(
     model: Path, folder: Path, compiled: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(model, folder)
-    run(model, folder, threads=2)
+    run(model, folder, threads=1)
     monkeypatch.setattr(cache_module, "cpu_flags", lambda: ["another"])
     run(model, folder)
     monkeypatch.setattr(openvino, "__version__", "another")
