@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from detr_export.benchmarks.cost.parts import PARTS, parts_of, parts_of_optimized
 from detr_export.graphs.reading import load_graph
+from detr_export.runtimes.backends.ort.library import onnxruntime
 from detr_export.runtimes.backends.ort.session import OrtSession
 from detr_export.runtimes.described import processor_of
 from detr_export.runtimes.errors import ArtifactError, BackendError, InputError, first_line

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from detr_export.benchmarks.speed.report import Environment
 from detr_export.runtimes.cpu import available_cores, cpu_name, instruction_sets, require_threads
-from detr_export.runtimes.errors import missing_extra
+from detr_export.runtimes.errors import BackendError, missing_extra
 
 try:
     import psutil
@@ -84,8 +84,8 @@ def ort_has_cuda() -> bool:
     if gpu_and_driver()[0] is None:
         return False
     try:
-        import onnxruntime
-    except ImportError:
+        from detr_export.runtimes.backends.ort.library import onnxruntime
+    except BackendError:  # it is not installed
         return False
     return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 

@@ -23,14 +23,10 @@ from importlib import metadata as distributions
 from pathlib import Path
 from typing import Any, Optional
 
+from detr_export.runtimes.backends.ort.library import onnxruntime
 from detr_export.runtimes.backends.tensorrt.profiles import ShapeProfile
 from detr_export.runtimes.devices import CPU, CUDA, RTX, TENSORRT, Device
-from detr_export.runtimes.errors import ArtifactError, BackendError, first_line, missing_extra
-
-try:
-    import onnxruntime
-except ImportError as error:
-    raise missing_extra("onnxruntime", "cpu") from error
+from detr_export.runtimes.errors import ArtifactError, BackendError, first_line
 
 PROVIDERS = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider", TENSORRT: "TensorrtExecutionProvider"}
 _REGISTERING = threading.Lock()

@@ -11,6 +11,7 @@ import numpy as np
 from detr_export.runtimes.backends.cuda import opening as cuda_opening
 from detr_export.runtimes.backends.cuda.arrays import DeviceArray, described, device_view, is_device_array
 from detr_export.runtimes.backends.cuda.memory import CudaDevice
+from detr_export.runtimes.backends.ort.library import onnxruntime
 from detr_export.runtimes.backends.ort.output_arrays import check_output_arrays, require_fitting_shapes
 from detr_export.runtimes.backends.ort.providers import (
     add_rtx,
@@ -26,16 +27,11 @@ from detr_export.runtimes.backends.tensorrt.profiles import ShapeProfile, shape_
 from detr_export.runtimes.cpu import require_threads
 from detr_export.runtimes.described import read_metadata
 from detr_export.runtimes.devices import CPU, CUDA, RTX, TENSORRT, Device, parse_device
-from detr_export.runtimes.errors import ArtifactError, BackendError, DetrError, first_line, missing_extra
+from detr_export.runtimes.errors import ArtifactError, BackendError, DetrError, first_line
 from detr_export.runtimes.external_data import require_external_data
 from detr_export.runtimes.files import sha256_of_files
 from detr_export.runtimes.metadata import METADATA_KEY
 from detr_export.runtimes.session import DTYPES, UNKNOWN, Session, TensorSpec, check_inputs
-
-try:
-    import onnxruntime
-except ImportError as error:
-    raise missing_extra("onnxruntime", "cpu") from error
 
 _OTHER_NAMES = {"float32": "float", "float64": "double"}
 _DTYPES = {f"tensor({_OTHER_NAMES.get(name, name)})": name for name in DTYPES}  # by ONNX Runtime's names
