@@ -573,6 +573,14 @@ def predict(
     processor: ProcessorOption = None,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
+    timeout: Annotated[
+        Optional[float],
+        typer.Option(
+            metavar="SECONDS",
+            help="Longest time for an image, for an ONNX file that you do not trust: it runs in a process of its own, which "
+            "is ended then.",
+        ),
+    ] = None,
     trust_engine: TrustOption = False,
     strict: StrictOption = False,
     cache: CacheOption = None,
@@ -623,6 +631,7 @@ def predict(
         processor=value_of(processor),
         strict=strict,
         cache=cache,
+        timeout=timeout,
     ) as predictor:
         largest = largest_batch(predictor.session, device)
         if largest is not None and batch > largest:

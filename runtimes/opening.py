@@ -52,6 +52,7 @@ _OPTIONS = (
     _Option("processor", (CHECKPOINT,), "a file has the processor that it was exported with; leave processor out"),
     _Option("trust_engine", (ENGINE,), "only an engine needs trust; leave trust_engine (--trust-engine) out"),
     _Option("cache", (OPENVINO,), "only OpenVINO compiles for so long that a cache pays; leave cache (--cache) out"),
+    _Option("timeout", (ONNX, OPENVINO), "only an ONNX file runs in a process of its own; leave timeout (--timeout) out"),
     _Option("strict", (ENGINE,), "only an engine may be compiled where it cannot run; leave strict (--strict) out"),
 )
 
@@ -67,6 +68,7 @@ def open_session(
     processor: Optional[str] = None,
     strict: bool = False,
     cache: str | Path | None = None,
+    timeout: Optional[float] = None,
 ) -> Session:
     """Opens a file or checkpoint with the backend that it is for.
 
@@ -87,12 +89,14 @@ def open_session(
         strict: for an engine: refuse it if it was never compared with its checkpoint. Else a warning says so.
         cache: for an ONNX file on the device openvino: a folder for compiled models, from which a file opens faster the next
             time. They are code for the CPU, so nobody else should be able to write there.
+        timeout: for an ONNX file: run it in a process of its own, which is ended when a run takes longer than so many
+            seconds for each image; that image then is an ImageError. It is for files of strangers, see `TimedSession`.
 
     Raises:
         ArtifactError: the file is missing, damaged or of an unknown kind.
         CheckpointError: the checkpoint is missing, damaged or not a DETR.
         BackendError: the device or an extra is missing, or the file's kind does not have an option that was given.
-        InputError: there are fewer cores than `threads`.
+        InputError: there are fewer cores than `threads`, or `timeout` is out of range.
         OutputError: the cache cannot be written to.
     """
     kind = kind_of(path)
@@ -105,6 +109,7 @@ def open_session(
         "processor": processor is not None,
         "strict": strict,
         "cache": cache is not None,
+        "timeout": timeout is not None,
     }
     place = OPENVINO if kind == ONNX and parse_device(device).kind == OPENVINO else kind
     for option in _OPTIONS:
@@ -113,6 +118,13 @@ def open_session(
 
     require_threads(threads)
 
+    if timeout is not None:
+        from detr_export.runtimes.timed_session import TimedSession, require_timeout
+
+        require_timeout(timeout)
+        file = onnx_file(path, revision)  # a download is not a part of what is timed
+        arguments = {"path": str(file), "device": device, "threads": threads, "spinning": spinning}
+        return TimedSession(str(file), {**arguments, "cache": None if cache is None else str(cache)}, timeout)
     if place == OPENVINO:
         from detr_export.runtimes.backends.openvino.session import OpenVinoSession
 

@@ -1,0 +1,1 @@
+"""Files, settings and situations that an adversary would choose."""
