@@ -684,6 +684,14 @@ def serve(
     queue: Annotated[int, typer.Option(min=1, help="Requests in the server at once; others get 429.")] = 32,
     max_bytes: Annotated[int, typer.Option(min=1, help="Largest body of a request, bytes.")] = 20 * 2**20,
     max_pixels: Annotated[int, typer.Option(min=1, help="Largest picture, width times height.")] = 50_000_000,
+    max_memory: Annotated[
+        Optional[int],
+        typer.Option(
+            min=1,
+            metavar="BYTES",
+            help="What the pictures in the server may take together, by an estimate; any if left out.",
+        ),
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Longest time for a request, seconds; then it gets 504.")] = 60.0,
     grace: Annotated[
         float, typer.Option(min=0.0, help="On SIGTERM or Ctrl-C: time to answer what is in the server, seconds.")
@@ -717,6 +725,7 @@ def serve(
         places=queue,
         max_bytes=max_bytes,
         max_pixels=max_pixels,
+        max_memory=max_memory,
         timeout=timeout,
         grace=grace,
         front=front,
