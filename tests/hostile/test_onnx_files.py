@@ -7,6 +7,8 @@ import io
 import os
 import pickle
 import socket
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +21,7 @@ from onnx import TensorProto, helper
 
 from detr_export.graphs.inspection import inspect_onnx
 from detr_export.graphs.reading import load_graph
-from detr_export.runtimes.errors import ArtifactError, InputError
+from detr_export.runtimes.errors import ArtifactError, BackendError, InputError
 from detr_export.runtimes.opening import open_session
 from detr_export.runtimes.predictor import Predictor
 from tests.hostile.onnx_files import BOXES, DOCUMENT, END_TO_END, FLOAT, INT64, LOGITS, PIXELS, UINT8, Declared, detr
@@ -478,3 +480,32 @@ def test_threads_are_bounded_by_the_cores(threads: Any, device: str, tmp_path: P
     file = detr(tmp_path / "a.onnx")
     with pytest.raises(InputError, match=r"threads is .*; expected 1 to \d+, the cores that this process may use"):
         open_session(file, device, threads=threads)
+
+
+def test_a_run_that_fails_prints_nothing_of_its_own(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    nodes = [
+        helper.make_node("Constant", [], ["seven"], value=helper.make_tensor("s", INT64, [2], [7, -1])),
+        helper.make_node("Reshape", ["pixel_values", "seven"], ["logits"]),
+        helper.make_node("Reshape", ["pixel_values", "seven"], ["pred_boxes"]),
+    ]
+    pixels = helper.make_tensor_value_info("pixel_values", *PIXELS)
+    outputs = [helper.make_tensor_value_info(name, FLOAT, None) for name in ("logits", "pred_boxes")]
+    model = helper.make_model(helper.make_graph(nodes, "g", [pixels], outputs), opset_imports=[helper.make_opsetid("", 18)])
+    model.ir_version = 9
+    (tmp_path / "a.onnx").write_bytes(model.SerializeToString())
+    with (
+        open_session(tmp_path / "a.onnx", spinning=False) as session,
+        pytest.raises(BackendError, match=r"ONNX Runtime failed: .*Reshape"),
+    ):
+        session.run({"pixel_values": np.zeros((1, 3, 8, 5), np.float32)})
+    assert capfd.readouterr().err == ""
+
+
+def test_telemetry_is_off() -> None:
+    assert os.environ["ORT_DISABLE_TELEMETRY"]
+    code = "import os; assert os.environ['ORT_DISABLE_TELEMETRY'] == '1'"
+    place = "import detr_export.runtimes.backends.ort.session, subprocess, sys\n"
+    program = f"{place}subprocess.run([sys.executable, '-c', {code!r}], check=True)"
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

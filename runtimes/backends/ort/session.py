@@ -88,7 +88,8 @@ class OrtSession(Session):
 
         # ONNX Runtime's options
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = _ERRORS_ONLY
+        # An error is raised, and need not be printed as well; but why a GPU's provider did not start is only printed.
+        options.log_severity_level = _FATAL_ONLY if place.kind == CPU else _ERRORS_ONLY
         require_threads(threads)
         if threads is not None:
             options.intra_op_num_threads = threads
@@ -120,7 +121,7 @@ class OrtSession(Session):
             raise BackendError("the session is closed")
         names = [spec.name for spec in self.outputs]
         try:
-            return dict(zip(names, session.run(names, dict(inputs))))
+            return dict(zip(names, session.run(names, dict(inputs), _quiet())))
         except Exception as error:
             raise BackendError(f"ONNX Runtime failed: {first_line(error)}") from error
 
@@ -146,8 +147,7 @@ class OrtSession(Session):
         session = self._session
         if session is None:
             raise BackendError("the session is closed")
-        binding, options = session.io_binding(), onnxruntime.RunOptions()
-        options.log_severity_level = _FATAL_ONLY  # an error is raised, and need not be printed as well
+        binding, options = session.io_binding(), _quiet()
         try:
             for name, value in inputs.items():
                 binding.bind_cpu_input(name, np.ascontiguousarray(value))
@@ -219,7 +219,7 @@ class OrtSession(Session):
                         binding.bind_cpu_input(name, np.ascontiguousarray(value))
                 for spec in self.outputs:
                     binding.bind_output(spec.name, *place)
-                session.run_with_iobinding(binding)
+                session.run_with_iobinding(binding, _quiet())
                 binding.synchronize_outputs()
                 values = binding.get_outputs()
             except Exception as error:
@@ -266,6 +266,13 @@ def _open(file: Path, options: Any, device: Device, max_batch: Optional[int]) ->
             f"{'is TensorRT installed?' if device.kind == TENSORRT else 'is its CUDA and cuDNN installed?'}"
         )
     return session
+
+
+def _quiet() -> Any:
+    """Options of a run: its error is raised, and need not be printed as well."""
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = _FATAL_ONLY
+    return options
 
 
 def _spec(file: Path, kind: str, item: Any) -> TensorSpec:

@@ -23,7 +23,6 @@ from detr_export.runtimes.session import DTYPES, TensorSpec
 FORMAT_VERSION = 2  # it is raised when a reader of the older format would misread the document
 
 _DAMAGED = "it is damaged"
-_LIBRARIES = ("tensorrt", "tensorrt_rtx")
 _PRECISIONS = ("fp32", "fp16", "int8")
 _VERSION = re.compile(r"\d{1,9}(\.\d{1,9}){0,5}[\w.+-]{0,40}", re.ASCII)
 
@@ -76,7 +75,6 @@ class EngineSidecar:
         if version > FORMAT_VERSION:
             raise ArtifactError(f"format {version} is newer than this detr-export reads; update it")
         found = typed(_from_1(document) if version == 1 else document, _Schema, _DAMAGED, ArtifactError)
-        require_one_of(found.library, _LIBRARIES, f"{_DAMAGED}: library")
         require_one_of(found.precision, _PRECISIONS, f"{_DAMAGED}: precision")
         if _VERSION.fullmatch(found.library_version) is None:
             raise ArtifactError(
