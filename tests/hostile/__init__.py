@@ -1,1 +1,1 @@
-"""Files, settings and situations that an adversary would choose."""
+"""Inputs that somebody damaged, or made to harm."""
