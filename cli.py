@@ -572,6 +572,14 @@ def predict(
     processor: ProcessorOption = None,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
+    timeout: Annotated[
+        Optional[float],
+        typer.Option(
+            metavar="SECONDS",
+            help="Longest time for an image, for an ONNX file that you do not trust: it runs in a process of its own, which "
+            "is ended then.",
+        ),
+    ] = None,
     trust_engine: TrustOption = False,
     strict: StrictOption = False,
     cache: CacheOption = None,
@@ -622,6 +630,7 @@ def predict(
         processor=value_of(processor),
         strict=strict,
         cache=cache,
+        timeout=timeout,
     ) as predictor:
         largest = largest_batch(predictor.session, device)
         if largest is not None and batch > largest:
@@ -674,6 +683,14 @@ def serve(
     queue: Annotated[int, typer.Option(min=1, help="Requests in the server at once; others get 429.")] = 32,
     max_bytes: Annotated[int, typer.Option(min=1, help="Largest body of a request, bytes.")] = 20 * 2**20,
     max_pixels: Annotated[int, typer.Option(min=1, help="Largest picture, width times height.")] = 50_000_000,
+    max_memory: Annotated[
+        Optional[int],
+        typer.Option(
+            min=1,
+            metavar="BYTES",
+            help="What the pictures in the server may take together, by an estimate; any if left out.",
+        ),
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Longest time for a request, seconds; then it gets 504.")] = 60.0,
     grace: Annotated[
         float, typer.Option(min=0.0, help="On SIGTERM or Ctrl-C: time to answer what is in the server, seconds.")
@@ -707,6 +724,7 @@ def serve(
         places=queue,
         max_bytes=max_bytes,
         max_pixels=max_pixels,
+        max_memory=max_memory,
         timeout=timeout,
         grace=grace,
         front=front,

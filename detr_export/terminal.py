@@ -301,7 +301,8 @@ LimitOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
 ThreadsOption = Annotated[
-    Optional[int], typer.Option(min=1, help="CPU threads of one run; the backend's default if left out.")
+    Optional[int],
+    typer.Option(min=1, help="CPU threads of one run, no more than there are cores; the backend's default if left out."),
 ]
 
 

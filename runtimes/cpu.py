@@ -1,10 +1,15 @@
-"""What the CPU can do, as far as the operating system says it, and what that means for int8. Only Linux says it."""
+"""What the CPU can do, as far as the operating system says it, and what that means for int8 (only Linux says it); and how
+many cores there are."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 from pathlib import Path
+from typing import Optional
+
+from detr_export.runtimes.errors import InputError
 
 _CPUINFO = Path("/proc/cpuinfo")
 _SETS = ("avx2", "avx512", "avx_vnni", "amx", "asimd", "i8mm")  # what the names begin with that matter for a model's speed
@@ -52,3 +57,25 @@ def int8_note(cpuinfo: Path = _CPUINFO) -> str:
         "this CPU has no instructions for int8 such as AVX-512 VNNI: an int8 file is smaller, and detr-bench says whether "
         f"it is faster; {gpu}"
     )
+
+
+def available_cores() -> int:
+    """Logical cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux: containers and taskset give a process fewer cores than there are
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def require_threads(threads: Optional[int], name: str = "threads") -> None:
+    """Refuses more threads than there are cores: a large number takes memory and time, and gains nothing.
+
+    Args:
+        threads: of one run of a model; None leaves the choice to the backend.
+        name: what they are called, for the message.
+
+    Raises:
+        InputError: it is no integer from 1 to the number of cores.
+    """
+    cores = available_cores()
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= cores):
+        raise InputError(f"{name} is {threads!r:.40}; expected 1 to {cores}, the cores that this process may use")

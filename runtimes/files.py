@@ -9,11 +9,18 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from detr_export.runtimes.errors import OutputError
+from detr_export.runtimes.errors import DetrError, OutputError
 from detr_export.runtimes.temporary import temporary_file, temporary_folder
 
 _CHUNK_BYTES = 1 << 20
 _MOST_STEPS = 10_000  # of a path with its links; one that leads into itself has no end
+_NOT_REGULAR = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 
 
 @contextlib.contextmanager
@@ -140,6 +147,27 @@ def user_path(path: str | os.PathLike[str]) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         return Path(path)
+
+
+def require_regular(path: str | os.PathLike[str], kind: type[DetrError]) -> None:
+    """Refuses what is no regular file, after links were followed: a pipe would be waited for, a device might never end.
+
+    Args:
+        path: what shall be read.
+        kind: the error to raise.
+
+    Raises:
+        kind: it is missing, cannot be reached, or is something else.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise kind(f"{path} does not exist or is not a file") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise kind(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not stat.S_ISREG(mode):
+        what = next((name for is_it, name in _NOT_REGULAR if is_it(mode)), "something else")
+        raise kind(f"{path} does not exist or is not a file: it is {what}; expected a regular file")
 
 
 def require_writable(path: str | os.PathLike[str], overwrite: bool, suffix: str = "") -> None:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Optional
 
 import numpy as np
 
+from detr_export.runtimes.described import processor_of
+from detr_export.runtimes.detr_interface import check_outputs, require_detr
 from detr_export.runtimes.errors import ArtifactError
 from detr_export.runtimes.metadata import FLOAT, UINT8, Metadata
 from detr_export.runtimes.processing.batch import Picture, size_of
 from detr_export.runtimes.processing.end_to_end import image_batch
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
-from detr_export.runtimes.processing.image_processor_fast import processor_from_dict
 from detr_export.runtimes.processing.sizes import as_pad_size, as_size, output_size, padded_size
 from detr_export.runtimes.processing.transforms import LAST
 from detr_export.runtimes.processing.uint8_batch import uint8_batch
-from detr_export.runtimes.session import Choose, Session, as_declared, is_end_to_end, require_detr, takes_padding
+from detr_export.runtimes.session import Choose, Session, as_declared, takes_padding
 
 Outputs = dict[str, np.ndarray]
 Sizes = list[tuple[int, int]]  # (height, width) of original images, pixels
@@ -52,10 +54,8 @@ class ImageRunner:
         require_detr(session)
         if session.metadata is None:
             raise ArtifactError(
-                "the file has no detr-export metadata (classes, image size); export it with: detr-export onnx"
+                f"{session.source} has no detr-export metadata (classes, image size); export it with: detr-export onnx"
             )
-        if is_end_to_end(session) != (session.metadata.end_to_end is not None):
-            raise ArtifactError("the file's metadata describe another model than it holds; export it again")
         axis = 1 if session.metadata.input == FLOAT else 3
         channels = next(spec.shape[axis] for spec in session.inputs if spec.name in ("pixel_values", "image"))
         if channels != 3:
@@ -76,7 +76,8 @@ class ImageRunner:
             choose: says whose masks are wanted, see `Session.run_chosen`; all when None.
 
         Raises:
-            ArtifactError: an option of the processor is invalid, or it pads every image although `padded` is False.
+            ArtifactError: an option of the processor is invalid, or it pads every image although `padded` is False; or the
+                model returns other arrays than a DETR.
             ImageError, InputError, BackendError: as in `Predictor.detect`.
         """
         if not padded and self.processor.pad_size is not None:
@@ -84,7 +85,12 @@ class ImageRunner:
         for indices in self._divided(pictures, padded and self._takes_mask):
             chosen = [pictures[index] for index in indices]
             inputs = self.prepare(chosen)
-            outputs = self._session.run(inputs) if choose is None else self._session.run_chosen(inputs, choose)
+            outputs = (
+                self._session.run(inputs)
+                if choose is None
+                else self._session.run_chosen(inputs, partial(self._chosen, choose, len(chosen)))
+            )
+            check_outputs(self._session, outputs, len(chosen))
             sizes = [size_of(picture, LAST) for picture in chosen]
             yield RawBatch(indices, sizes, {name: _widened(value) for name, value in outputs.items()})
 
@@ -126,6 +132,10 @@ class ImageRunner:
             resized = output_size(*size, as_size(processor.size)) if processor.do_resize else size
             return padded_size([resized], as_pad_size(processor.pad_size)) if processor.do_pad else resized
 
+    def _chosen(self, choose: Choose, images: int, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        check_outputs(self._session, outputs, images)
+        return choose(outputs)
+
     def _divided(self, pictures: list[Picture], together: bool) -> list[list[int]]:
         """Indices of the images of each batch: one batch for all, or one for each size that the model gets."""
         by_size: dict[Any, list[int]] = {}
@@ -141,18 +151,6 @@ class ImageRunner:
             raise ArtifactError(
                 f"the model's image settings are not usable: {error}; correct the checkpoint's preprocessor_config.json"
             ) from error
-
-
-def processor_of(metadata: Metadata) -> DetrImageProcessor:
-    """The processor that prepares images for a model.
-
-    Raises:
-        ArtifactError: its settings are not usable.
-    """
-    try:
-        return processor_from_dict(metadata.processor)
-    except (ValueError, TypeError) as error:
-        raise ArtifactError(f"the file's image settings are not usable: {error}; export it again") from error
 
 
 def _widened(output: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ the chosen queries.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
@@ -17,8 +18,9 @@ from typing import Optional, TypeVar
 
 import numpy as np
 
+from detr_export.runtimes.detr_interface import require_fitting
 from detr_export.runtimes.errors import ArtifactError
-from detr_export.runtimes.files import sha256_of_file
+from detr_export.runtimes.files import require_regular, sha256_of_file
 from detr_export.runtimes.metadata import Metadata
 from detr_export.runtimes.session import Choose, Session, TensorSpec
 
@@ -47,7 +49,7 @@ class TwoGraphSession(Session):
         mask_head: maps that to `pred_masks`.
 
     Raises:
-        ArtifactError: the detector does not give what the mask head takes.
+        ArtifactError: the detector does not give what the mask head takes, by names, dtypes, ranks or sizes.
     """
 
     def __init__(self, detector: Session, mask_head: Session) -> None:
@@ -59,6 +61,11 @@ class TwoGraphSession(Session):
                 f"the mask head takes {', '.join(sorted(inside))}, and the detector does not give "
                 f"{', '.join(missing) or QUERY_STATES}; export both again: detr-export onnx"
             )
+        for name in inside:
+            require_fitting(detector.source, given[name], inside[name])
+        if any(len(inside[name].shape) != rank for name, rank in ((QUERY_STATES, 3), (PYRAMID[-1], 4)) if name in inside):
+            raise ArtifactError(f"{mask_head.source}: {QUERY_STATES} or {PYRAMID[-1]} has another rank; export both again")
+        self.source = detector.source
         self._detector, self._mask_head = detector, mask_head
         self._features = [name for name in inside if name != QUERY_STATES]
         self.inputs = detector.inputs
@@ -80,6 +87,11 @@ class TwoGraphSession(Session):
         outputs = self._detector.run(inputs)
         chosen = choose(outputs)
         states, finest = outputs[QUERY_STATES], outputs[PYRAMID[-1]]
+        if states.ndim != 3 or finest.ndim != 4 or not chosen.shape == states.shape[:2] == (len(finest), states.shape[1]):
+            raise ArtifactError(
+                f"{self.source}: the run's {QUERY_STATES} have shape {states.shape} and {PYRAMID[-1]} {finest.shape}; "
+                f"expected (batch, queries, d_model) and (batch, channels, height, width) for {chosen.shape} queries"
+            )
         at_once = max(1, _MEMORY // (_LARGE_TENSORS * finest[0].size * np.dtype(np.float32).itemsize))
         # Zeros take no memory before they are written to.
         masks = np.zeros((*states.shape[:2], *finest.shape[2:]), dtype=self._mask_head.outputs[0].dtype)
@@ -89,6 +101,11 @@ class TwoGraphSession(Session):
             for start in range(0, len(wanted), at_once):
                 some = wanted[start : start + at_once]
                 drawn = self._mask_head.run({**features, QUERY_STATES: states[image : image + 1, some]})
+                expected = (1, len(some), *masks.shape[2:])
+                if drawn[MASKS].shape != expected:
+                    raise ArtifactError(
+                        f"{self._mask_head.source}: the run's {MASKS} have shape {drawn[MASKS].shape}; expected {expected}"
+                    )
                 masks[image, some] = drawn[MASKS][0]
         return {spec.name: masks if spec.name == MASKS else outputs[spec.name] for spec in self.outputs}
 
@@ -144,8 +161,9 @@ def require_mask_head(file: Path, wanted: str, digest_of: Callable[[Path], str] 
         ArtifactError: it is missing, or another one's.
     """
     beside = mask_head_file(file)
-    if not beside.is_file():
+    if not os.path.lexists(beside):
         raise ArtifactError(f"{beside} is missing: {file.name} draws its masks with it; copy both into one folder")
+    require_regular(beside, ArtifactError)
     if digest_of(beside) != wanted:
         raise ArtifactError(
             f"{beside} is not the mask head of {file.name}: its SHA-256 differs; copy both files of one export"

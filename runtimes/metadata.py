@@ -4,16 +4,41 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any, Optional
 
+from detr_export.runtimes.documents import parse, typed
 from detr_export.runtimes.errors import ArtifactError
+from detr_export.runtimes.metadata_schema import (
+    BGR,
+    FLOAT,
+    IMAGE,
+    MATMUL,
+    OPERATOR,
+    RGB,
+    UINT8,
+    MetadataSchema,
+    VersionSchema,
+    require_sense,
+)
+
+__all__ = [
+    "BGR",
+    "FLOAT",
+    "FORMAT_VERSION",
+    "IMAGE",
+    "MATMUL",
+    "METADATA_KEY",
+    "OPERATOR",
+    "RGB",
+    "UINT8",
+    "EndToEnd",
+    "Metadata",
+    "Quantization",
+    "Range",
+]
 
 METADATA_KEY = "detr_export"  # key of the entry in ONNX's metadata_props
-FLOAT, UINT8, IMAGE = "float", "uint8", "image"  # values of `Metadata.input`
-RGB, BGR = "rgb", "bgr"
-MATMUL, OPERATOR = "matmul", "operator"
 FORMAT_VERSION = 1  # it is raised when a reader of the older format would misread the document
 
 Range = tuple[int, Optional[int]]  # smallest and largest size, None = no limit
@@ -75,46 +100,53 @@ class Metadata:
         """Reads the document.
 
         Raises:
-            ArtifactError: the text is not JSON, lacks a field, or has a format that is newer than this version reads.
+            ArtifactError: the text is not JSON, lacks a field, has one of another type or range, or has a format that is
+                newer than this version reads.
         """
+        return cls.from_document(parse(text, "the file's metadata", ArtifactError))
+
+    @classmethod
+    def from_document(cls, document: Any) -> Metadata:
+        """Reads the document after JSON was parsed; errors as of `from_json`."""
+        damaged = "the file's metadata is damaged"
         try:
-            values = json.loads(text)
-            version = values["format_version"]
-            if version > FORMAT_VERSION:
-                raise ArtifactError(
-                    f"the file's metadata has format {version}; this detr-export reads {FORMAT_VERSION}, update it"
-                )
-            known = {item.name for item in fields(cls)}
-            values = {name: value for name, value in values.items() if name in known}
-            values["id2label"] = {int(index): str(name) for index, name in values["id2label"].items()}
-            values["ranges"] = {name: _as_range(limits) for name, limits in values.get("ranges", {}).items()}
-            for name in ("processor", "source", "tools", "parity"):
-                if not isinstance(values.get(name) or {}, dict):
-                    raise TypeError(f"{name} is not an object")
-            if values.get("end_to_end") is not None:
-                values["end_to_end"] = EndToEnd(**{item.name: values["end_to_end"][item.name] for item in fields(EndToEnd)})
-            if values.get("quantization") is not None:
-                known = {item.name for item in fields(Quantization)}
-                found = {name: value for name, value in values["quantization"].items() if name in known}
-                values["quantization"] = Quantization(**found)
-            values["label_ids_to_fuse"] = tuple(values.get("label_ids_to_fuse", ()))
-            return cls(**values)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ArtifactError(f"the file's metadata is damaged: {error!r}; export it again") from error
-
-
-def read_metadata(file: Path, text: Optional[str]) -> Optional[Metadata]:
-    """Reads the document that was found in a file, None if there was none. Errors name the file.
-
-    Raises:
-        ArtifactError: as `Metadata.from_json`.
-    """
-    try:
-        return None if text is None else Metadata.from_json(text)
-    except ArtifactError as error:
-        raise ArtifactError(f"{file}: {error}") from error
-
-
-def _as_range(limits: Any) -> Range:
-    low, high = limits
-    return int(low), None if high is None else int(high)
+            version = typed(document, VersionSchema, damaged, ArtifactError).format_version
+            if version <= FORMAT_VERSION:
+                found = typed(document, MetadataSchema, damaged, ArtifactError)
+                require_sense(found, damaged)
+        except ArtifactError as error:
+            raise ArtifactError(f"{error}; export it again") from error
+        if version > FORMAT_VERSION:
+            raise ArtifactError(
+                f"the file's metadata has format {version}; this detr-export reads {FORMAT_VERSION}, update it"
+            )
+        # Comparisons are kept as they are: code that is newer may have written more of them.
+        quantization = found.quantization
+        return cls(
+            task=found.task,
+            id2label={int(index): name for index, name in found.id2label.items()},
+            processor=found.processor,
+            pixel_mask=found.pixel_mask,
+            precision=found.precision,
+            input=found.input,
+            end_to_end=None if found.end_to_end is None else EndToEnd(**asdict(found.end_to_end)),
+            mask_head=found.mask_head,
+            quantization=None
+            if quantization is None
+            else Quantization(
+                scope=quantization.scope,
+                method=quantization.method,
+                images=quantization.images,
+                float_precision=quantization.float_precision,
+                kept_float=quantization.kept_float,
+                float_parity=document["quantization"].get("float_parity"),
+                accuracy=document["quantization"].get("accuracy"),
+            ),
+            opset=found.opset,
+            ranges=found.ranges,
+            label_ids_to_fuse=tuple(found.label_ids_to_fuse),
+            source=found.source,
+            tools=found.tools,
+            parity=document.get("parity"),
+            format_version=version,
+        )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
+from detr_export.runtimes.cpu import require_threads
 from detr_export.runtimes.devices import OPENVINO, parse_device
 from detr_export.runtimes.errors import ArtifactError, BackendError
 from detr_export.runtimes.files import user_path
@@ -51,6 +52,7 @@ _OPTIONS = (
     _Option("processor", (CHECKPOINT,), "a file has the processor that it was exported with; leave processor out"),
     _Option("trust_engine", (ENGINE,), "only an engine needs trust; leave trust_engine (--trust-engine) out"),
     _Option("cache", (OPENVINO,), "only OpenVINO compiles for so long that a cache pays; leave cache (--cache) out"),
+    _Option("timeout", (ONNX, OPENVINO), "only an ONNX file runs in a process of its own; leave timeout (--timeout) out"),
     _Option("strict", (ENGINE,), "only an engine may be compiled where it cannot run; leave strict (--strict) out"),
 )
 
@@ -66,6 +68,7 @@ def open_session(
     processor: Optional[str] = None,
     strict: bool = False,
     cache: str | Path | None = None,
+    timeout: Optional[float] = None,
 ) -> Session:
     """Opens a file or checkpoint with the backend that it is for.
 
@@ -74,7 +77,8 @@ def open_session(
             or a checkpoint: a directory, a `.pth` file or a hub id.
         device: `cpu` or `cuda[:N]`; ONNX files also take `openvino`, `tensorrt[:N]` and `tensorrt-rtx[:N]`; engines need
             `cuda[:N]`.
-        threads: CPU threads of one run, for ONNX files and checkpoints; None takes the backend's default.
+        threads: CPU threads of one run, for ONNX files and checkpoints, at most as many as there are cores; None takes the
+            backend's default.
         attentions: for a checkpoint: also return the cross-attention that `Predictor.explain` needs.
         spinning: for an ONNX file in ONNX Runtime: whether idle threads wait busily. False suits a file that runs in turns
             with another model in one process, see `OrtSession`; None takes ONNX Runtime's default, which is True.
@@ -85,11 +89,14 @@ def open_session(
         strict: for an engine: refuse it if it was never compared with its checkpoint. Else a warning says so.
         cache: for an ONNX file on the device openvino: a folder for compiled models, from which a file opens faster the next
             time. They are code for the CPU, so nobody else should be able to write there.
+        timeout: for an ONNX file: run it in a process of its own, which is ended when a run takes longer than so many
+            seconds for each image; that image then is an ImageError. It is for files of strangers, see `TimedSession`.
 
     Raises:
         ArtifactError: the file is missing, damaged or of an unknown kind.
         CheckpointError: the checkpoint is missing, damaged or not a DETR.
         BackendError: the device or an extra is missing, or the file's kind does not have an option that was given.
+        InputError: there are fewer cores than `threads`, or `timeout` is out of range.
         OutputError: the cache cannot be written to.
     """
     kind = kind_of(path)
@@ -102,12 +109,22 @@ def open_session(
         "processor": processor is not None,
         "strict": strict,
         "cache": cache is not None,
+        "timeout": timeout is not None,
     }
     place = OPENVINO if kind == ONNX and parse_device(device).kind == OPENVINO else kind
     for option in _OPTIONS:
         if given[option.name] and place not in option.kinds:
             raise BackendError(f"{path} is {_NAMES[place]}, which does not take {option.name}: {option.reason}")
 
+    require_threads(threads)
+
+    if timeout is not None:
+        from detr_export.runtimes.timed_session import TimedSession, require_timeout
+
+        require_timeout(timeout)
+        file = onnx_file(path, revision)  # a download is not a part of what is timed
+        arguments = {"path": str(file), "device": device, "threads": threads, "spinning": spinning}
+        return TimedSession(str(file), {**arguments, "cache": None if cache is None else str(cache)}, timeout)
     if place == OPENVINO:
         from detr_export.runtimes.backends.openvino.session import OpenVinoSession
 

@@ -33,6 +33,7 @@ class ModelThread(Session):
 
     def __init__(self, session: Session) -> None:
         self.inputs, self.outputs, self.metadata = session.inputs, session.outputs, session.metadata
+        self.source = session.source
         self._session = session
         self._thread = ThreadPoolExecutor(1, "model")
 

@@ -78,17 +78,28 @@ class Predictor:
         processor: Optional[str] = None,
         strict: bool = False,
         cache: str | Path | None = None,
+        timeout: Optional[float] = None,
     ) -> Predictor:
         """Opens a file or checkpoint; arguments and errors as in `open_session`."""
         session = open_session(
-            path, device, threads, attentions, spinning, trust_engine, processor=processor, strict=strict, cache=cache
+            path,
+            device,
+            threads,
+            attentions,
+            spinning,
+            trust_engine,
+            processor=processor,
+            strict=strict,
+            cache=cache,
+            timeout=timeout,
         )
         try:
             predictor = cls(session)
         except BaseException:
             session.close()
             raise
-        predictor._opening = (path, device, threads, attentions, spinning, trust_engine, processor, strict, cache)
+        arguments = (path, device, threads, attentions, spinning, trust_engine, processor, strict, cache, timeout)
+        predictor._opening = arguments
         return predictor
 
     def __reduce__(self) -> tuple[Any, ...]:

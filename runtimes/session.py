@@ -15,13 +15,15 @@ from typing import Optional, TypeVar, Union
 import numpy as np
 
 from detr_export.runtimes.devices import parse_device
-from detr_export.runtimes.errors import ArtifactError, InputError
+from detr_export.runtimes.errors import InputError
 from detr_export.runtimes.metadata import Metadata
 
 DETR_INPUTS = ("pixel_values", "pixel_mask", "valid_sizes")  # a mask with float images, sizes with uint8 ones
 DETR_OUTPUTS = ("logits", "pred_boxes")  # every DETR has these; it may have pred_masks and cross_attention too
 END_TO_END_OUTPUTS = ("scores", "labels", "boxes")  # of a file that takes `image`; it may have masks too
 UNKNOWN = "?"  # a dimension without a name
+# What the arrays of inputs and outputs may hold: what numpy, ONNX and all backends have.
+DTYPES = ("float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool")
 
 
 _Self = TypeVar("_Self", bound="Session")
@@ -48,11 +50,13 @@ class Session(ABC):
         inputs: the arrays that `run` takes, all of them.
         outputs: the arrays that `run` returns.
         metadata: what the file says about itself, or None if it says nothing.
+        source: the file, for messages.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     metadata: Optional[Metadata] = None
+    source: str = "the model"
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Runs the model once.
@@ -177,19 +181,3 @@ def is_end_to_end(session: Session) -> bool:
     return {spec.name for spec in session.inputs} == {"image"} and {spec.name for spec in session.outputs}.issuperset(
         END_TO_END_OUTPUTS
     )
-
-
-def require_detr(session: Session) -> None:
-    """Refuses a model that does not have the inputs and outputs of a DETR, or of an end-to-end file.
-
-    Raises:
-        ArtifactError: names the inputs and outputs of the model.
-    """
-    inputs = {spec.name for spec in session.inputs}
-    outputs = {spec.name for spec in session.outputs}
-    raw = "pixel_values" in inputs and inputs.issubset(DETR_INPUTS) and outputs.issuperset(DETR_OUTPUTS)
-    if not raw and not is_end_to_end(session):
-        raise ArtifactError(
-            f"the model is not a DETR: it maps {', '.join(sorted(inputs))} to {', '.join(sorted(outputs))}; "
-            "expected pixel_values [and pixel_mask or valid_sizes] to logits and pred_boxes"
-        )

@@ -121,7 +121,7 @@ def test_runtimes_needs_numpy_and_pillow_alone(file: Path) -> None:
 def test_the_rule_sees_the_backends() -> None:
     """Or the test above would pass on a reader that finds nothing."""
     found = {(file.name, room(item.name) or item.package) for file in files("runtimes") for item in imports(file)}
-    assert {("session.py", "onnxruntime"), ("torch_session.py", "torch"), ("torch_session.py", "detr_export")} <= found
+    assert {("library.py", "onnxruntime"), ("torch_session.py", "torch"), ("torch_session.py", "detr_export")} <= found
 
 
 @pytest.mark.parametrize("place", ROOMS)

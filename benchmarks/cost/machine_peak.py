@@ -198,8 +198,9 @@ def _product(library: str, threads: int) -> Iterator[Callable[[int], Callable[[]
 
 
 def _product_by_onnxruntime(size: int, threads: int) -> Callable[[], object]:
-    import onnxruntime
     from onnx import TensorProto, helper
+
+    from detr_export.runtimes.backends.ort.library import onnxruntime
 
     names = ("left", "right", "product")
     left, right, product = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [size, size]) for name in names)

@@ -21,6 +21,7 @@ import onnx
 
 from detr_export.benchmarks.cost.parts import PARTS, parts_of
 from detr_export.graphs.parts import metadata_of
+from detr_export.graphs.reading import load_graph
 from detr_export.runtimes.errors import ArtifactError, InputError, first_line, missing_extra
 from detr_export.runtimes.mask_head import require_mask_head, size_of_dimension
 
@@ -125,12 +126,7 @@ def _loaded(path: Path, sizes: Mapping[str, int]) -> onnx.ModelProto:
     for name, size in sizes.items():
         if size < 1:
             raise InputError(f"{name} is {size}; expected at least 1")
-    try:
-        return onnx.load(str(path))
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # protobuf's decoding error is of another class in each of its implementations
-        raise ArtifactError(f"{path} is not an ONNX file: {first_line(error)}") from error
+    return load_graph(path)
 
 
 def _sized_graph(proto: onnx.ModelProto, path: Path, sizes: Mapping[str, int]) -> tuple[ir.Graph, dict[str, str]]:

@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from detr_export.benchmarks.cost.parts import PARTS, parts_of, parts_of_optimized
+from detr_export.graphs.reading import load_graph
+from detr_export.runtimes.backends.ort.library import onnxruntime
 from detr_export.runtimes.backends.ort.session import OrtSession
+from detr_export.runtimes.described import processor_of
 from detr_export.runtimes.errors import ArtifactError, BackendError, InputError, first_line
-from detr_export.runtimes.image_runner import processor_of
 from detr_export.runtimes.mask_head import TwoGraphSession, require_mask_head
 from detr_export.runtimes.processing.sizes import as_size, output_size
 from detr_export.runtimes.session import Session, check_inputs, is_end_to_end
@@ -237,4 +238,4 @@ def _reporting() -> Iterator[None]:
 
 
 def _graph(path: Path) -> onnx.GraphProto:
-    return onnx.load(str(path), load_external_data=False).graph
+    return load_graph(path, weights=False).graph

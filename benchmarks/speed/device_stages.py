@@ -51,7 +51,7 @@ def run_ort_in_stages(
     Returns:
         The outputs by name, and the times.
     """
-    import onnxruntime
+    from detr_export.runtimes.backends.ort.library import onnxruntime
 
     clock = time.perf_counter
     names = [item.name for item in session.get_outputs()]

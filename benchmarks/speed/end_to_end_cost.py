@@ -21,10 +21,11 @@ from detr_export.benchmarks.speed.interleaved import Run, framed, interleaved_ti
 from detr_export.benchmarks.speed.pictures import synthetic_picture
 from detr_export.benchmarks.speed.settings import parse_size
 from detr_export.graphs.end_to_end.composing import plain_part
+from detr_export.graphs.reading import load_graph
 from detr_export.runtimes.backends.openvino.session import OpenVinoSession
 from detr_export.runtimes.backends.ort.session import OrtSession
+from detr_export.runtimes.described import processor_of
 from detr_export.runtimes.errors import DetrError, InputError
-from detr_export.runtimes.image_runner import processor_of
 from detr_export.runtimes.predictor import Predictor
 from detr_export.runtimes.session import Session, as_declared
 from detr_export.runtimes.temporary import temporary_folder
@@ -50,7 +51,7 @@ def measure(plain: Path, files: Sequence[Path], size: tuple[int, int], threads: 
     found: dict[str, Any] = {}
     with temporary_folder() as folder:
         baseline = folder / "plain.onnx"
-        onnx.save(plain_part(onnx.load(str(files[0]))), str(baseline))
+        onnx.save(plain_part(load_graph(files[0])), str(baseline))
         for runtime, opened in (("ort", _ort), ("openvino", _openvino)):
             sessions: dict[str, Session] = {"plain graph": opened(baseline, threads), "pipeline": opened(plain, threads)}
             refused: dict[str, str] = {}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 from importlib import metadata as distributions
 from pathlib import Path
 
 from detr_export.benchmarks.speed.report import Environment
-from detr_export.runtimes.cpu import cpu_name, instruction_sets
-from detr_export.runtimes.errors import InputError, missing_extra
+from detr_export.runtimes.cpu import available_cores, cpu_name, instruction_sets, require_threads
+from detr_export.runtimes.errors import BackendError, missing_extra
 
 try:
     import psutil
@@ -51,13 +50,6 @@ def describe_environment(threads: int) -> Environment:
     )
 
 
-def available_cores() -> int:
-    """Logical cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux: containers and taskset give a process fewer cores than there are
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def checked_threads(threads: int | None) -> int:
     """The number that was asked for; if that is None, the physical cores that this process may use.
 
@@ -67,8 +59,7 @@ def checked_threads(threads: int | None) -> int:
     cores = available_cores()
     if threads is None:
         return min(psutil.cpu_count(logical=False) or cores, cores)
-    if not 1 <= threads <= cores:
-        raise InputError(f"threads is {threads}; expected 1 to {cores}, the cores that this process may use")
+    require_threads(threads)
     return threads
 
 
@@ -93,8 +84,8 @@ def ort_has_cuda() -> bool:
     if gpu_and_driver()[0] is None:
         return False
     try:
-        import onnxruntime
-    except ImportError:
+        from detr_export.runtimes.backends.ort.library import onnxruntime
+    except BackendError:  # it is not installed
         return False
     return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 

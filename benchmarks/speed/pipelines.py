@@ -22,6 +22,7 @@ from detr_export.benchmarks.speed.gpu_state import TF32, has_tf32
 from detr_export.benchmarks.speed.peers import TransformersSession
 from detr_export.benchmarks.speed.pictures import USUAL_SIZE
 from detr_export.benchmarks.speed.targets import BACKENDS
+from detr_export.runtimes.detr_interface import require_detr
 from detr_export.runtimes.files import sha256_of_file, user_path
 from detr_export.runtimes.mask_head import with_mask_head
 from detr_export.runtimes.metadata import RGB, UINT8
@@ -30,7 +31,7 @@ from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 from detr_export.runtimes.processing.image_processor_fast import processor_from_dict
 from detr_export.runtimes.processing.sizes import output_size
 from detr_export.runtimes.processing.uint8_batch import uint8_batch
-from detr_export.runtimes.session import Session, is_end_to_end, require_detr
+from detr_export.runtimes.session import Session, is_end_to_end
 
 if TYPE_CHECKING:
     from detr_export.runtimes.backends.ort.session import OrtSession

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from detr_export.benchmarks.accuracy.scores import Annotated, find_annotated
-from detr_export.benchmarks.speed.environment import available_cores, checked_threads
+from detr_export.benchmarks.speed.environment import checked_threads
 from detr_export.benchmarks.speed.pictures import load_pictures, make_batches, synthetic_picture
 from detr_export.benchmarks.speed.tables import require_report_folder
 from detr_export.runtimes.backends.tensorrt.api import tensorrt_rtx
+from detr_export.runtimes.cpu import available_cores
 from detr_export.runtimes.errors import InputError
 
 DEFAULT_ROUNDS = 7

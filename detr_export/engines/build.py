@@ -29,6 +29,7 @@ from detr_export.engines.records import Kernel, kernels_of_inspector, kernels_of
 from detr_export.engines.result import EngineResult
 from detr_export.engines.source import make_graph
 from detr_export.graphs.inspection import Inspection, inspect_onnx
+from detr_export.graphs.reading import load_graph
 from detr_export.graphs.tensorrt import readable_graph
 from detr_export.loading import reference_of_file
 from detr_export.runtimes.backends.tensorrt.end_to_end import profiles_of_file, require_readable
@@ -224,7 +225,7 @@ def _read_order(source: Path, options: EngineOptions) -> _Order:
 def _read_graph(about: Inspection, source: Path, options: EngineOptions, place: Place) -> _Order:
     metadata = _require_metadata(about)
     require_readable(source, metadata, int(place.library.reads_as.split(".")[0]))
-    model = readable_graph(onnx.load(str(source)), place.library.reads_as)
+    model = readable_graph(load_graph(source), place.library.reads_as)
     precision = graph_precision(model)
     if precision != "int8" and precision != metadata.precision:
         raise ArtifactError(f"{source} says that it is {metadata.precision} and its graph is {precision}; export it again")

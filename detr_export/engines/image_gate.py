@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from detr_export.runtimes.backends.tensorrt.profiles import EngineProfile
+from detr_export.runtimes.described import processor_of
 from detr_export.runtimes.errors import ArtifactError
-from detr_export.runtimes.image_runner import processor_of
 from detr_export.runtimes.metadata import EndToEnd, Metadata
 from detr_export.runtimes.processing.end_to_end import image_batch
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor

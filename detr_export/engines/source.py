@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import onnx
-
 from detr_export.checkpoints.reading import load_checkpoint
 from detr_export.engines.ladder import FIRST, LAST, step_named
 from detr_export.graphs.end_to_end.recast import end_to_end_to_fp16
@@ -14,6 +12,7 @@ from detr_export.graphs.export import export_onnx
 from detr_export.graphs.inspection import inspect_onnx
 from detr_export.graphs.options import DEFAULT_OPSET, SUFFIX
 from detr_export.graphs.parts import save_model
+from detr_export.graphs.reading import load_graph
 from detr_export.runtimes.backends.tensorrt.api import TENSORRT, library_named
 from detr_export.runtimes.errors import ArtifactError, BackendError
 from detr_export.runtimes.hub import onnx_file
@@ -61,7 +60,7 @@ def make_graph(
 
 def _cast_end_to_end(source: Path, output: Path, metadata: Metadata, step: str) -> None:
     """Writes the fp16 form of an end-to-end file. Nothing compared it with its checkpoint."""
-    model = end_to_end_to_fp16(onnx.load(str(source)), metadata, step_named(step).options.keep_fp32)
+    model = end_to_end_to_fp16(load_graph(source), metadata, step_named(step).options.keep_fp32)
     about = replace(metadata, precision="fp16", parity=None)
     save_model(model, about, output)
 

@@ -35,12 +35,14 @@ from detr_export.graphs.int8.tools import require_quantizer
 from detr_export.graphs.mask_head import mask_head_dims, name_shared_outputs, trace_mask_head
 from detr_export.graphs.options import SUFFIX, ExportOptions, check_options, makes_two_files
 from detr_export.graphs.parts import Parts, save_model, save_parts
+from detr_export.graphs.reading import load_graph
 from detr_export.graphs.simplification import simplify
 from detr_export.graphs.tracing import count_layer_norms, input_dims, trace
 from detr_export.loading import load_model, reference_of_file, reference_session
 from detr_export.modeling.deployed import DeployedModel
 from detr_export.modeling.folded_batch_norm import fold_batch_norm
 from detr_export.modeling.fused_transformer import fuse
+from detr_export.runtimes.detr_interface import require_detr
 from detr_export.runtimes.errors import ArtifactError, missing_extra
 from detr_export.runtimes.files import replacing_together, require_writable
 from detr_export.runtimes.hub import onnx_file
@@ -48,7 +50,6 @@ from detr_export.runtimes.mask_head import mask_head_file
 from detr_export.runtimes.metadata import Metadata
 from detr_export.runtimes.opening import open_session
 from detr_export.runtimes.progress import SILENT, Progress
-from detr_export.runtimes.session import require_detr
 from detr_export.runtimes.temporary import temporary_folder
 from detr_export.verification.comparison import Parity, compare, require
 from detr_export.verification.end_to_end import EndToEndParity, compare_end_to_end
@@ -237,7 +238,7 @@ def verify_file(
             return compare(candidate, reference_of(session), progress=progress)
         metadata = candidate.metadata
     # The plain graph in an end-to-end file, and then the whole
-    proto = onnx.load(onnx_file(file))
+    proto = load_graph(onnx_file(file))
     assert session.metadata is not None  # a checkpoint always has it
     plain = replace(session.metadata, precision=metadata.precision)
     with temporary_folder() as folder:

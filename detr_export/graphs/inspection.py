@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detr_export.runtimes.documents import shown
 from detr_export.runtimes.errors import ArtifactError
-from detr_export.runtimes.files import sha256_of_files
+from detr_export.runtimes.files import require_regular, sha256_of_files
 from detr_export.runtimes.hub import onnx_file
 from detr_export.runtimes.mask_head import TASK
 from detr_export.runtimes.metadata import UINT8, EndToEnd, Metadata, Quantization
@@ -155,25 +156,17 @@ def inspect_onnx(path: str | Path) -> Inspection:
         BackendError: neither `onnx` nor ONNX Runtime is installed; or huggingface_hub is not, which the hub needs.
     """
     file = onnx_file(path)
-    if not file.is_file():
-        raise ArtifactError(f"{file} does not exist or is not a file")
+    require_regular(file, ArtifactError)
     return _read_with_onnxruntime(file) if importlib.util.find_spec("onnx") is None else _read_with_onnx(file)
 
 
 def _read_with_onnx(file: Path) -> Inspection:
-    import onnx
-    from google.protobuf.message import DecodeError
-
     from detr_export.graphs.checks import operator_counts
     from detr_export.graphs.editing import opset_of
     from detr_export.graphs.parts import metadata_of
+    from detr_export.graphs.reading import load_graph
 
-    try:
-        model = onnx.load(str(file), format="protobuf", load_external_data=False)
-    except (DecodeError, ValueError, OSError, MemoryError) as error:
-        raise ArtifactError(f"{file} is not an ONNX model, or is damaged: {error}") from error
-    if not model.graph.node:
-        raise ArtifactError(f"{file} is not an ONNX model: it holds no graph")
+    model = load_graph(file, weights=False)
     constants = {item.name for item in model.graph.initializer}
     places = {entry.value for item in model.graph.initializer for entry in item.external_data if entry.key == "location"}
     return Inspection(
@@ -185,7 +178,7 @@ def _read_with_onnx(file: Path) -> Inspection:
         inputs=tuple(_spec(item) for item in model.graph.input if item.name not in constants),
         outputs=tuple(_spec(item) for item in model.graph.output),
         metadata=metadata_of(model, file),
-        parameters=sum(_elements(item) for item in model.graph.initializer),
+        parameters=sum(_elements(item, file) for item in model.graph.initializer),
         operators=operator_counts(model),
         external_data=tuple(sorted(places)),
     )
@@ -219,8 +212,10 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     return TensorSpec(value.name, dtype, shape)
 
 
-def _elements(tensor: onnx.TensorProto) -> int:
+def _elements(tensor: onnx.TensorProto, file: Path) -> int:
     count = 1
     for size in tensor.dims:
         count *= size
+        if size < 0 or count >= 1 << 63:
+            raise ArtifactError(f"{file}: the tensor {shown(tensor.name)} has a size of {size}; expected what fits memory")
     return count

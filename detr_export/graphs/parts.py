@@ -8,9 +8,10 @@ from pathlib import Path
 
 import onnx
 
+from detr_export.runtimes.described import read_metadata
 from detr_export.runtimes.files import sha256_of_file, writing
 from detr_export.runtimes.mask_head import QUERY_STATES, TASK, mask_head_file
-from detr_export.runtimes.metadata import METADATA_KEY, Metadata, read_metadata
+from detr_export.runtimes.metadata import METADATA_KEY, Metadata
 
 _PRODUCER = "detr-export"
 

@@ -11,6 +11,7 @@ import io
 
 import onnx
 
+import detr_export.runtimes.backends.ort.telemetry  # noqa: F401  # before a library imports onnxruntime
 from detr_export.graphs.modules import carry_modules
 from detr_export.runtimes.errors import ArtifactError, missing_extra
 from detr_export.signals import interruption_in

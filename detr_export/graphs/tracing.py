@@ -10,6 +10,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+import detr_export.runtimes.backends.ort.telemetry  # noqa: F401  # before a library imports onnxruntime
 from detr_export.checkpoints.reading import Checkpoint
 from detr_export.config import DetrConfig
 from detr_export.graphs.editing import replace_nodes

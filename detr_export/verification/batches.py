@@ -12,15 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from detr_export.runtimes.described import processor_of
+from detr_export.runtimes.detr_interface import require_detr
 from detr_export.runtimes.errors import ArtifactError, InputError
-from detr_export.runtimes.image_runner import processor_of
 from detr_export.runtimes.metadata import Metadata
 from detr_export.runtimes.processing.end_to_end import image_batch
 from detr_export.runtimes.processing.image_paths import PathPattern, iter_image_paths
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 from detr_export.runtimes.processing.images import load_image
 from detr_export.runtimes.processing.uint8_batch import uint8_batch
-from detr_export.runtimes.session import Session, TensorSpec, as_declared, is_end_to_end, require_detr, takes_padding
+from detr_export.runtimes.session import Session, TensorSpec, as_declared, is_end_to_end, takes_padding
 from detr_export.verification.cases import GRID, Case, cases_of_size, make_images, make_inputs, scale_and_pad
 from detr_export.verification.detecting import NOTE, color_of, images_of_many_sizes
 

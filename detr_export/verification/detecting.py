@@ -11,8 +11,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from detr_export.runtimes.described import processor_of
 from detr_export.runtimes.errors import ArtifactError
-from detr_export.runtimes.image_runner import ImageRunner, processor_of
+from detr_export.runtimes.image_runner import ImageRunner
 from detr_export.runtimes.metadata import BGR, IMAGE, RGB, EndToEnd
 from detr_export.runtimes.processing.end_to_end import sorted_detections
 from detr_export.runtimes.session import Session, TensorSpec, is_end_to_end

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from detr_export.runtimes.described import processor_of
 from detr_export.runtimes.errors import VerificationError, missing_extra
-from detr_export.runtimes.image_runner import ImageRunner, processor_of
+from detr_export.runtimes.image_runner import ImageRunner
 from detr_export.runtimes.metadata import EndToEnd, Metadata
 from detr_export.runtimes.processing.detection import center_to_corners, softmax
 from detr_export.runtimes.processing.end_to_end import image_batch

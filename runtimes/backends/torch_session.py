@@ -8,6 +8,7 @@ from typing import Optional, Union
 
 import numpy as np
 
+from detr_export.runtimes.cpu import require_threads
 from detr_export.runtimes.devices import CPU, CUDA, parse_device
 from detr_export.runtimes.errors import BackendError, first_line, missing_extra
 from detr_export.runtimes.metadata import Metadata
@@ -42,9 +43,8 @@ class TorchSession(Session):
         threads: Optional[int] = None,
     ) -> None:
         self._device = _checked_device(device)
+        require_threads(threads)
         if threads is not None:
-            if threads < 1:
-                raise BackendError(f"threads is {threads}; expected at least 1")
             torch.set_num_threads(threads)
         self._model: Optional[torch.nn.Module] = model.eval().to(self._device)
         self.metadata = metadata

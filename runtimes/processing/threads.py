@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from detr_export.runtimes.cpu import available_cores
 from detr_export.runtimes.errors import OptionError
 
 THREADS_VARIABLE = "DETR_EXPORT_PROCESSING_THREADS"
@@ -31,8 +32,7 @@ def processing_threads() -> int:
         return 1
     text = os.environ.get(THREADS_VARIABLE)
     if text is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(cores, MAX_THREADS)
+        return min(available_cores(), MAX_THREADS)
     if not text.isdecimal() or int(text) < 1:
         raise OptionError(
             f"{THREADS_VARIABLE} is {text!r}, expected a positive integer; set it to 1 for no threads, or unset it"

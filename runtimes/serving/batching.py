@@ -46,9 +46,19 @@ class Batcher:
         max_wait: seconds that the oldest job waits for others.
         mix_sizes: whether a batch may have pictures of different sizes.
         metrics: counts batches, pictures and seconds.
+        allows: whether pictures of these (height, width) may be one batch.
     """
 
-    def __init__(self, run: RunTask, max_batch: int, max_wait: float, mix_sizes: bool, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        run: RunTask,
+        max_batch: int,
+        max_wait: float,
+        mix_sizes: bool,
+        metrics: Metrics,
+        allows: Callable[[list[tuple[int, int]]], bool] = lambda sizes: True,
+    ) -> None:
+        self._allows = allows
         self._run = run
         self._max_batch = max_batch
         self._max_wait = max_wait
@@ -120,9 +130,9 @@ class Batcher:
                     self._changed.wait()
                     continue
                 first = self._waiting[0]
-                batch = [job for job in self._waiting if job.kind == first.kind][: self._max_batch]
+                batch, full = self._batch_of(first)
                 left = first.since + self._max_wait - time.monotonic()
-                if len(batch) < self._max_batch and self._coming and left > 0 and not self._closed:
+                if not full and self._coming and left > 0 and not self._closed:
                     self._changed.wait(left)
                     continue
                 self._waiting = [job for job in self._waiting if job not in batch]
@@ -130,6 +140,19 @@ class Batcher:
                 wanted = [job for job in batch if job.result.set_running_or_notify_cancel()]
                 if wanted:
                     return wanted
+
+    def _batch_of(self, first: Job) -> tuple[list[Job], bool]:
+        """The jobs that can share a batch with the oldest one, and whether no more can."""
+        batch: list[Job] = []
+        for job in self._waiting:
+            if job.kind == first.kind:
+                sizes = [(other.picture.height, other.picture.width) for other in (*batch, job)]
+                if batch and not self._allows(sizes):
+                    return batch, True
+                batch.append(job)
+                if len(batch) == self._max_batch:
+                    return batch, True
+        return batch, False
 
     def _run_batch(self, batch: list[Job]) -> None:
         """Runs the jobs together. If that fails each runs alone, so that an error reaches only the job that causes it."""

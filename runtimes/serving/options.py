@@ -30,6 +30,7 @@ class ServerOptions:
     places: int = 32  # requests that are in the server at once
     max_bytes: int = 20 * _MEBIBYTE  # of the body of a request
     max_pixels: int = 50_000_000  # of a picture
+    max_memory: Optional[int] = None  # bytes that the pictures in the server may take together, estimated; see `Memory`
     timeout: float = 60.0  # seconds from the head of a request to its answer
     grace: float = 30.0  # seconds to answer what is in the server when it is told to stop
     front: Optional[Path] = None  # a folder of static files to serve at /; None for the page that comes along
@@ -39,6 +40,8 @@ class ServerOptions:
         for name in ("max_batch", "places", "max_bytes", "max_pixels"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.max_memory is not None and self.max_memory < 1:
+            raise InputError(f"max_memory is {self.max_memory}; expected at least 1")
         for name in ("max_wait", "grace"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"{name} is {getattr(self, name)}; expected 0 or more seconds")

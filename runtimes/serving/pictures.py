@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 from PIL import Image, UnidentifiedImageError
 
@@ -14,15 +15,20 @@ from detr_export.runtimes.serving.refusals import TOO_LARGE, Refusal
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 
-def decode_picture(data: bytes, max_pixels: int) -> Image.Image:
+def _anyone(size: tuple[int, int]) -> None:
+    pass
+
+
+def decode_picture(data: bytes, max_pixels: int, admit: Callable[[tuple[int, int]], None] = _anyone) -> Image.Image:
     """The upright RGB picture of an image file, as `load_image` makes it.
 
     Args:
         data: the whole file.
         max_pixels: width times height of the largest picture that is decoded.
+        admit: is called with (height, width) before that, and may refuse.
 
     Raises:
-        Refusal: 413, the picture has more pixels.
+        Refusal: 413, the picture has more pixels; and as `admit` raises.
         ImageError: the data is empty, damaged, or of another format.
     """
     if not data:
@@ -41,6 +47,7 @@ def decode_picture(data: bytes, max_pixels: int) -> Image.Image:
     with opened:
         if opened.width * opened.height > max_pixels:
             raise _too_large(f"{opened.width}x{opened.height} pixels", max_pixels)
+        admit((opened.height, opened.width))
         return load_image(opened)
 
 

@@ -18,6 +18,7 @@ from detr_export.runtimes.predictor import Predictor
 from detr_export.runtimes.serving.batching import Batcher
 from detr_export.runtimes.serving.bodies import picture_bytes
 from detr_export.runtimes.serving.formats import encoded, wanted_format
+from detr_export.runtimes.serving.memory import Memory
 from detr_export.runtimes.serving.metrics import Metrics
 from detr_export.runtimes.serving.options import ServerOptions
 from detr_export.runtimes.serving.pictures import decode_picture
@@ -78,7 +79,8 @@ class Service:
             found: list[Any] = predictor.predict([*pictures], task, threshold, batch_size=max_batch)
             return found
 
-        self._batcher = Batcher(run, max_batch, options.max_wait, options.mix_sizes, metrics)
+        self._memory = Memory(predictor.model_size, predictor.draws_masks, options.max_memory)
+        self._batcher = Batcher(run, max_batch, options.max_wait, options.mix_sizes, metrics, self._memory.allows)
         self._threads = ThreadPoolExecutor(min(_MOST_DECODERS, os.cpu_count() or 1), "pictures")
 
     def __enter__(self) -> Service:
@@ -129,16 +131,17 @@ class Service:
             return answer
 
     async def _predict(self, data: bytes, task: str, threshold: float, form: str) -> Answer:
-        with self._batcher.expecting():
-            began = time.monotonic()
-            picture = await self._in_thread(decode_picture, data, self.options.max_pixels)
-            self.metrics.decoding.observe(time.monotonic() - began)
-            job = self._batcher.submit(task, threshold, picture)
-        try:
-            result = await asyncio.wrap_future(job.result)
-        finally:
-            self._batcher.withdraw(job)  # does something only if this was cancelled
-        return Answer(form, await self._in_thread(encoded, result, picture, form))
+        with self._memory.place() as admit:
+            with self._batcher.expecting():
+                began = time.monotonic()
+                picture = await self._in_thread(decode_picture, data, self.options.max_pixels, admit)
+                self.metrics.decoding.observe(time.monotonic() - began)
+                job = self._batcher.submit(task, threshold, picture)
+            try:
+                result = await asyncio.wrap_future(job.result)
+            finally:
+                self._batcher.withdraw(job)  # does something only if this was cancelled
+            return Answer(form, await self._in_thread(encoded, result, picture, form))
 
     def _in_thread(self, function: Any, *arguments: Any) -> Awaitable[Any]:
         return asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)

@@ -210,7 +210,7 @@ def test_an_onnx_file_of_something_else(tmp_path: Path) -> None:
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     (tmp_path / "a.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(ArtifactError, match="the model is not a DETR: it maps x to y; expected pixel_values"):
+    with pytest.raises(ArtifactError, match=r"a.onnx is not a DETR: it maps x to y; expected pixel_values"):
         Predictor.load(tmp_path / "a.onnx")
 
 
@@ -244,7 +244,7 @@ class FourChannels(Session):
 
     inputs = (TensorSpec("pixel_values", "float32", ("batch", 4, "height", "width")),)
     outputs = (TensorSpec("logits", "float32", ("batch", 1, 2)), TensorSpec("pred_boxes", "float32", ("batch", 1, 4)))
-    metadata = Metadata("detection", {}, {}, False)
+    metadata = Metadata("detection", {0: "thing"}, {}, False)
     closed = False
 
     def _run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -368,7 +368,7 @@ def test_refuses_before_the_first_image(images: Any, options: dict[str, Any], me
 def test_refuses_tasks_of_other_models() -> None:
     session = Counted()
     session.outputs = session.outputs[:2]
-    session.metadata = Metadata("detection", {0: "cat"}, {}, True)
+    session.metadata = Metadata("detection", {0: "cat", 1: "dog"}, {}, True)
     predictor = Predictor(session)
     assert predictor.tasks == ("detection",)
     for task, message in (("panoptic", "draws no masks"), ("tables", "has no class 'table row'")):

@@ -6,7 +6,7 @@ import onnx
 
 from detr_export.graphs.end_to_end.composing import compose, plain_part
 from detr_export.graphs.fp16.casting import to_fp16
-from detr_export.runtimes.image_runner import processor_of
+from detr_export.runtimes.described import processor_of
 from detr_export.runtimes.metadata import Metadata
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+import detr_export.runtimes.backends.ort.telemetry  # noqa: F401  # before a library imports onnxruntime
 from detr_export.graphs.editing import replace_nodes, sort_nodes
 from detr_export.graphs.fp16 import LARGEST, SMALLEST
 from detr_export.graphs.fp16.islands import PRODUCTS, box_nodes, fp32_nodes, kept_nodes

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import onnxruntime
+from detr_export.runtimes.backends.ort.library import onnxruntime
 
 _path = list(sys.path)
 sys.path.append(str(Path(onnxruntime.__file__).parent / "transformers"))

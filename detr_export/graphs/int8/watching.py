@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from detr_export.graphs.int8.histograms import Histogram
+from detr_export.runtimes.backends.ort.library import onnxruntime
 from detr_export.runtimes.errors import BackendError, VerificationError, first_line
 
 Feeds = Mapping[str, np.ndarray]  # a graph's inputs, by name

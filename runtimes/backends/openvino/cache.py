@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import platform
 import struct
 import zlib
@@ -19,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from detr_export.runtimes.cpu import cpu_flags
+from detr_export.runtimes.cpu import available_cores, cpu_flags
 from detr_export.runtimes.errors import missing_extra
 from detr_export.runtimes.files import make_private_folder, replacing, sha256_of_files, user_path, writing
 
@@ -66,14 +65,13 @@ def compile_cached(core: Any, file: Path, settings: Mapping[str, Any], folder: s
 
 
 def _name(core: Any, file: Path, settings: Mapping[str, Any]) -> str:
-    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     depends_on = {
         "file": sha256_of_files([file]),
         "openvino": openvino.__version__,
         "settings": {name: str(value) for name, value in settings.items()},
         "cpu": [core.get_property(_CPU, "FULL_DEVICE_NAME"), platform.machine(), *cpu_flags()],
         "capabilities": sorted(core.get_property(_CPU, "OPTIMIZATION_CAPABILITIES")),
-        "cores": len(cores),
+        "cores": available_cores(),
     }
     return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
 

@@ -1,23 +1,21 @@
 """What OpenVINO does not tell of an ONNX file: the names of its dimensions, its metadata, and what it would compute wrongly.
 
-They are read off the file. It is in protobuf's format: fields, each with a number, and a value that is an integer or a
-piece of known length. A piece that is not wanted is skipped, so weights are never read.
-Source of the numbers: `onnx.proto` of onnx, and "Encoding" in the documentation of protobuf.
+They are read off the file, see `protobuf`. A piece that is not wanted is skipped, so weights are never read.
+Source of the numbers: `onnx.proto` of onnx.
 """
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Union
 
 from detr_export.runtimes.errors import ArtifactError
+from detr_export.runtimes.protobuf import Value, fields, piece, text
 from detr_export.runtimes.session import UNKNOWN
 
 Shape = tuple[Union[int, str], ...]
-_Value = Union[int, memoryview]
 
 _GRAPH, _PROPERTIES = 7, 14  # of a model
 _NODE, _INPUT, _OUTPUT = 1, 11, 12  # of a graph
@@ -27,7 +25,6 @@ _NAME, _TYPE = 1, 2  # of an input or output
 _TENSOR, _SHAPE, _DIMENSION = 1, 2, 1  # of a type, of a tensor, of a shape
 _SIZE, _SIZE_NAME = 1, 2  # of a dimension
 _KEY, _TEXT = 1, 2  # of a property
-_VARINT, _EIGHT_BYTES, _PIECE, _FOUR_BYTES = 0, 1, 2, 5  # protobuf's wire types
 
 _DAMAGED = "it is damaged, or not an ONNX model"
 
@@ -66,91 +63,41 @@ def _read(model: memoryview) -> Header:
     outputs: dict[str, Shape] = {}
     properties: dict[str, str] = {}
     antialiased = False
-    for number, value in _fields(model):
+    for number, value in fields(model):
         if number == _GRAPH:
-            for inner, item in _fields(_piece(value)):
+            for inner, item in fields(piece(value)):
                 if inner == _NODE:
-                    antialiased = antialiased or _antialiases(_piece(item))
+                    antialiased = antialiased or _antialiases(piece(item))
                 elif inner in (_INPUT, _OUTPUT):
-                    described = dict(_fields(_piece(item)))
-                    (inputs if inner == _INPUT else outputs)[_text(described[_NAME])] = _shape(described.get(_TYPE))
+                    described = dict(fields(piece(item)))
+                    (inputs if inner == _INPUT else outputs)[text(described[_NAME])] = _shape(described.get(_TYPE))
         elif number == _PROPERTIES:
-            entry = dict(_fields(_piece(value)))
-            properties[_text(entry.get(_KEY, memoryview(b"")))] = _text(entry.get(_TEXT, memoryview(b"")))
+            entry = dict(fields(piece(value)))
+            properties[text(entry.get(_KEY, memoryview(b"")))] = text(entry.get(_TEXT, memoryview(b"")))
     return Header(inputs, outputs, properties, antialiased)
 
 
 def _antialiases(node: memoryview) -> bool:
     """Whether a node is a Resize with `antialias`."""
-    fields = list(_fields(node))
-    if not any(number == _OPERATOR and _text(value) == "Resize" for number, value in fields):
+    found = list(fields(node))
+    if not any(number == _OPERATOR and text(value) == "Resize" for number, value in found):
         return False
-    attributes = [dict(_fields(_piece(value))) for number, value in fields if number == _ATTRIBUTE]
-    return any(_text(item[_ATTRIBUTE_NAME]) == "antialias" and item.get(_INTEGER, 0) != 0 for item in attributes)
+    attributes = [dict(fields(piece(value))) for number, value in found if number == _ATTRIBUTE]
+    return any(text(item[_ATTRIBUTE_NAME]) == "antialias" and item.get(_INTEGER, 0) != 0 for item in attributes)
 
 
-def _shape(kind: _Value | None) -> Shape:
+def _shape(kind: Value | None) -> Shape:
     """The dimensions of a type; none if it is not a tensor, or its rank is not known."""
     for wanted in (_TENSOR, _SHAPE):
-        kind = None if kind is None else dict(_fields(_piece(kind))).get(wanted)
+        kind = None if kind is None else dict(fields(piece(kind))).get(wanted)
     if kind is None:
         return ()
-    return tuple(_size(_piece(item)) for number, item in _fields(_piece(kind)) if number == _DIMENSION)
+    return tuple(_size(piece(item)) for number, item in fields(piece(kind)) if number == _DIMENSION)
 
 
 def _size(dimension: memoryview) -> int | str:
-    found = dict(_fields(dimension))
+    found = dict(fields(dimension))
     if _SIZE in found:
         size = found[_SIZE]
         return size if isinstance(size, int) and size < 1 << 63 else UNKNOWN  # the upper half is that of negative numbers
-    return _text(found[_SIZE_NAME]) or UNKNOWN if _SIZE_NAME in found else UNKNOWN
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, _Value]]:
-    """The fields of a message, in order: number and value.
-
-    Raises:
-        ValueError, IndexError: this is not a message, or it is cut off.
-    """
-    at = 0
-    while at < len(message):
-        tag, at = _varint(message, at)
-        number, kind = tag >> 3, tag & 7
-        if number == 0:
-            raise ValueError("a field has no number")
-        if kind == _VARINT:
-            value, at = _varint(message, at)
-            yield number, value
-            continue
-        if kind == _PIECE:
-            length, at = _varint(message, at)
-        elif kind in (_EIGHT_BYTES, _FOUR_BYTES):
-            length = 8 if kind == _EIGHT_BYTES else 4
-        else:
-            raise ValueError("a field has an unknown type")
-        if length > len(message) - at:
-            raise ValueError("the message is cut off")
-        yield number, message[at : at + length]
-        at += length
-
-
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """An integer of seven bits a byte, lowest first, and where it ends."""
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = message[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise ValueError("an integer is too long")
-
-
-def _piece(value: _Value) -> memoryview:
-    if not isinstance(value, memoryview):
-        raise TypeError("a number stands where a message should")
-    return value
-
-
-def _text(value: _Value) -> str:
-    return str(_piece(value), "utf-8")
+    return text(found[_SIZE_NAME]) or UNKNOWN if _SIZE_NAME in found else UNKNOWN

@@ -6,6 +6,7 @@ says nothing. So is an fp16 file run: its values are stored in float16, as in ON
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +16,13 @@ import numpy as np
 
 from detr_export.runtimes.backends.openvino.cache import compile_cached
 from detr_export.runtimes.backends.openvino.header import Shape, read_header
+from detr_export.runtimes.cpu import require_threads
+from detr_export.runtimes.described import read_metadata
 from detr_export.runtimes.devices import OPENVINO, parse_device
 from detr_export.runtimes.errors import ArtifactError, BackendError, missing_extra
-from detr_export.runtimes.metadata import METADATA_KEY, read_metadata
-from detr_export.runtimes.session import UNKNOWN, Session, TensorSpec
+from detr_export.runtimes.external_data import require_external_data
+from detr_export.runtimes.metadata import METADATA_KEY
+from detr_export.runtimes.session import DTYPES, UNKNOWN, Session, TensorSpec
 
 try:
     import openvino
@@ -27,6 +31,9 @@ except ImportError as error:
 
 _CPU = "CPU"  # OpenVINO's name of it
 _PRECISION = "INFERENCE_PRECISION_HINT"
+_SHORT_NAMES = {"float": "f", "uint": "u", "int": "i"}
+_DTYPES = {re.sub("^(float|uint|int)", lambda kind: _SHORT_NAMES[kind[0]], name): name for name in DTYPES}  # by OpenVINO's
+_DTYPES["boolean"] = _DTYPES.pop("bool")
 _NOISE = ("Exception from ", "Check '", "FrontEnd API failed", "Summary:")  # how lines begin that say where, and not what
 
 
@@ -42,7 +49,8 @@ class OpenVinoSession(Session):
     Raises:
         ArtifactError: the file is missing, damaged or not an ONNX model, or has an operator that OpenVINO does not read.
             OpenVINO reads an antialiased Resize, and was seen (2026.4) to ignore that it is one, so it is refused, too.
-        BackendError: the device is another one, or `threads` is below 1.
+        BackendError: the device is another one.
+        InputError: there are fewer cores than `threads`, or it is below 1.
         OutputError: the cache cannot be written to.
     """
 
@@ -50,13 +58,11 @@ class OpenVinoSession(Session):
         self, path: str | Path, device: str = OPENVINO, threads: Optional[int] = None, cache: str | Path | None = None
     ) -> None:
         file = Path(path)
-        if not file.is_file():
-            raise ArtifactError(f"{file} does not exist or is not a file")
+        require_external_data(file, "OpenVINO")
         parse_device(device).require((OPENVINO,), "OpenVINO")
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", _PRECISION: "f32"}
+        require_threads(threads)
         if threads is not None:
-            if threads < 1:
-                raise BackendError(f"threads is {threads}; expected at least 1")
             settings["INFERENCE_NUM_THREADS"] = threads
 
         # What the file says of itself. This comes first: OpenVINO would try other formats on what is no ONNX file
@@ -79,10 +85,15 @@ class OpenVinoSession(Session):
             raise BackendError(f"OpenVINO did not take float32 as its precision but {model.get_property(_PRECISION)}")
 
         # A tensor may have more names than the file's, so the file says which one is meant
+        self.source = str(file)
         self._places = _places(model.inputs, header.inputs)
         self._results = _places(model.outputs, header.outputs)
-        self.inputs = tuple(_spec(name, model.inputs[at], header.inputs[name]) for name, at in self._places.items())
-        self.outputs = tuple(_spec(name, model.outputs[at], header.outputs[name]) for name, at in self._results.items())
+        self.inputs = tuple(
+            _spec(file, "input", name, model.inputs[at], header.inputs[name]) for name, at in self._places.items()
+        )
+        self.outputs = tuple(
+            _spec(file, "output", name, model.outputs[at], header.outputs[name]) for name, at in self._results.items()
+        )
         self._model: Optional[Any] = model
         self._idle: deque[Any] = deque()  # requests that no caller uses now; one serves one caller at a time
 
@@ -137,11 +148,14 @@ def _places(ports: Any, shapes: Mapping[str, Shape]) -> dict[str, int]:
     return {name: by_name[name] for name in shapes if name in by_name}
 
 
-def _spec(name: str, port: Any, shape: Shape) -> TensorSpec:
+def _spec(file: Path, kind: str, name: str, port: Any, shape: Shape) -> TensorSpec:
     known = port.partial_shape
     if not shape and known.rank.is_static:  # a file need not give the shape of an output
         shape = tuple(UNKNOWN if size.is_dynamic else size.get_length() for size in known)
-    return TensorSpec(name, port.element_type.to_dtype().name, shape)
+    found = port.element_type.get_type_name()
+    if found not in _DTYPES:
+        raise ArtifactError(f"{file}: {kind} {name} is {found}; expected a tensor of {', '.join(DTYPES)}")
+    return TensorSpec(name, _DTYPES[found], shape)
 
 
 def _reason(error: Exception) -> str:

@@ -23,15 +23,11 @@ from importlib import metadata as distributions
 from pathlib import Path
 from typing import Any, Optional
 
+from detr_export.runtimes.backends.ort.library import onnxruntime
 from detr_export.runtimes.backends.tensorrt.profiles import ShapeProfile
 from detr_export.runtimes.devices import CPU, CUDA, RTX, TENSORRT, Device
-from detr_export.runtimes.errors import ArtifactError, BackendError, OutputError, first_line, missing_extra
+from detr_export.runtimes.errors import ArtifactError, BackendError, OutputError, first_line
 from detr_export.runtimes.files import make_private_folder
-
-try:
-    import onnxruntime
-except ImportError as error:
-    raise missing_extra("onnxruntime", "cpu") from error
 
 PROVIDERS = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider", TENSORRT: "TensorrtExecutionProvider"}
 _REGISTERING = threading.Lock()

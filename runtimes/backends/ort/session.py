@@ -11,6 +11,7 @@ import numpy as np
 from detr_export.runtimes.backends.cuda import opening as cuda_opening
 from detr_export.runtimes.backends.cuda.arrays import DeviceArray, described, device_view, is_device_array
 from detr_export.runtimes.backends.cuda.memory import CudaDevice
+from detr_export.runtimes.backends.ort.library import onnxruntime
 from detr_export.runtimes.backends.ort.output_arrays import check_output_arrays, require_fitting_shapes
 from detr_export.runtimes.backends.ort.providers import (
     add_rtx,
@@ -23,26 +24,17 @@ from detr_export.runtimes.backends.ort.providers import (
 )
 from detr_export.runtimes.backends.tensorrt.end_to_end import profiles_of_file, require_readable
 from detr_export.runtimes.backends.tensorrt.profiles import ShapeProfile, shape_profile
+from detr_export.runtimes.cpu import require_threads
+from detr_export.runtimes.described import read_metadata
 from detr_export.runtimes.devices import CPU, CUDA, RTX, TENSORRT, Device, parse_device
-from detr_export.runtimes.errors import ArtifactError, BackendError, DetrError, first_line, missing_extra
+from detr_export.runtimes.errors import ArtifactError, BackendError, DetrError, first_line
+from detr_export.runtimes.external_data import require_external_data
 from detr_export.runtimes.files import sha256_of_files
-from detr_export.runtimes.metadata import METADATA_KEY, read_metadata
-from detr_export.runtimes.session import UNKNOWN, Session, TensorSpec, check_inputs
+from detr_export.runtimes.metadata import METADATA_KEY
+from detr_export.runtimes.session import DTYPES, UNKNOWN, Session, TensorSpec, check_inputs
 
-try:
-    import onnxruntime
-except ImportError as error:
-    raise missing_extra("onnxruntime", "cpu") from error
-
-_DTYPES = {
-    "tensor(float)": "float32",
-    "tensor(float16)": "float16",
-    "tensor(double)": "float64",
-    "tensor(int64)": "int64",
-    "tensor(int32)": "int32",
-    "tensor(uint8)": "uint8",
-    "tensor(bool)": "bool",
-}
+_OTHER_NAMES = {"float32": "float", "float64": "double"}
+_DTYPES = {f"tensor({_OTHER_NAMES.get(name, name)})": name for name in DTYPES}  # by ONNX Runtime's names
 _OPTIMIZATION = {
     "disabled": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -84,8 +76,7 @@ class OrtSession(Session):
         max_batch: Optional[int] = None,
     ) -> None:
         file = Path(path)
-        if not file.is_file():
-            raise ArtifactError(f"{file} does not exist or is not a file")
+        require_external_data(file, "ONNX Runtime")
         refuse_two_installations()
 
         # The device
@@ -97,10 +88,10 @@ class OrtSession(Session):
 
         # ONNX Runtime's options
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = _ERRORS_ONLY
+        # An error is raised, and need not be printed as well; but why a GPU's provider did not start is only printed.
+        options.log_severity_level = _FATAL_ONLY if place.kind == CPU else _ERRORS_ONLY
+        require_threads(threads)
         if threads is not None:
-            if threads < 1:
-                raise BackendError(f"threads is {threads}; expected at least 1")
             options.intra_op_num_threads = threads
         if graph_optimization not in _OPTIMIZATION:
             raise BackendError(f"graph_optimization is {graph_optimization!r}; expected one of {', '.join(_OPTIMIZATION)}")
@@ -118,8 +109,9 @@ class OrtSession(Session):
         # The session and what it says of itself
         self._device = place
         self._session = _open(file, options, place, max_batch)
-        self.inputs = tuple(_spec(item) for item in self._session.get_inputs())
-        self.outputs = tuple(_spec(item) for item in self._session.get_outputs())
+        self.source = str(file)
+        self.inputs = tuple(_spec(file, "input", item) for item in self._session.get_inputs())
+        self.outputs = tuple(_spec(file, "output", item) for item in self._session.get_outputs())
         text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         self.metadata = read_metadata(file, text)
 
@@ -129,7 +121,7 @@ class OrtSession(Session):
             raise BackendError("the session is closed")
         names = [spec.name for spec in self.outputs]
         try:
-            return dict(zip(names, session.run(names, dict(inputs))))
+            return dict(zip(names, session.run(names, dict(inputs), _quiet())))
         except Exception as error:
             raise BackendError(f"ONNX Runtime failed: {first_line(error)}") from error
 
@@ -155,8 +147,7 @@ class OrtSession(Session):
         session = self._session
         if session is None:
             raise BackendError("the session is closed")
-        binding, options = session.io_binding(), onnxruntime.RunOptions()
-        options.log_severity_level = _FATAL_ONLY  # an error is raised, and need not be printed as well
+        binding, options = session.io_binding(), _quiet()
         try:
             for name, value in inputs.items():
                 binding.bind_cpu_input(name, np.ascontiguousarray(value))
@@ -228,7 +219,7 @@ class OrtSession(Session):
                         binding.bind_cpu_input(name, np.ascontiguousarray(value))
                 for spec in self.outputs:
                     binding.bind_output(spec.name, *place)
-                session.run_with_iobinding(binding)
+                session.run_with_iobinding(binding, _quiet())
                 binding.synchronize_outputs()
                 values = binding.get_outputs()
             except Exception as error:
@@ -277,9 +268,18 @@ def _open(file: Path, options: Any, device: Device, max_batch: Optional[int]) ->
     return session
 
 
-def _spec(item: Any) -> TensorSpec:
-    shape = tuple(size if isinstance(size, (int, str)) else UNKNOWN for size in item.shape)
-    return TensorSpec(item.name, _DTYPES.get(item.type, item.type), shape)
+def _quiet() -> Any:
+    """Options of a run: its error is raised, and need not be printed as well."""
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = _FATAL_ONLY
+    return options
+
+
+def _spec(file: Path, kind: str, item: Any) -> TensorSpec:
+    if item.type not in _DTYPES:
+        raise ArtifactError(f"{file}: {kind} {item.name} is {item.type}; expected a tensor of {', '.join(DTYPES)}")
+    known = (isinstance(size, str) or (isinstance(size, int) and size >= 0) for size in item.shape)
+    return TensorSpec(item.name, _DTYPES[item.type], tuple(s if k else UNKNOWN for s, k in zip(item.shape, known)))
 
 
 def _device_array(device: CudaDevice, value: Any, dtype: str) -> DeviceArray:

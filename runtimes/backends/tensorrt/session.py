@@ -21,6 +21,7 @@ from detr_export.runtimes.backends.tensorrt.profiles import ShapeProfile, descri
 from detr_export.runtimes.backends.tensorrt.sidecar import read_sidecar
 from detr_export.runtimes.devices import CUDA, parse_device
 from detr_export.runtimes.errors import ArtifactError, BackendError, InputError
+from detr_export.runtimes.files import require_regular
 from detr_export.runtimes.session import UNKNOWN, Session, TensorSpec, check_inputs
 
 _DEFAULT_GRAPHS = 8  # for each context, if CUDA graphs are available and the caller gave no number
@@ -57,8 +58,7 @@ class TensorRTSession(Session):
         cuda_graphs: Optional[int] = None,
     ) -> None:
         file = Path(path)
-        if not file.is_file():
-            raise ArtifactError(f"{file} does not exist or is not a file")
+        require_regular(file, ArtifactError)
         place = parse_device(device)
         if place.kind != CUDA:
             raise BackendError(
@@ -66,6 +66,8 @@ class TensorRTSession(Session):
             )
         if contexts < 1:
             raise BackendError(f"contexts is {contexts}; expected at least 1")
+
+        self.source = str(file)
 
         # Whether the engine may be opened here
         plan = file.read_bytes()

@@ -6,17 +6,25 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
+from detr_export.runtimes.described import processor_of
+from detr_export.runtimes.documents import Size, parse, read_document, shown, typed
 from detr_export.runtimes.errors import ArtifactError
 from detr_export.runtimes.files import write_atomically
 from detr_export.runtimes.metadata import Metadata
-from detr_export.runtimes.session import TensorSpec
+from detr_export.runtimes.metadata_schema import VersionSchema, require_one_of
+from detr_export.runtimes.session import DTYPES, TensorSpec
 
 FORMAT_VERSION = 2  # it is raised when a reader of the older format would misread the document
+
+_DAMAGED = "it is damaged"
+_PRECISIONS = ("fp32", "fp16", "int8")
+_VERSION = re.compile(r"\d{1,9}(\.\d{1,9}){0,5}[\w.+-]{0,40}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -55,38 +63,108 @@ class EngineSidecar:
         """Reads the document.
 
         Raises:
-            ArtifactError: the text is not JSON, lacks a field, or has a format that is newer than this version reads.
+            ArtifactError: the text is not JSON, lacks a field, has one of another type or range, or has a format that is
+                newer than this version reads.
         """
-        try:
-            values = json.loads(text)
-            if values["format_version"] > FORMAT_VERSION:
-                raise ArtifactError(f"format {values['format_version']} is newer than this detr-export reads; update it")
-            if values["format_version"] == 1:
-                values = _from_1(values)
-            values = {item.name: values[item.name] for item in fields(cls)}
-            for name in ("inputs", "outputs"):
-                values[name] = tuple(TensorSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in values[name])
-            values["targets"] = tuple((int(major), int(minor)) for major, minor in values["targets"])
-            if not isinstance(values["verified"], bool):
-                raise TypeError("verified is neither true nor false")
-            values["profiles"] = tuple(values["profiles"])
-            values["metadata"] = Metadata.from_json(json.dumps(values["metadata"]))
-            return cls(**values)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ArtifactError(f"it is damaged: {error!r}") from error
+        return cls.from_document(parse(text, "it", ArtifactError))
+
+    @classmethod
+    def from_document(cls, document: Any) -> EngineSidecar:
+        """Reads the document after JSON was parsed; errors as of `from_json`."""
+        version = typed(document, VersionSchema, _DAMAGED, ArtifactError).format_version
+        if version > FORMAT_VERSION:
+            raise ArtifactError(f"format {version} is newer than this detr-export reads; update it")
+        found = typed(_from_1(document) if version == 1 else document, _Schema, _DAMAGED, ArtifactError)
+        require_one_of(found.precision, _PRECISIONS, f"{_DAMAGED}: precision")
+        if _VERSION.fullmatch(found.library_version) is None:
+            raise ArtifactError(
+                f"{_DAMAGED}: library_version is {shown(found.library_version)}; expected numbers like 10.9.0"
+            )
+        for name in ("inputs", "outputs"):
+            for spec in getattr(found, name):
+                require_one_of(spec.dtype, DTYPES, f"{_DAMAGED}: the dtype of {spec.name!r:.60} in {name}")
+        return cls(
+            sha256=found.sha256,
+            source_sha256=found.source_sha256,
+            build_key=found.build_key,
+            library=found.library,
+            library_version=found.library_version,
+            cuda=found.cuda,
+            gpu=found.gpu,
+            targets=tuple(found.targets),
+            precision=found.precision,
+            fallback=found.fallback,
+            version_compatible=found.version_compatible,
+            hardware_compatible=found.hardware_compatible,
+            profiles=tuple(found.profiles),
+            inputs=tuple(TensorSpec(spec.name, spec.dtype, tuple(spec.shape)) for spec in found.inputs),
+            outputs=tuple(TensorSpec(spec.name, spec.dtype, tuple(spec.shape)) for spec in found.outputs),
+            layers=found.layers,
+            attestation=found.attestation,
+            kernels=found.kernels,
+            verified=found.verified,
+            metadata=Metadata.from_document(found.metadata),
+        )
 
 
-def _from_1(values: Mapping[str, Any]) -> dict[str, Any]:
+@dataclass
+class _SpecSchema:
+    name: str
+    dtype: str
+    shape: list[Union[Size, str]]
+
+
+@dataclass
+class _Schema:
+    """The types of the fields of an `EngineSidecar`."""
+
+    sha256: str
+    source_sha256: str
+    build_key: str
+    library: str
+    library_version: str
+    cuda: Optional[str]
+    gpu: Optional[str]
+    targets: list[tuple[Size, Size]]
+    precision: str
+    fallback: Optional[str]
+    version_compatible: bool
+    hardware_compatible: bool
+    profiles: list[str]
+    inputs: list[_SpecSchema]
+    outputs: list[_SpecSchema]
+    layers: dict[str, Size]
+    attestation: Optional[dict[str, Any]]
+    kernels: Optional[dict[str, Any]]
+    verified: bool
+    metadata: dict[str, Any]
+
+
+@dataclass
+class _Compared:
+    parity: Optional[dict[str, Any]]
+
+
+@dataclass
+class _Schema1:
+    """What was written in another way in format 1."""
+
+    tensorrt: str
+    compute_capability: tuple[Size, Size]
+    metadata: _Compared
+
+
+def _from_1(document: Mapping[str, Any]) -> dict[str, Any]:
     """A document of format 1, which knew TensorRT alone, as one of this format."""
+    old = typed(document, _Schema1, _DAMAGED, ArtifactError)
     return {
-        **values,
+        **document,
         "library": "tensorrt",
-        "library_version": values["tensorrt"],
-        "targets": [values["compute_capability"]],
+        "library_version": old.tensorrt,
+        "targets": [old.compute_capability],
         "attestation": None,
         "kernels": None,
-        "verified": values["metadata"]["parity"] is not None,
-        "format_version": FORMAT_VERSION,
+        "verified": old.metadata.parity is not None,
     }
 
 
@@ -111,12 +189,15 @@ def read_sidecar(engine: Path) -> Optional[EngineSidecar]:
         ArtifactError: the document cannot be read.
     """
     path = sidecar_path(engine)
-    if not path.is_file():
-        return None
     try:
-        return EngineSidecar.from_json(path.read_text(encoding="utf-8"))
-    except (ArtifactError, OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path}: {error}; build the engine again: detr-export trt SOURCE -o {engine}") from error
+        sidecar = EngineSidecar.from_document(read_document(path, ArtifactError))
+        processor_of(sidecar.metadata)
+    except FileNotFoundError:
+        return None
+    except ArtifactError as error:
+        named = str(error) if str(path) in str(error) else f"{path}: {error}"
+        raise ArtifactError(f"{named}; build the engine again: detr-export trt SOURCE -o {engine}") from error
+    return sidecar
 
 
 def source_of(engine: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,9 @@ class FakeSession(Session):
         outputs: Sequence[str] = ("logits", "pred_boxes"),
     ) -> None:
         self.inputs, self.metadata, self._change = tuple(inputs), metadata, change
-        self.outputs = tuple(TensorSpec(name, "float32", ("batch", 3)) for name in outputs)
+        if metadata is not None and any(spec.dtype == "uint8" for spec in inputs):
+            self.metadata = replace(metadata, input="uint8")
+        self.outputs = tuple(TensorSpec(name, "float32", ()) for name in outputs)  # of no declared shape
         self.seen: list[Arrays] = []
 
     def _run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:

@@ -158,7 +158,7 @@ def test_external_data_elsewhere_is_refused(backend: Backend, relative: bool, tm
     (tmp_path / "secret.bin").write_bytes(np.float32(5).tobytes())
     (tmp_path / "model").mkdir()
     location = "../secret.bin" if relative else str(tmp_path / "secret.bin")
-    with pytest.raises(ArtifactError, match=f"cannot be loaded by {backend.title}"):
+    with pytest.raises(ArtifactError, match="expected a file in the folder of the ONNX file"):
         backend.open(adder(tmp_path / "model" / "a.onnx", location))
 
 
@@ -170,7 +170,7 @@ def test_dimensions_without_names(backend: Backend, tmp_path: Path) -> None:
 
 
 def test_damaged_metadata_names_the_file(backend: Backend, tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"a.onnx: the file's metadata is damaged"):
+    with pytest.raises(ArtifactError, match=r"a.onnx: the file's metadata is not JSON"):
         backend.open(adder(tmp_path / "a.onnx", **{METADATA_KEY: "{"}))
 
 
@@ -184,7 +184,7 @@ def test_reading_is_not_writing(backend: Backend, tiny_onnx: Path) -> None:
 
 @pytest.mark.parametrize("threads", [0, -2])
 def test_refuses_a_number_of_threads(backend: Backend, threads: int, tiny_onnx: Path) -> None:
-    with pytest.raises(BackendError, match=f"threads is {threads}; expected at least 1"):
+    with pytest.raises(InputError, match=f"threads is {threads}; expected 1 to"):
         backend.open(tiny_onnx, threads=threads)
 
 

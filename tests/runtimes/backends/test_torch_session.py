@@ -104,7 +104,7 @@ def test_cuda_that_is_not_there(tiny_checkpoint: Path, monkeypatch: pytest.Monke
 
 
 def test_refuses_threads(tiny_checkpoint: Path) -> None:
-    with pytest.raises(BackendError, match="threads is 0; expected at least 1"):
+    with pytest.raises(InputError, match="threads is 0; expected 1 to"):
         TorchSession.open(tiny_checkpoint, threads=0)
 
 

@@ -40,6 +40,10 @@ class SlowPredictor:
         self.go.set()
         self.error: Exception | None = None
         self.runs: list[int] = []  # pictures of each
+        self.draws_masks = False
+
+    def model_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return size
 
     def predict(self, images: list[Image.Image], task: str, threshold: float, *, batch_size: int) -> list[Detections]:
         self.runs.append(len(images))
@@ -208,9 +212,9 @@ def test_errors_of_the_model(
 def test_decoding_does_not_block_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     go, decode = threading.Event(), service_module.decode_picture
 
-    def slowly(data: bytes, max_pixels: int) -> Image.Image:
+    def slowly(data: bytes, *arguments: Any) -> Image.Image:
         assert go.wait(SECONDS)
-        return decode(data, max_pixels)
+        return decode(data, *arguments)
 
     monkeypatch.setattr(service_module, "decode_picture", slowly)
 

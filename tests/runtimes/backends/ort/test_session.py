@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 
 from detr_export.runtimes.backends.ort.session import OrtSession
+from detr_export.runtimes.cpu import available_cores
 from detr_export.runtimes.errors import BackendError
 from detr_export.verification.cases import Case, make_inputs
 
@@ -18,7 +19,7 @@ INPUTS = make_inputs(Case(70, 90, ((70, 90), (50, 61))), 3, True, seed=4)
 
 @pytest.mark.parametrize(
     "options",
-    [{"threads": 1}, {"threads": 3}, {"denormals_as_zero": True}]
+    [{"threads": 1}, {"threads": available_cores()}, {"denormals_as_zero": True}]
     + [{"graph_optimization": level} for level in ("disabled", "basic", "extended", "all")],
     ids=str,
 )
@@ -29,7 +30,7 @@ def test_options_keep_the_numbers(options: dict, tiny_onnx: Path) -> None:
             assert np.abs(given[name] - expected[name]).max() <= 1e-4
 
 
-@pytest.mark.parametrize("threads", [1, 5])
+@pytest.mark.parametrize("threads", [1, available_cores()])
 def test_threads_reach_onnxruntime(threads: int, tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     original = onnxruntime.InferenceSession

@@ -816,7 +816,7 @@ def test_an_engine_that_was_changed(engine: Path, tensorrt: Knobs, monkeypatch: 
 def test_a_damaged_sidecar(content: str, engine: Path) -> None:
     sidecar_path(engine).write_text(content)
     for trust in (False, True):
-        with pytest.raises(ArtifactError, match=r"tiny.engine.json: .*build the engine again: detr-export trt"):
+        with pytest.raises(ArtifactError, match=r"tiny.engine.json.*build the engine again: detr-export trt"):
             open_engine(engine, trust_engine=trust)
 
 
