@@ -33,6 +33,7 @@ class Source:
     place: Path  # of its drawn copy below an output folder, without suffix
     page: Optional[int] = None  # which one, from 1, of a file of several pages
     content: Optional[bytes] = field(default=None, repr=False)  # what stdin held
+    allow_truncated: bool = False  # whether a file that was cut short is taken as far as it goes
 
     @property
     def title(self) -> str:
@@ -46,10 +47,10 @@ class Source:
             ImageError: it cannot be fetched or read.
         """
         if isinstance(self.image, Path):
-            picture, several = load_page(self.image, self.title, self.page or 1)
+            file: Union[Path, bytes] = self.image
         else:
-            content = fetch(self.image) if self.content is None else self.content
-            picture, several = load_page(content, self.title, self.page or 1)
+            file = fetch(self.image) if self.content is None else self.content
+        picture, several = load_page(file, self.title, self.page or 1, self.allow_truncated)
         return picture, several and self.page is None
 
     def size(self) -> Optional[Size]:
@@ -78,7 +79,11 @@ def source_of(path: Path) -> Source:
 
 
 def find_sources(
-    given: Iterable[str], output: Optional[Path] = None, all_frames: bool = False, stdin: Optional[BinaryIO] = None
+    given: Iterable[str],
+    output: Optional[Path] = None,
+    all_frames: bool = False,
+    stdin: Optional[BinaryIO] = None,
+    allow_truncated: bool = False,
 ) -> Sources:
     """Finds the pictures that were named, each once, in the order in which they were named; those of a folder are sorted.
 
@@ -88,6 +93,7 @@ def find_sources(
         output: a folder for results, which is passed over where it lies in one of the folders.
         all_frames: whether each page of a file is a picture. Else the first one is.
         stdin: is read for `-`.
+        allow_truncated: whether files that were cut short are taken as far as they go; else reading one raises.
 
     Raises:
         ImageError: something does not exist, a folder or glob has no pictures, or `all_frames` goes with an address, whose
@@ -101,7 +107,7 @@ def find_sources(
             found.setdefault(key, source)
     if not found:
         raise ImageError("no images were named: expected at least one file, folder, glob or address; add one")
-    pictures = [*_with_own_names(found.values())]
+    pictures = [replace(source, allow_truncated=allow_truncated) for source in _with_own_names(found.values())]
     if all_frames:
         pictures = [page for source in pictures for page in _pages(source)]
     return Sources(tuple(pictures), skipped)
