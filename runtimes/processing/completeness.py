@@ -102,7 +102,7 @@ def _png(stream: BinaryIO) -> Optional[str]:
 
 def count_gif_frames(image: Image.Image) -> int:
     """The number of frames of an open GIF, without decoding them; those behind a cut are not counted."""
-    stream = image.fp
+    stream: BinaryIO = image.fp  # type: ignore[attr-defined]
     place = stream.tell()
     try:
         stream.seek(0)

@@ -269,7 +269,7 @@ def _opened_image(stream: BinaryIO, name: str, remedy: str = "convert it first")
 
 
 def _let_pillow_read(stream: BinaryIO, name: str) -> None:
-    """Does what Pillow needs before it opens a file: its own limit, and the size of a WebP, for which it takes memory first."""
+    """What Pillow needs before it opens a file: its own limit, and a look at a WebP, for which it takes memory first."""
     if current().pixels > Limits.pixels and Image.MAX_IMAGE_PIXELS is not None:
         # The user raised our limit, and Pillow refuses above twice its own, which has no other switch than this.
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, current().pixels)

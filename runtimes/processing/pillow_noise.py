@@ -1,7 +1,7 @@
 """Keeps Pillow and the libraries in it from writing to the terminal: what matters of it becomes an `ImageError`.
 
-Pillow warns of large pictures, of damaged EXIF and of odd tags in a TIFF, some of it by way of `logging`; none of that changes
-the pixels, or it is refused here anyway. libtiff writes its errors to the file descriptor of stderr, past Python.
+Pillow warns of large pictures, of damaged EXIF and of odd tags in a TIFF, some of it by way of `logging`. None of that changes
+the pixels, or it is refused anyway. libtiff writes its errors to the file descriptor of stderr, past Python.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _lock = threading.RLock()  # a file descriptor belongs to the whole process
 
 
 def silence_pillow() -> None:
-    """Turns off the warnings and the log of Pillow, for this process. An application that has a handler still gets the log."""
+    """Turns off the warnings and the log of Pillow in this process. An application with a handler still gets the log."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("PIL").addHandler(logging.NullHandler())
 

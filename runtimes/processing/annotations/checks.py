@@ -109,8 +109,8 @@ def box(parent: Mapping[str, Any], where: str) -> list[float]:
     numbers = four_numbers(parent, where)
     if min(numbers[2:]) <= 0:
         raise AnnotationError(
-            f"{where}: bbox {told(parent['bbox'])} has no area: expected [x_min, y_min, width, height] with a width and height above "
-            "0; remove that annotation, or convert corners to a width and height"
+            f"{where}: bbox {told(parent['bbox'])} has no area: expected [x_min, y_min, width, height] with a width and "
+            "height above 0; remove that annotation, or convert corners to a width and height"
         )
     return numbers
 
@@ -210,7 +210,7 @@ def file_inside(parent: Mapping[str, Any], where: str, what: str = "a picture") 
     value = file_name(parent, where, what)
     if leads_out(value):
         raise AnnotationError(
-            f"{where}: file_name is {told(value)}: expected the path of {what} inside its folder, without .. and not absolute"
+            f"{where}: file_name is {told(value)}: expected the path of {what} in its folder: without .. and not absolute"
         )
     return value
 

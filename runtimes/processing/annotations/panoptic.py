@@ -135,7 +135,7 @@ def panoptic_path(record: Mapping[str, Any], image: str, masks_path: Union[str, 
     """The path of the PNG of a record; `image` is the name of the image in messages.
 
     Raises:
-        AnnotationError: the record has no file_name, it leads out of the folder, or `masks_path` is not the name of a folder.
+        AnnotationError: the record has no file_name or one outside of the folder, or `masks_path` is no folder's name.
     """
     file_name = checks.file_inside(record, image, "the panoptic PNG")
     if not isinstance(masks_path, (str, os.PathLike)):
