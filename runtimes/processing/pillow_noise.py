@@ -1,7 +1,7 @@
 """Keeps Pillow and the libraries in it from writing to the terminal: what matters of it becomes an `ImageError`.
 
-Pillow warns of large pictures, of damaged EXIF and of odd tags in a TIFF, some of it by way of `logging`. None of that changes
-the pixels, or it is refused anyway. libtiff writes its errors to the file descriptor of stderr, past Python.
+Pillow warns of large pictures, of damaged EXIF and of odd tags in a TIFF, some of it by way of `logging`. What changes the
+pixels is refused anyway. libtiff writes its errors to the file descriptor of stderr, past Python.
 """
 
 from __future__ import annotations
