@@ -217,7 +217,7 @@ def _check_panoptic(
     for image_id, item, _ in records:
         good = []
         for segment in item["segments_info"]:
-            where = f"image {image_id}, segment {segment.get('id')!r:.40}"
+            where = f"image {image_id}, segment {checks.told(segment.get('id'))}"
             try:
                 checks.integer(segment, "id", where)
                 if checks.crowd_flag(segment, where):

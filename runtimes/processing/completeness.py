@@ -82,11 +82,9 @@ def _png(stream: BinaryIO) -> Optional[str]:
     stream.seek(_PNG_SIGNATURE)
     while True:
         header = stream.read(8)
-        if len(header) < 8:
-            return "the end of the PNG (IEND)"
-        length, kind = struct.unpack(">I4s", header)
+        length, kind = struct.unpack(">I4s", header) if len(header) == 8 else (0, b"IEND")
         if kind == b"IEND":
-            return None
+            return None if len(stream.read(4)) == 4 else "the end of the PNG (IEND)"
         if kind not in _PIXELS:
             stream.seek(length + 4, 1)
             continue

@@ -43,6 +43,7 @@ ImageSource = Union[str, os.PathLike, bytes, bytearray, memoryview, Image.Image,
 
 _EXIF_ORIENTATION = 0x0112
 _TIFF_WIDTH = 0x0100
+_PILLOWS_LIMIT = 2**30 // 4 // 3  # what Image.MAX_IMAGE_PIXELS is, if nobody changed it
 _WEBP_HEADER = 30  # bytes, up to the size of the canvas
 # EXIF orientation -> the operation that turns the stored pixels upright; 1 is upright already (EXIF 2.3, tag 0x0112).
 _UPRIGHT = {
@@ -291,9 +292,9 @@ def _require_at_most_pixels(width: int, height: int, name: str) -> None:
 
 
 def _most_pixels() -> int:
-    """Our limit; or Pillow's, if the application lowered that one."""
+    """Our limit; or Pillow's, if the application lowered that one. Pillow itself refuses from twice its limit on."""
     ours, pillows = current().pixels, Image.MAX_IMAGE_PIXELS
-    return ours if pillows is None else min(ours, pillows)
+    return ours if pillows is None or pillows >= _PILLOWS_LIMIT else min(ours, pillows)
 
 
 def _require_known_pixels(image: Image.Image, name: str) -> None:

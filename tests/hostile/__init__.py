@@ -1,0 +1,1 @@
+"""Hostile inputs: each is one clear error, before work and memory."""
