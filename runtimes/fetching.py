@@ -75,14 +75,15 @@ def fetch(address: str, max_bytes: Optional[int] = None, timeout: float = TIMEOU
         return content
     except urllib.error.HTTPError as error:
         error.close()
-        raise ImageError(f"{address}: the server answered {error.code} {error.reason!s:.80}; check the address") from error
+        reason = " ".join(str(error.reason).split())
+        raise ImageError(f"{address}: the server answered {error.code} {reason:.200}; check the address") from error
     except (OSError, http.client.HTTPException, ValueError) as error:  # URLError is an OSError
         reason = getattr(error, "reason", error)
         if watch.is_over() or isinstance(reason, TimeoutError) or "timed out" in str(reason):
             raise ImageError(
                 f"{address} did not come within {timeout:g} seconds; try again, or download it first"
             ) from error
-        text = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
+        text = " ".join(str(getattr(reason, "strerror", None) or reason).split()) or type(reason).__name__
         raise ImageError(f"cannot fetch {address}: {text:.200}; check the address and the network") from error
 
 
@@ -119,6 +120,7 @@ class _Watch:
 
     def __exit__(self, *_: object) -> None:
         self._timer.cancel()
+        self._timer.join()
         with self._lock:
             for held in self._sockets:
                 held.close()
@@ -186,6 +188,15 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
                     "you trust the network"
                 )
         return super().redirect_request(req, *args)
+
+    def http_error_302(self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any) -> Any:
+        try:
+            return super().http_error_302(req, fp, code, msg, headers)
+        except ValueError:  # the new address is none
+            fp.close()
+            raise
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 def _opener(watch: _Watch, allow_http: bool) -> urllib.request.OpenerDirector:

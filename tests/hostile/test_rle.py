@@ -196,7 +196,7 @@ def test_polygons_may_reach_out_of_their_image(size: tuple[int, int]) -> None:
     height, width = size
     out = max(1000, width)
     assert checks.polygons([[-out, 0, width + out, 0, 0, height]], size, "it") == [[-out, 0, width + out, 0, 0, height]]
-    with pytest.raises(AnnotationError, match="it: segmentation.0.: x is"):
+    with pytest.raises(AnnotationError, match=r"it: segmentation\[0\]: x is"):
         checks.polygons([[-out - 1, 0, 5, 0, 5, 5]], size, "it")
 
 
@@ -204,9 +204,7 @@ def test_the_masks_of_one_image_have_a_limit(monkeypatch: pytest.MonkeyPatch) ->
     item = {"bbox": [0, 0, 2, 2], "category_id": 1, "area": 4, "segmentation": [SQUARE]}
     record = {"image_id": 7, "annotations": [item, item]}
     monkeypatch.setattr(limits, "_current", limits.Limits(batch_pixels=1199))
-    with pytest.raises(
-        AnnotationError, match="image 7: pixels of the masks of all annotations is 1200; expected at most 1199"
-    ):
+    with pytest.raises(AnnotationError, match="image 7: pixels of the masks of all annotations is 1200; "):
         prepare_detection(record, (20, 30), True)
     monkeypatch.setattr(limits, "_current", limits.Limits(batch_pixels=1200))
     assert prepare_detection(record, (20, 30), True)["masks"].shape == (2, 20, 30)
