@@ -191,7 +191,7 @@ def _lines(file: Path, root: Path) -> Iterator[tuple[str, str]]:
             raise ValueError(f"it has {len(content)} bytes; expected at most {_LINE_BYTES}")
         text = content.decode("utf-8")
     except (AnnotationError, ValueError) as error:
-        yield str(name), f"unreadable: {error}"
+        yield str(name), f"unreadable: {str(error).replace(str(file), 'it')}"
         return
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
