@@ -518,6 +518,13 @@ def predict(
     all_frames: Annotated[
         bool, typer.Option("--all-frames", help="Predict on every page or frame of a file. Else on the first one.")
     ] = False,
+    allow_truncated: Annotated[
+        bool,
+        typer.Option("--allow-truncated", help="Take files that were cut short as far as they go. Else they are errors."),
+    ] = False,
+    allow_http: Annotated[
+        bool, typer.Option("--allow-http", help="Take pictures from other machines by http:// too. Else only by https://.")
+    ] = False,
     task: Annotated[
         PredictTask,
         typer.Option(help="panoptic, instances and semantic need a segmentation model, tables a Table Transformer."),
@@ -618,7 +625,7 @@ def predict(
     except InputError as error:
         raise typer.BadParameter(str(error)) from None
     stdin = getattr(sys.stdin, "buffer", None)  # None where stdin is closed
-    sources = find_sources(images, output, all_frames, stdin)
+    sources = find_sources(images, output, all_frames, stdin, allow_truncated, allow_http)
     attentions = explain and kind_of(model) == CHECKPOINT  # a file was exported with them, or does not have them
     with Predictor.load(
         model,

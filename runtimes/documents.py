@@ -60,6 +60,13 @@ def read_document(file: Union[str, os.PathLike[str]], kind: type[DetrError], lim
         FileNotFoundError: there is no such file, and the caller knows what it is needed for.
         kind: it cannot be read, is too large, or is not JSON.
     """
+    return parse(read_content(file, kind, limit), os.fspath(file), kind, limit)
+
+
+def read_content(
+    file: Union[str, os.PathLike[str]], kind: type[DetrError], limit: str = "document_bytes", what: str = "a JSON document"
+) -> bytes:
+    """The bytes of a file; arguments and errors as of `read_document`, and `what` is what the file should be."""
     where = os.fspath(file)
     try:
         # A pipe that nobody writes to would be waited for, but for O_NONBLOCK.
@@ -67,14 +74,15 @@ def read_document(file: Union[str, os.PathLike[str]], kind: type[DetrError], lim
         with open(descriptor, "rb") as stream:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
-                raise kind(f"{where} is not a regular file; expected a JSON document")
+                raise kind(f"{where} is not a regular file; expected {what}")
             require_at_most(limit, found.st_size, f"the size of {where} in bytes", kind)
             content = stream.read(getattr(current(), limit) + 1)
+            require_at_most(limit, len(content), f"the size of {where} in bytes", kind)
+            return content
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise kind(f"cannot read {where}: {getattr(error, 'strerror', None) or error}") from error
-    return parse(content, where, kind, limit)
 
 
 def parse(text: Union[str, bytes], where: str, kind: type[DetrError], limit: str = "document_bytes") -> Any:

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Optional, Union
 
 from detr_export.runtimes.errors import ArtifactError, BackendError, DetrError, missing_extra
+from detr_export.runtimes.fetching import require_secure
 from detr_export.runtimes.files import user_path
 from detr_export.runtimes.mask_head import mask_head_file
 
@@ -93,6 +94,8 @@ def settings_file(source: Union[str, os.PathLike[str]], name: str, revision: Opt
 def hub_errors(name: str, wanted: str, revision: Optional[str], kind: type[DetrError]) -> Iterator[None]:
     """Turns the hub's errors in its block into ours, and keeps `huggingface_hub` from warning of each retry.
 
+    The hub's address may be another one (HF_ENDPOINT); over http only on this machine.
+
     Args:
         name: what the user typed, for messages. Nothing on this machine has this name.
         wanted: the file that the repository must have.
@@ -104,6 +107,7 @@ def hub_errors(name: str, wanted: str, revision: Optional[str], kind: type[DetrE
     """
     try:
         from huggingface_hub import logging
+        from huggingface_hub.constants import ENDPOINT
         from huggingface_hub.errors import (
             EntryNotFoundError,
             GatedRepoError,
@@ -115,6 +119,7 @@ def hub_errors(name: str, wanted: str, revision: Optional[str], kind: type[DetrE
     except ImportError:
         raise BackendError(f"{name} does not exist here, and {missing_extra('huggingface_hub', 'hub')}") from None
 
+    require_secure(ENDPOINT, f"the hub's address {ENDPOINT} (HF_ENDPOINT)", "set one that begins with https://", kind)
     logging.set_verbosity_error()  # the outcome is reported below
     try:
         yield

@@ -32,6 +32,8 @@ class Limits:
     edge: int = 65_535  # height or width of what an image is resized or padded to, in pixels
     batch_pixels: int = 1 << 30  # of a whole padded batch
     points: int = 1_000_000  # of the polygons of one annotation
+    outline: int = 4_000_000  # length of these polygons' edges together, in pixels: each takes 80 bytes to draw
+    pages: int = 10_000  # of a TIFF, or frames of an animation, when all of them are asked for
     download_bytes: int = 64 * 2**20  # of a picture from the web
 
 

@@ -545,7 +545,7 @@ class Predictor:
         """Gives every pixel a class, whose id is in the map. Images, result and errors are as in `segment_panoptic`."""
 
         def segment(outputs: Outputs, sizes: Sizes) -> list[Segmentation]:
-            maps = post_process_semantic_segmentation(outputs, sizes)
+            maps = post_process_semantic_segmentation(outputs, sizes, dtype=np.int32)
             return [make_segmentation("semantic", classes, [], self.id2label) for classes in maps]
 
         self._require_output(

@@ -15,8 +15,9 @@ from urllib.parse import unquote, urlsplit
 from PIL import Image
 
 from detr_export.runtimes.errors import ImageError
-from detr_export.runtimes.fetching import MAX_BYTES, fetch, is_address
+from detr_export.runtimes.fetching import fetch, is_address
 from detr_export.runtimes.grouping import Size, size_of_file
+from detr_export.runtimes.limits import current
 from detr_export.runtimes.processing.image_paths import expand_glob, list_folder, missing, no_pictures
 from detr_export.runtimes.processing.pages import count_pages, load_page
 
@@ -33,6 +34,8 @@ class Source:
     place: Path  # of its drawn copy below an output folder, without suffix
     page: Optional[int] = None  # which one, from 1, of a file of several pages
     content: Optional[bytes] = field(default=None, repr=False)  # what stdin held
+    allow_truncated: bool = False  # whether a file that was cut short is taken as far as it goes
+    allow_http: bool = False  # whether an address may be of another machine without https
 
     @property
     def title(self) -> str:
@@ -46,10 +49,10 @@ class Source:
             ImageError: it cannot be fetched or read.
         """
         if isinstance(self.image, Path):
-            picture, several = load_page(self.image, self.title, self.page or 1)
+            file: Union[Path, bytes] = self.image
         else:
-            content = fetch(self.image) if self.content is None else self.content
-            picture, several = load_page(content, self.title, self.page or 1)
+            file = fetch(self.image, allow_http=self.allow_http) if self.content is None else self.content
+        picture, several = load_page(file, self.title, self.page or 1, self.allow_truncated)
         return picture, several and self.page is None
 
     def size(self) -> Optional[Size]:
@@ -78,7 +81,12 @@ def source_of(path: Path) -> Source:
 
 
 def find_sources(
-    given: Iterable[str], output: Optional[Path] = None, all_frames: bool = False, stdin: Optional[BinaryIO] = None
+    given: Iterable[str],
+    output: Optional[Path] = None,
+    all_frames: bool = False,
+    stdin: Optional[BinaryIO] = None,
+    allow_truncated: bool = False,
+    allow_http: bool = False,
 ) -> Sources:
     """Finds the pictures that were named, each once, in the order in which they were named; those of a folder are sorted.
 
@@ -88,6 +96,8 @@ def find_sources(
         output: a folder for results, which is passed over where it lies in one of the folders.
         all_frames: whether each page of a file is a picture. Else the first one is.
         stdin: is read for `-`.
+        allow_truncated: whether files that were cut short are taken as far as they go; else reading one raises.
+        allow_http: whether addresses on other machines may begin with http://.
 
     Raises:
         ImageError: something does not exist, a folder or glob has no pictures, or `all_frames` goes with an address, whose
@@ -101,7 +111,9 @@ def find_sources(
             found.setdefault(key, source)
     if not found:
         raise ImageError("no images were named: expected at least one file, folder, glob or address; add one")
-    pictures = [*_with_own_names(found.values())]
+    pictures = [
+        replace(source, allow_truncated=allow_truncated, allow_http=allow_http) for source in _with_own_names(found.values())
+    ]
     if all_frames:
         pictures = [page for source in pictures for page in _pages(source)]
     return Sources(tuple(pictures), skipped)
@@ -117,9 +129,10 @@ def pages_note(files: int) -> Optional[str]:
 
 def _expanded(text: str, output: Optional[Path], stdin: Optional[BinaryIO], skipped: Counter[str]) -> Iterator[Source]:
     if text == STDIN:
-        content = b"" if stdin is None else stdin.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise ImageError(f"stdin holds more than {MAX_BYTES / 2**20:g} MiB; expected one picture; name a file instead")
+        most = current().download_bytes
+        content = b"" if stdin is None else stdin.read(most + 1)
+        if len(content) > most:
+            raise ImageError(f"stdin holds more than {most / 2**20:g} MiB; expected one picture; name a file instead")
         yield Source(STDIN, STDIN, Path("stdin"), content=content)
     elif is_address(text):
         yield Source(text, text, Path(_file_name(text)))

@@ -27,7 +27,7 @@ from detr_export.runtimes.processing.annotations.coco_file import (
     images_by_id,
     read_annotation_file,
 )
-from detr_export.runtimes.processing.rle import decode_rle, encode_compressed_rle
+from detr_export.runtimes.processing.rle import checked_counts, compress_counts, encode_compressed_rle
 from detr_export.runtimes.results.detections import Detections
 
 try:
@@ -97,6 +97,9 @@ class CocoEvaluator:
             raise InputError(f"iou_types are {tuple(iou_types)}; expected some of {', '.join(IOU_TYPES)}")
         document = read_annotation_file(annotations.dataset if isinstance(annotations, COCO) else annotations)
         self.images = images_by_id(document)
+        for image_id, record in self.images.items():
+            if "height" in record or "width" in record:
+                checks.image_size(record, f"image {image_id}")
         self.categories = category_names(document)
         self._annotations: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in self.images}
         for index, item in enumerate(document["annotations"]):
@@ -213,20 +216,21 @@ class CocoEvaluator:
         """The run-length encoding of an annotation, at the size of its image."""
         where = f"annotations[{item['id'] - 1}] of image {item['image_id']}"
         image = self.images[item["image_id"]]
-        size = tuple(checks.integer(image, side, f"image {item['image_id']}") for side in ("height", "width"))
+        size = checks.image_size(image, f"image {item['image_id']}")
         value = item["segmentation"]
-        if isinstance(value, Mapping):  # decoded only as a check: in pycocotools a damaged one may end the process
+        if isinstance(
+            value, Mapping
+        ):  # pycocotools gets counts that were checked, written anew: a damaged one ends the process
             try:
-                found = decode_rle(value).shape
-            except (AnnotationError, TypeError, ValueError) as error:
+                counts, _ = checked_counts(value, size)
+            except AnnotationError as error:
                 raise AnnotationError(f"{where}: segmentation: {error}") from error
-            if found != size:
-                raise AnnotationError(f"{where}: segmentation has size {list(found)}: expected {list(size)}, the image's")
-        elif isinstance(value, (list, tuple)):
-            value = checks.polygons(value, where)
-        else:
-            raise AnnotationError(f"{where}: segmentation is {value!r:.80}: expected polygons or a run-length encoding")
-        return truth.annToRLE({**item, "segmentation": value})
+            return {"size": list(size), "counts": compress_counts(counts).encode()}
+        if not isinstance(value, (list, tuple)):
+            raise AnnotationError(
+                f"{where}: segmentation is {checks.told(value)}: expected polygons or a run-length encoding"
+            )
+        return truth.annToRLE({**item, "segmentation": checks.polygons(value, size, where)})
 
     def _results(self, iou_type: str) -> list[dict[str, Any]]:
         """Entries for `loadRes`. Those with masks have no box: else its area would decide whether an object is small."""
@@ -259,17 +263,10 @@ def _checked(item: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The fields of an annotation that pycocotools reads, checked."""
     if "segments_info" in item:
         raise AnnotationError(f"{where} has segments_info: this is a panoptic file; expected one of objects with boxes")
-    box = checks.field(item, "bbox", where)
-    try:
-        numbers = [float(value) for value in box]
-    except (TypeError, ValueError):
-        numbers = []
-    if len(numbers) != 4 or not np.isfinite(numbers).all():
-        raise AnnotationError(f"{where}: bbox is {box!r:.80}: expected four finite numbers, [x_min, y_min, width, height]")
     return {
         "image_id": checks.integer(item, "image_id", where),
         "category_id": checks.integer(item, "category_id", where),
-        "bbox": numbers,
+        "bbox": checks.four_numbers(item, where),
         "area": checks.area(item, where),
         "iscrowd": checks.crowd_flag(item, where) if "iscrowd" in item else 0,
         "segmentation": item.get("segmentation"),

@@ -155,7 +155,7 @@ def evaluate(
             notes += ("the annotations have no segmentation, so masks are not scored",)
 
         # Find all images before the first one is predicted.
-        paths = _image_paths(scorers[0].coco, user_path(images), limit)
+        paths = _image_paths(scorers[0].coco, user_path(images), limit, not isinstance(annotations, Mapping))
         if scorers[0].panoptic is not None:
             scorers[0].panoptic.require_images(paths)
 
@@ -208,17 +208,17 @@ def _require_masks(models: Sequence[_OpenModel], with_masks: bool, with_panoptic
             )
 
 
-def _image_paths(evaluator: CocoEvaluator, folder: Path, limit: int | None) -> dict[int, Path]:
-    """The file of each image that is to be scored, all of which are there, by image id."""
-    paths = {}
-    for image_id, record in list(evaluator.images.items())[:limit]:
-        file_name = checks.field(record, "file_name", f"image {image_id}")
-        if not isinstance(file_name, str):
-            raise AnnotationError(f"image {image_id}: file_name is {file_name!r:.80}: expected text")
-        paths[image_id] = folder / file_name
+def _image_paths(evaluator: CocoEvaluator, folder: Path, limit: int | None, inside: bool) -> dict[int, Path]:
+    """The file of each image that is to be scored, all of which are there, by image id.
+
+    `inside`: a file of annotations names pictures in the folder alone; a document of the caller may name any.
+    """
+    name_of = checks.file_inside if inside else checks.file_name
+    records = list(evaluator.images.items())[:limit]
+    paths = {image_id: folder / name_of(record, f"image {image_id}") for image_id, record in records}
     if not paths:
         raise AnnotationError("the annotations list no images: expected at least one to score")
-    missing = [path for path in paths.values() if not path.is_file()]
+    missing = [path for path in paths.values() if not os.path.isfile(path)]
     if missing:
         raise ImageError(
             f"{missing[0]} does not exist ({len(missing)} of {len(paths)} images are missing): expected every image of the "

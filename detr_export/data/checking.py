@@ -94,9 +94,7 @@ def _check_images(findings: Findings, values: Sequence[Any], folder: Path, progr
             ids.add(image_id)
             where = f"image {image_id}"
             repeated = _repeated(first, image_id, index, f"{where}: id is that of", "images", shared)
-            name = checks.field(item, "file_name", where)
-            if not isinstance(name, str) or not name:
-                raise AnnotationError(f"{where}: file_name is {name!r:.80}: expected the name of a picture in {folder}")
+            name = checks.file_name(item, where, f"a picture in {folder}")
             repeated = _repeated(first, name, index, f"{where}: file_name {name} is that of", "images", shared) or repeated
             for side in ("height", "width"):
                 if side in item and checks.integer(item, side, where) < 1:
@@ -142,7 +140,7 @@ def _check_instances(findings: Findings, values: Sequence[Any], known: set[int],
                 if repeated:
                     raise AnnotationError(repeated)
             image_id = _image_id(item, where, known)
-            if PLACE in item and isinstance(item["bbox"], str):
+            if PLACE in item and isinstance(item.get("bbox"), str):
                 raise AnnotationError(f"{where}: {item['bbox']!r:.80} is no line of a YOLO file: expected {YOLO_LINE}")
             is_crowd = "iscrowd" in item and checks.crowd_flag(item, where)
             if not is_crowd:
@@ -219,7 +217,7 @@ def _check_panoptic(
     for image_id, item, _ in records:
         good = []
         for segment in item["segments_info"]:
-            where = f"image {image_id}, segment {segment.get('id')!r:.40}"
+            where = f"image {image_id}, segment {checks.told(segment.get('id'))}"
             try:
                 checks.integer(segment, "id", where)
                 if checks.crowd_flag(segment, where):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from detr_export.runtimes.errors import AnnotationError
-from detr_export.runtimes.processing.annotations import checks
+from detr_export.runtimes.processing.annotations.checks import leads_out
+from detr_export.runtimes.processing.annotations.coco_file import read_lists
 
 
 def read_document(file: Path, folder: Path, kind: str = "instances") -> Mapping[str, Any]:
@@ -17,7 +18,8 @@ def read_document(file: Path, folder: Path, kind: str = "instances") -> Mapping[
 
     Tools write the names of pictures in several ways: from the folder of the export, from a folder on the tool's server, or
     without the sub-folder. A name that leads nowhere is replaced by the path of the one picture in `folder` and the folders
-    in it that has this name, if there is exactly one.
+    in it that has this name, if there is exactly one. A name that leads out of `folder` leads nowhere: what it names in
+    other folders is not read.
 
     Args:
         file: a COCO file.
@@ -27,16 +29,7 @@ def read_document(file: Path, folder: Path, kind: str = "instances") -> Mapping[
     Raises:
         AnnotationError: the file cannot be read, or has not these lists.
     """
-    try:
-        document = checks.record(json.loads(file.read_text(encoding="utf-8")), "the document")
-        for name in ("images", "annotations", "categories"):
-            found = checks.field(document, name, "the document")
-            if not isinstance(found, list):
-                raise AnnotationError(f"{name} is a {type(found).__name__}: expected a list")
-    except OSError as error:
-        raise AnnotationError(f"{file} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError, AnnotationError) as error:
-        raise AnnotationError(f"{file} is not a COCO {kind} file: {error}") from error
+    document = read_lists(file, kind)
     return {**document, "images": _with_found_pictures(document["images"], folder)}
 
 
@@ -49,7 +42,7 @@ def pictures_of(document: Mapping[str, Any], folder: Path) -> Iterator[Path]:
 
 
 def _with_found_pictures(images: list[Any], folder: Path) -> list[Any]:
-    lost = [index for index, image in enumerate(images) if (name := _name_of(image)) and not (folder / name).is_file()]
+    lost = [index for index, image in enumerate(images) if (name := _name_of(image)) and not _is_there(folder, name)]
     if not lost:
         return images
     by_name: dict[str, list[str]] = defaultdict(list)
@@ -61,7 +54,19 @@ def _with_found_pictures(images: list[Any], folder: Path) -> list[Any]:
         places = by_name.get(PurePosixPath(name).name, [])
         if len(places) == 1:
             found[index] = {**images[index], "file_name": places[0]}
+        elif leads_out(name):
+            found[index] = {**images[index], "file_name": _inside(name)}
     return found
+
+
+def _is_there(folder: Path, name: str) -> bool:
+    return not leads_out(name) and os.path.isfile(folder / name)
+
+
+def _inside(name: str) -> str:
+    """What is left of a path if it begins at the folder and stays in it; a check says that nothing is there."""
+    parts = [part for part in re.sub(r"^[A-Za-z]:", "", name).split("/") if part not in ("", ".", "..")]
+    return "/".join(parts) or "picture"
 
 
 def _name_of(image: Any) -> str | None:

@@ -101,7 +101,7 @@ def read_files(files: SplitFiles, skip_bad: bool = False, progress: Progress = S
 def _name(category: Mapping[str, Any], where: str) -> str:
     name = checks.field(category, "name", where)
     if not isinstance(name, str):
-        raise AnnotationError(f"{where}: name is {name!r:.80}: expected text")
+        raise AnnotationError(f"{where}: name is {checks.told(name)}: expected text")
     return name
 
 

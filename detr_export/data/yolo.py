@@ -8,13 +8,18 @@ Source of the format: the documentation of ultralytics, "Object Detection Datase
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from detr_export.runtimes.documents import read_content
 from detr_export.runtimes.errors import AnnotationError, ImageError, missing_extra
+from detr_export.runtimes.limits import current, require_at_most
+from detr_export.runtimes.processing.annotations.checks import told
 from detr_export.runtimes.processing.image_paths import list_folder
 from detr_export.runtimes.processing.images import read_image_size
 
@@ -26,6 +31,11 @@ _KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("t
 _BOX = 4  # numbers of a box
 _POLYGON = 6  # numbers of the smallest polygon
 _THREADS = 8  # that read headers
+_NAME_BYTES = 64  # of data.yaml for each class that there may be: reading YAML takes long
+_LINE_BYTES = 16 << 20  # of the text file of one picture
+_FARTHEST = 1e6  # times the size of the picture
+_CLASS = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
+_NUMBER = re.compile(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -86,10 +96,19 @@ def _read(file: Path) -> Mapping[str, Any]:
         import yaml
     except ImportError:
         raise missing_extra("PyYAML", "train") from None
+
+    class Loader(yaml.SafeLoader):
+        """Plain values alone. With aliases a few lines can stand for more than memory holds."""
+
+        def fetch_alias(self) -> None:
+            raise yaml.YAMLError("it has an alias (*name); write the value itself")
+
+    content = _bytes(file, "a file in YAML")
+    most = _NAME_BYTES * current().labels
+    if len(content) > most:
+        raise AnnotationError(f"{file} has {len(content)} bytes; expected at most {most}; see --limit labels=N")
     try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise AnnotationError(f"{file} cannot be read: {error.strerror or error}") from error
+        document = yaml.load(content.decode("utf-8"), Loader)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise AnnotationError(f"{file} is not YAML: {' '.join(str(error).split()):.200}") from error
     if not isinstance(document, Mapping):
@@ -97,11 +116,19 @@ def _read(file: Path) -> Mapping[str, Any]:
     return document
 
 
+def _bytes(file: Path, what: str) -> bytes:
+    try:
+        return read_content(file, AnnotationError, "document_bytes", what)
+    except FileNotFoundError as error:
+        raise AnnotationError(f"{file} cannot be read: {error.strerror}") from error
+
+
 def _classes(document: Mapping[str, Any], file: Path) -> dict[int, str]:
     names = document.get("names")
     pairs = list(names.items()) if isinstance(names, Mapping) else list(enumerate(names if isinstance(names, list) else []))
     if not pairs or any(type(label) is not int or label < 0 or not isinstance(name, (str, int)) for label, name in pairs):
-        raise AnnotationError(f"{file}: names is {names!r:.80}; expected the names of the classes, as a list or by number")
+        raise AnnotationError(f"{file}: names is {told(names)}; expected the names of the classes, as a list or by number")
+    require_at_most("labels", len(pairs), f"{file}: the number of names", AnnotationError)
     return {label: str(name) for label, name in sorted(pairs)}
 
 
@@ -128,9 +155,11 @@ def _pictures(file: Path, document: Mapping[str, Any], value: str) -> Iterator[P
         yield from list_folder(place).pictures
         return
     try:
-        listed = place.read_text(encoding="utf-8").split("\n")
-    except (OSError, ValueError) as error:
+        listed = _bytes(place, "a text file with a path on each line").decode("utf-8").split("\n")
+    except ValueError as error:
         raise AnnotationError(f"{place} cannot be read: {error}; expected a path on each line") from error
+    if any("\0" in name for name in listed):
+        raise AnnotationError(f"{place} has a null byte; expected a path on each line")
     for name in filter(None, map(str.strip, listed)):
         yield next((base / name for base in (place.parent, *bases) if (base / name).exists()), place.parent / name)
 
@@ -154,12 +183,15 @@ def _size(picture: Path) -> dict[str, int]:
 def _lines(file: Path, root: Path) -> Iterator[tuple[str, str]]:
     """Each line that has something on it, and where it stands."""
     name = file.relative_to(root) if file.is_relative_to(root) else file
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not file.exists():
         return
-    except (OSError, ValueError) as error:
-        yield str(name), f"unreadable: {error}"
+    try:
+        content = _bytes(file, "a text file of objects")
+        if len(content) > _LINE_BYTES:
+            raise ValueError(f"it has {len(content)} bytes; expected at most {_LINE_BYTES}")
+        text = content.decode("utf-8")
+    except (AnnotationError, ValueError) as error:
+        yield str(name), f"unreadable: {str(error).replace(str(file), 'it')}"
         return
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
@@ -181,10 +213,14 @@ def _fields(line: str, width: int, height: int) -> dict[str, Any]:
 
 def _object(line: str, width: int, height: int) -> _Object | None:
     label, *rest = line.split()
+    if not _CLASS.fullmatch(label) or not all(map(_NUMBER.fullmatch, rest)) or len(rest) > 2 * current().points:
+        return None
     try:
         numbers = [float(number) for number in rest]
         index = int(label)
     except ValueError:
+        return None
+    if not all(math.isfinite(number) and abs(number) <= _FARTHEST for number in numbers):
         return None
     if len(numbers) == _BOX:
         x, y, w, h = numbers

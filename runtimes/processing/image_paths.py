@@ -16,7 +16,7 @@ from detr_export.runtimes.errors import ImageError
 
 PathPattern = Union[str, os.PathLike]
 
-# What Pillow only identifies, and what starts another program (EPS: Ghostscript). A file is still tried if it is named.
+# What Pillow only identifies, and what starts another program (EPS: Ghostscript), whatever the name of the file says.
 _NOT_READ = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
 
 
@@ -32,6 +32,12 @@ def image_suffixes() -> frozenset[str]:
     """The suffixes, in lower case, of the files that this Pillow and its plug-ins read: `.jpg`, `.webp`, `.avif`, ..."""
     known = Image.registered_extensions()
     return frozenset(suffix for suffix, name in known.items() if name in Image.OPEN and name not in _NOT_READ)
+
+
+def read_formats() -> list[str]:
+    """The names of the formats that are read."""
+    Image.init()
+    return [name for name in Image.ID if name not in _NOT_READ]
 
 
 def list_folder(folder: PathPattern, leave_out: Optional[PathPattern] = None) -> Listing:

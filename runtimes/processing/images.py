@@ -5,7 +5,9 @@ For ordinary photographs the pixels are those of transformers 4.57.6 `load_image
 
 - 16-bit greyscale is scaled to 8 bit; `convert("RGB")` alone clamps it, which turns most of the picture white.
 - Damaged EXIF is ignored, because the pixels may be fine.
-- Images above `PIL.Image.MAX_IMAGE_PIXELS` are refused before they are decoded. Pillow alone only warns.
+- Images above the limit `pixels` (see `limits`) are refused before they are decoded. Pillow alone only warns.
+- PNG, GIF and JPEG 2000 files that were cut short are refused, see `completeness`. Pillow alone fills them up with black.
+- Files that Pillow reads with the help of another program (EPS: Ghostscript) are refused.
 - `info` of the result is empty, so an orientation that was applied cannot be applied again.
 """
 
@@ -13,14 +15,17 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import BinaryIO, Optional, Union
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from detr_export.runtimes.errors import ImageError, InputError
+from detr_export.runtimes.limits import Limits, current
+from detr_export.runtimes.processing.completeness import what_is_missing
 from detr_export.runtimes.processing.frames import (
     ArrayInterface,
     Color,
@@ -31,12 +36,15 @@ from detr_export.runtimes.processing.frames import (
     require_color,
     require_frame,
 )
-from detr_export.runtimes.processing.image_paths import PathPattern, missing
+from detr_export.runtimes.processing.image_paths import PathPattern, missing, read_formats
+from detr_export.runtimes.processing.pillow_noise import silence_pillow, without_libtiff_lines
 
 ImageSource = Union[str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray, ArrayInterface, DLPack]
 
 _EXIF_ORIENTATION = 0x0112
 _TIFF_WIDTH = 0x0100
+_PILLOWS_LIMIT = 2**30 // 4 // 3  # what Image.MAX_IMAGE_PIXELS is, if nobody changed it
+_WEBP_HEADER = 30  # bytes, up to the size of the canvas
 # EXIF orientation -> the operation that turns the stored pixels upright; 1 is upright already (EXIF 2.3, tag 0x0112).
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -49,8 +57,10 @@ _UPRIGHT = {
 }
 _SIDEWAYS = (5, 6, 7, 8)  # of these, the ones that exchange width and height
 
+silence_pillow()
 
-def load_image(source: ImageSource) -> Image.Image:
+
+def load_image(source: ImageSource, allow_truncated: bool = False) -> Image.Image:
     """Reads `source` into an upright RGB image that shares no memory with it.
 
     `source` is one of these:
@@ -66,20 +76,25 @@ def load_image(source: ImageSource) -> Image.Image:
     of transparent pixels show. The size limit applies to files and their content only, because a PIL image or an array is
     in the caller's memory already.
 
+    With `allow_truncated`, a file that was cut short is taken as far as Pillow reads it: of a PNG, the rows that are missing
+    are black. Else it is refused.
+
     Raises ImageError with one line for anything that is not such an image.
     """
     if isinstance(source, Image.Image):
-        return upright_rgb(source, _described(source))
+        return _upright_rgb(source, _described(source))
     if isinstance(source, (str, os.PathLike)):
         with opened_image(source) as image:
-            return upright_rgb(image, name_of(source))
+            return file_to_rgb(image, name_of(source), allow_truncated)
     array = array_over(source)
     if array is None:
         raise ImageError(
             f"cannot read an image from {type(source).__name__}: expected a path, bytes, a PIL image or a uint8 array "
             "of shape (H, W, 3); convert it to one of these"
         )
-    return _from_content(array, source) if is_file_content(array) else frame_to_image(require_frame(array))
+    if is_file_content(array):
+        return _from_content(array, source, allow_truncated)
+    return frame_to_image(require_frame(array))
 
 
 def read_image_size(file: Union[PathPattern, BinaryIO], page: int = 1) -> tuple[int, int]:
@@ -149,12 +164,26 @@ def borrow_pixels(source: ImageSource, color: Color = "rgb") -> Union[Image.Imag
 
 def decode_in_place(image: Image.Image, name: str) -> None:
     """Decodes the pixels of a lazily opened PIL image. Raises ImageError if its file is damaged or closed."""
+    by_libtiff = image.format == "TIFF" and any(tile[0] == "libtiff" for tile in getattr(image, "tile", ()))
     try:
-        image.load()
+        with without_libtiff_lines() if by_libtiff else nullcontext():
+            image.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(name, str(error)) from error
+        raise _too_large(name, _told_size(error)) from error
     except Exception as error:  # decoders raise all kinds of errors for damaged files
         raise _damaged(name, error) from error
+
+
+def decode_complete(image: Image.Image, name: str) -> None:
+    """`decode_in_place` for an open file, which must not have been cut short. Raises ImageError."""
+    stream = getattr(image, "fp", None)
+    decode_in_place(image, name)
+    lacking = None if stream is None else what_is_missing(image, stream)
+    if lacking is not None:
+        raise ImageError(
+            f"{name} is damaged or truncated: it lacks {lacking}; copy or download it again, or take what is there with "
+            "--allow-truncated (allow_truncated=True)"
+        )
 
 
 def name_of(file: Union[PathPattern, BinaryIO]) -> str:
@@ -210,27 +239,25 @@ def _opened_file(path: str) -> Iterator[BinaryIO]:
         raise ImageError(f"cannot open {path}: {error.strerror}; check its permissions") from error
 
 
-def _from_content(content: np.ndarray, source: object) -> Image.Image:
+def _from_content(content: np.ndarray, source: object, allow_truncated: bool) -> Image.Image:
     """Decodes the content of a file. Only the messages need `source`."""
     if not content.size:
         raise ImageError("the image bytes are empty: expected the content of an image file; check where they come from")
     raw = "convert it first; if these are pixels, give them their shape, as memoryview(it).cast('B', (H, W, 3)) does"
     stream = io.BytesIO(source if isinstance(source, bytes) else content.tobytes())  # which does not copy bytes
-    return _decode(stream, f"{type(source).__name__} object of length {content.size}", raw)
-
-
-def _decode(stream: BinaryIO, name: str, remedy: str = "convert it first") -> Image.Image:
-    with _opened_image(stream, name, remedy) as image:
-        return upright_rgb(image, name)
+    name = f"{type(source).__name__} object of length {content.size}"
+    with _opened_image(stream, name, raw) as image:
+        return file_to_rgb(image, name, allow_truncated)
 
 
 @contextmanager
 def _opened_image(stream: BinaryIO, name: str, remedy: str = "convert it first") -> Iterator[Image.Image]:
-    """An image file before its pixels are decoded. Pillow may warn about a large image before it is refused here."""
+    """An image file before its pixels are decoded."""
+    _let_pillow_read(stream, name)
     try:
-        image = Image.open(stream)
+        image = Image.open(stream, formats=read_formats())
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(name, str(error)) from error
+        raise _too_large(name, _told_size(error)) from error
     except UnidentifiedImageError as error:
         raise ImageError(
             f"{name} is not an image that Pillow reads: expected JPEG, PNG, BMP, WebP, TIFF or GIF; {remedy}"
@@ -242,10 +269,32 @@ def _opened_image(stream: BinaryIO, name: str, remedy: str = "convert it first")
         yield image
 
 
+def _let_pillow_read(stream: BinaryIO, name: str) -> None:
+    """What Pillow needs before it opens a file: its own limit, and a look at a WebP, for which it takes memory first."""
+    if current().pixels > Limits.pixels and Image.MAX_IMAGE_PIXELS is not None:
+        # The user raised our limit, and Pillow refuses above twice its own, which has no other switch than this.
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, current().pixels)
+    start = stream.read(_WEBP_HEADER)
+    stream.seek(0)
+    if start[:4] == b"RIFF" and start[8:16] == b"WEBPVP8X":
+        width, height = (1 + int.from_bytes(start[at : at + 3], "little") for at in (24, 27))
+        _require_at_most_pixels(width, height, name)
+
+
 def _require_pixel_limit(image: Image.Image, name: str) -> None:
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and image.width * image.height > limit:
-        raise _too_large(name, f"{image.width}x{image.height} pixels exceed the limit of {limit}")
+    _require_at_most_pixels(*image.size, name)
+
+
+def _require_at_most_pixels(width: int, height: int, name: str) -> None:
+    limit = _most_pixels()
+    if width * height > limit:
+        raise _too_large(name, f"{width}x{height} pixels exceed the limit of {limit}")
+
+
+def _most_pixels() -> int:
+    """Our limit; or Pillow's, if the application lowered that one. Pillow itself refuses from twice its limit on."""
+    ours, pillows = current().pixels, Image.MAX_IMAGE_PIXELS
+    return ours if pillows is None or pillows >= _PILLOWS_LIMIT else min(ours, pillows)
 
 
 def _require_known_pixels(image: Image.Image, name: str) -> None:
@@ -255,8 +304,18 @@ def _require_known_pixels(image: Image.Image, name: str) -> None:
         raise ImageError(f"{name} has floating-point pixels (mode F): expected 8 or 16 bit; convert it to 8 bit first")
 
 
-def upright_rgb(image: Image.Image, name: str) -> Image.Image:
+def file_to_rgb(image: Image.Image, name: str, allow_truncated: bool) -> Image.Image:
     """The pixels of an open file, as `load_image` gives them. Raises ImageError, which calls the file `name`."""
+    _require_known_pixels(image, name)
+    if allow_truncated:
+        decode_in_place(image, name)
+    else:
+        decode_complete(image, name)
+    _require_pixel_limit(image, name)  # once more: the size of an icon is known when it is decoded
+    return _upright_rgb(image, name)
+
+
+def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
     _require_known_pixels(image, name)
     decode_in_place(image, name)
     if image.mode == "I" or image.mode.startswith("I;16"):
@@ -308,8 +367,14 @@ def _damaged(name: str, error: Exception) -> ImageError:
     return ImageError(f"{name} is damaged or truncated ({reason}): expected a complete image; copy or download it again")
 
 
+def _told_size(error: Exception) -> str:
+    """The number of pixels that Pillow's error has; the limit in it may be twice Pillow's own."""
+    found = re.search(r"\d+ pixels", str(error))
+    return found[0] if found else "Pillow takes it for a decompression bomb"
+
+
 def _too_large(name: str, reason: str) -> ImageError:
     return ImageError(
-        f"{name} is too large ({reason}): expected at most PIL.Image.MAX_IMAGE_PIXELS; "
-        "shrink it, or raise that limit if you trust the file"
+        f"{name} is too large ({reason}): expected at most {_most_pixels()} pixels; "
+        "shrink it, or add --limit pixels=N if you trust the file"
     )

@@ -23,16 +23,19 @@ from detr_export.runtimes.processing.resizing.masks import CHUNK_VALUES, checked
 Size = Sequence[int]  # (height, width), pixels
 
 
-def post_process_semantic_segmentation(outputs: Any, target_sizes: Sequence[Size] | None = None) -> list[np.ndarray]:
+def post_process_semantic_segmentation(
+    outputs: Any, target_sizes: Sequence[Size] | None = None, dtype: Any = np.int64
+) -> list[np.ndarray]:
     """The most likely class at every pixel.
 
     Args:
         outputs: attributes or keys ``logits`` float32 (B, Q, C+1), the last class being "no object", and
             ``pred_masks`` float32 (B, Q, h, w), before the sigmoid.
         target_sizes: (height, width) in pixels of each image; without it the maps keep the size of the masks.
+        dtype: of the maps, an integer type; transformers has int64. int32 takes half the memory.
 
     Returns:
-        For each image one int64 (height, width) map of class ids.
+        For each image one (height, width) map of class ids.
 
     Raises:
         InputError: an output is missing or of another shape, or the target sizes are not one for each image.
@@ -48,7 +51,7 @@ def post_process_semantic_segmentation(outputs: Any, target_sizes: Sequence[Size
         def weights(rows: slice, masks: np.ndarray = image_masks, classes: np.ndarray = classes) -> np.ndarray:
             return np.tensordot(_sigmoid(masks[:, rows]), classes, axes=(0, 0))  # (rows, w, C)
 
-        winners = np.empty(size, dtype=np.int64)
+        winners = np.empty(size, dtype=dtype)
         write_largest(weights, (*image_masks.shape[1:], classes.shape[1]), winners)
         maps.append(winners)
     return maps

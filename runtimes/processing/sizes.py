@@ -102,10 +102,14 @@ def _output_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
         raise OptionError(f"cannot resize to {dict(size)}: expected {_SIZE_FORMS}")
     if min(result) < 1:
         raise ImageError(
-            f"image of {width}x{height} pixels is too thin: it would be resized to {result[1]}x{result[0]}; "
-            "crop it, or set size={'height': ..., 'width': ...}"
+            f"image of {width}x{height} pixels is too thin: by the rule {_told(size)} it would be resized to "
+            f"{result[1]}x{result[0]}; crop it, or set size={{'height': ..., 'width': ...}}"
         )
     return result
+
+
+def _told(size: SizeDict) -> str:
+    return ", ".join(f"{key} {value}" for key, value in size.items())
 
 
 def _edge_size(height: int, width: int, shortest: int, longest: Optional[int]) -> tuple[int, int]:

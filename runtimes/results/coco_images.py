@@ -38,7 +38,7 @@ def read_image_ids(annotations: AnnotationSource, files: Sequence[str], id2label
     check_categories(id2label, category_names(document))
     ids: dict[str, int] = {}
     for number, item in images_by_id(document).items():
-        name = str(checks.field(item, "file_name", f"image {number}"))
+        name = checks.file_name(item, f"image {number}")
         if name in ids:
             raise AnnotationError(f"images {ids[name]} and {number} both have the file_name {name}; expected it once")
         ids[name] = number

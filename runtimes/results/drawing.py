@@ -20,6 +20,7 @@ _GOLDEN_RATIO = 0.618034  # step of the hue from one label to the next; it gives
 _TINT = 0.5  # share of a segment's colour in its pixels
 _CELL_TINT = 0.3  # the same of a shaded cell, whose text is to stay readable
 _OUTLINE = 1  # number of the colour of the outlines of a table's cells
+_BAND_PIXELS = 1 << 20  # of a large picture that are drawn at a time
 _COARSE = 100  # pixels of the longer side of a mask in which a place for a name is looked for
 _CAPTION_AREA = 1 / 400  # share of the image; segments that are smaller are drawn without their name
 
@@ -110,9 +111,14 @@ def draw_segments(
     for segment in segments:
         kept[segment.id] = 1 - _TINT
         added[segment.id] = np.array(color_of(segment.id), dtype=np.float32) * _TINT
-    pixels = (np.asarray(image) * kept[ids] + added[ids]).round().astype(np.uint8)
-    pixels[_borders(ids)] = 255
-    image = Image.fromarray(pixels)
+    drawn = Image.new("RGB", image.size)
+    for rows in bands(ids):
+        band = np.asarray(image.crop((0, rows.start, image.width, min(rows.stop, image.height))))
+        pixels = (band * kept[ids[rows]] + added[ids[rows]]).round().astype(np.uint8)
+        below = ids[rows.start : rows.stop + 1]  # the first row of the next band decides on the last borders of this one
+        pixels[_borders(below)[: len(pixels)]] = 255
+        drawn.paste(Image.fromarray(pixels), (0, rows.start))
+    image = drawn
     size = style.text(max(image.size))
     texts = {segment.id: _name_of(segment) for segment in segments}
     # A name is not to cover more than its segment, nor is every speck to have one
@@ -216,12 +222,24 @@ def _heat(image: Image.Image, weights: np.ndarray) -> Image.Image:
     return Image.fromarray((0.6 * grey * (1 - tint) + heat * tint).round().astype(np.uint8))
 
 
+def bands(pixels: np.ndarray) -> list[slice]:
+    """Rows of an array (height, width, ...) to work on at a time, so that what is made of a large map stays small."""
+    height, width = pixels.shape[:2]
+    rows = max(1, _BAND_PIXELS // max(1, width))
+    return [slice(top, top + rows) for top in range(0, height, rows)]
+
+
 def _borders(ids: np.ndarray) -> np.ndarray:
     """Pixels whose right or lower neighbour has another id."""
     borders = np.zeros(ids.shape, dtype=bool)
     borders[:, :-1] = ids[:, 1:] != ids[:, :-1]
     borders[:-1] |= ids[1:] != ids[:-1]
     return borders
+
+
+def _mean(counts: np.ndarray) -> float:
+    """The mean position of pixels of which so many, int64 (N,), are at each position. Sums below 2^53 are exact."""
+    return float(np.dot(counts, np.arange(len(counts)))) / float(counts.sum())
 
 
 def inner_point(mask: np.ndarray) -> tuple[float, float]:
@@ -235,8 +253,7 @@ def inner_point(mask: np.ndarray) -> tuple[float, float]:
     while inner.any():
         coarse, padded = inner, np.pad(inner, 1)
         inner = padded[1:-1, 1:-1] & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    rows, columns = np.nonzero(mask)
-    middle = rows.mean() / step, columns.mean() / step
+    middle = _mean(mask.sum(axis=1)) / step, _mean(mask.sum(axis=0)) / step
     rows, columns = np.nonzero(coarse)
     best = np.argmin((rows - middle[0]) ** 2 + (columns - middle[1]) ** 2)
     return float(columns[best] * step + step // 2), float(rows[best] * step + step // 2)

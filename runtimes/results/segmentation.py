@@ -12,7 +12,7 @@ from PIL import Image
 from detr_export.runtimes.errors import InputError
 from detr_export.runtimes.processing.images import ImageSource
 from detr_export.runtimes.processing.rle import encode_compressed_rle
-from detr_export.runtimes.results.drawing import draw_segments
+from detr_export.runtimes.results.drawing import bands, draw_segments
 from detr_export.runtimes.results.drawing_style import PLAIN, DrawingStyle
 from detr_export.runtimes.results.segments import Segment
 
@@ -48,7 +48,10 @@ class Segmentation:
         if self.kind == "semantic":
             raise InputError("a semantic map gives every pixel a class; leave classes (--classes) out")
         kept = tuple(segment for segment in self.segments if segment.name in names)
-        ids = np.where(np.isin(self.map, [segment.id for segment in kept]), self.map, np.int32(0))
+        ids = np.zeros_like(self.map)
+        wanted = [segment.id for segment in kept]
+        for rows in bands(self.map):
+            np.copyto(ids[rows], self.map[rows], where=np.isin(self.map[rows], wanted))
         return Segmentation(self.kind, ids, kept)
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,8 +108,11 @@ class Segmentation:
 
     def panoptic_png(self) -> Image.Image:
         """The map as a picture in COCO's panoptic format: id = red + 256 green + 65536 blue."""
-        ids = self.map.astype(np.uint32)
-        return Image.fromarray(np.stack([ids % 256, ids // 256 % 256, ids // 65536 % 256], axis=-1).astype(np.uint8))
+        colors = np.empty((*self.image_size, 3), dtype=np.uint8)
+        for rows in bands(self.map):
+            ids = self.map[rows].astype(np.uint32)
+            colors[rows] = np.stack([ids % 256, ids // 256 % 256, ids // 65536 % 256], axis=-1)
+        return Image.fromarray(colors)
 
     def draw(self, image: ImageSource, style: DrawingStyle = PLAIN) -> Image.Image:
         """A copy of `image` with a colour, an outline and a name for each segment.
@@ -129,7 +135,7 @@ def make_segmentation(
 
     Args:
         kind: one of `KINDS`.
-        ids: (height, width), segment ids; negative ids become 0 unless `kind` is semantic.
+        ids: (height, width), segment ids; negative ids become 0 unless `kind` is semantic. int32 is not copied.
         segments_info: `id`, `label_id`, `score` and `was_fused` of each query's segment. Segments with the same id are
             joined, with the best of their scores. It is ignored for semantic maps, where the ids are the classes.
         id2label: names of the classes.
@@ -141,11 +147,13 @@ def make_segmentation(
         raise InputError(f"the kind of segmentation is {kind!r}; expected one of {', '.join(KINDS)}")
 
     # The label and score of each id
-    ids = ids.astype(np.int32)
+    ids = ids.astype(np.int32, copy=False)
     if kind == "semantic":
-        found = {int(label): (int(label), None, False) for label in np.unique(ids)}
+        labels = sorted({int(label) for rows in bands(ids) for label in np.unique(ids[rows])})
+        found = {label: (label, None, False) for label in labels}
     else:
-        ids = np.maximum(ids, 0)
+        if ids.min(initial=0) < 0:
+            ids = np.maximum(ids, 0)
         found = {}
         for info in segments_info:
             score = max(info["score"], found.get(info["id"], (0, 0.0, False))[1] or 0.0)

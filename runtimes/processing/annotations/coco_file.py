@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Union
 
+from detr_export.runtimes.documents import read_document
 from detr_export.runtimes.errors import AnnotationError
 from detr_export.runtimes.processing.annotations import checks
 
@@ -16,6 +15,7 @@ AnnotationSource = Union[str, os.PathLike, Mapping[str, Any]]
 
 UNUSED = "N/A"  # what the hub's configurations call an id without a class
 _PLACEHOLDER = re.compile(r"label_\d+", re.IGNORECASE)  # the name that transformers gives to a class without one
+LISTS = ("images", "annotations", "categories")
 _NAMED_AT_MOST = 3  # categories that a message lists
 
 
@@ -23,23 +23,45 @@ def read_annotation_file(source: AnnotationSource) -> Mapping[str, Any]:
     """The document of a COCO annotation file; `source` itself when it is a document already.
 
     Raises:
-        AnnotationError: the file is missing, not JSON, or not an object with `images`, `annotations` and `categories`.
+        AnnotationError: the file is missing, too large, not JSON, or not an object with `images`, `annotations` and
+            `categories`, each a list of objects.
     """
-    if isinstance(source, Mapping):
-        where, document = "the annotations", source
-    else:
-        where = os.fspath(source)
-        try:
-            document = json.loads(Path(source).read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise AnnotationError(f"{where} does not exist: expected a COCO annotation file; check the path") from error
-        except OSError as error:
-            raise AnnotationError(f"cannot read {where}: {error.strerror or error}") from error
-        except (ValueError, RecursionError) as error:
-            raise AnnotationError(f"{where} is not JSON ({error}): expected a COCO annotation file") from error
-    for name in ("images", "annotations", "categories"):
+    document, where = (source, "the annotations") if isinstance(source, Mapping) else (_read(source), os.fspath(source))
+    for name in LISTS:
         checks.records(checks.record(document, where), name, where)
     return document
+
+
+def read_lists(file: Union[str, os.PathLike], kind: str) -> Mapping[str, Any]:
+    """The document of a COCO annotation file, with lists under `images`, `annotations` and `categories`.
+
+    What is in the lists is not checked, so that whoever reads them can tell all problems at once.
+
+    Args:
+        file: its path.
+        kind: "instances" or "panoptic", for messages.
+
+    Raises:
+        AnnotationError: as `read_annotation_file`.
+    """
+    document = _read(file)
+    try:
+        checks.record(document, "the document")
+        for name in LISTS:
+            found = checks.field(document, name, "the document")
+            if not isinstance(found, list):
+                raise AnnotationError(f"{name} is a {type(found).__name__}: expected a list")
+    except AnnotationError as error:
+        raise AnnotationError(f"{os.fspath(file)} is not a COCO {kind} file: {error}") from error
+    return document
+
+
+def _read(file: Union[str, os.PathLike]) -> Any:
+    try:
+        return read_document(file, AnnotationError, "annotation_bytes")
+    except FileNotFoundError as error:
+        where = os.fspath(file)
+        raise AnnotationError(f"{where} does not exist: expected a COCO annotation file; check the path") from error
 
 
 def images_by_id(document: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
@@ -63,7 +85,7 @@ def category_names(document: Mapping[str, Any]) -> dict[int, str]:
         where = f"categories[{index}]"
         name = checks.field(item, "name", where)
         if not isinstance(name, str):
-            raise AnnotationError(f"{where}: name is {name!r:.80}: expected text")
+            raise AnnotationError(f"{where}: name is {checks.told(name)}: expected text")
         names[checks.integer(item, "id", where)] = name
     given = list(names.values())
     return {id_: name if given.count(name) == 1 else f"{name} ({id_})" for id_, name in sorted(names.items())}

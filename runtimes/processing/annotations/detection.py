@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from detr_export.runtimes.errors import AnnotationError, missing_extra
+from detr_export.runtimes.limits import require_at_most
 from detr_export.runtimes.processing.annotations import checks
 from detr_export.runtimes.processing.rle import decode_rle
 
@@ -81,6 +82,12 @@ def prepare_detection(record: Mapping[str, Any], size: Size, with_masks: bool, n
         keypoints = _keypoints(objects)[keep]
         target["keypoints"] = keypoints.reshape(-1, 3) if len(keypoints) else keypoints
     if with_masks:
+        require_at_most(
+            "batch_pixels",
+            len(objects) * height * width,
+            f"{image}: pixels of the masks of all annotations",
+            AnnotationError,
+        )
         masks = [_mask(item, size, where) for where, item in objects]
         target["masks"] = np.stack(masks)[keep] if masks else np.zeros((0, height, width), dtype=np.uint8)
     return target
@@ -105,21 +112,20 @@ def _mask(item: Mapping[str, Any], size: Size, where: str) -> np.ndarray:
     """bool (height, width) from the `segmentation` of one annotation."""
     value = checks.field(item, "segmentation", where)
     if isinstance(value, Mapping):
-        try:
-            mask = decode_rle(value)
-        except (AnnotationError, TypeError, ValueError) as error:
-            raise AnnotationError(f"{where}: segmentation: {error}") from error
-        if mask.shape != size:
-            raise AnnotationError(
-                f"{where}: segmentation has size {list(mask.shape)}: expected [height, width] = {list(size)} of the image; "
-                "encode the mask at the size of the image"
-            )
-        return mask.astype(bool)
+        return checked_rle(value, size, where).astype(bool)
     if not isinstance(value, (list, tuple)):
         raise AnnotationError(
             f"{where}: segmentation is a {type(value).__name__}: expected a list of polygons or a run-length encoding"
         )
-    return _rasterize(checks.polygons(value, where), size)
+    return _rasterize(checks.polygons(value, size, where), size)
+
+
+def checked_rle(value: Mapping[str, Any], size: Size, where: str) -> np.ndarray:
+    """`decode_rle` of an annotation's segmentation, with errors that begin with `where`."""
+    try:
+        return decode_rle(value, size)
+    except AnnotationError as error:
+        raise AnnotationError(f"{where}: segmentation: {error}") from error
 
 
 def _rasterize(polygons: list[list[float]], size: Size) -> np.ndarray:
@@ -129,4 +135,4 @@ def _rasterize(polygons: list[list[float]], size: Size) -> np.ndarray:
     except ImportError as error:
         raise missing_extra("pycocotools", "coco") from error
     # It is decoded here, because pycocotools' own decode makes numpy 2 warn.
-    return np.any([decode_rle(rle) for rle in coco_mask.frPyObjects(polygons, *size)], axis=0)
+    return decode_rle(coco_mask.merge(coco_mask.frPyObjects(polygons, *size))).astype(bool)

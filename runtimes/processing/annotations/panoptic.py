@@ -16,8 +16,10 @@ from typing import Any, Union
 import numpy as np
 from PIL import Image
 
-from detr_export.runtimes.errors import AnnotationError
+from detr_export.runtimes.errors import AnnotationError, ImageError
+from detr_export.runtimes.limits import require_at_most
 from detr_export.runtimes.processing.annotations.detection import Size, Target, checks
+from detr_export.runtimes.processing.images import decode_complete, opened_image
 
 _NOTHING = 1e8  # the minima that `masks_to_boxes` gives an empty mask
 
@@ -57,6 +59,9 @@ def prepare_panoptic(
     # One mask for each segment, from the PNG
     ids = [checks.integer(segment, "id", where) for where, segment in segments]
     path = panoptic_path(record, image, masks_path)
+    require_at_most(
+        "batch_pixels", len(ids) * size[0] * size[1], f"{image}: pixels of the masks of all segments", AnnotationError
+    )
     pixels = read_segment_ids(path, size, image)
     masks = (pixels == np.asarray(ids, dtype=np.int64)[:, None, None]).astype(np.uint8)
     for (where, _), id_, there in zip(segments, ids, masks.any(axis=(1, 2))):
@@ -130,11 +135,9 @@ def panoptic_path(record: Mapping[str, Any], image: str, masks_path: Union[str, 
     """The path of the PNG of a record; `image` is the name of the image in messages.
 
     Raises:
-        AnnotationError: the record has no file_name, or `masks_path` is not the name of a folder.
+        AnnotationError: the record has no file_name or one outside of the folder, or `masks_path` is no folder's name.
     """
-    file_name = checks.field(record, "file_name", image)
-    if not isinstance(file_name, (str, os.PathLike)) or not os.fspath(file_name):
-        raise AnnotationError(f"{image}: file_name is {file_name!r:.80}: expected the name of the panoptic PNG")
+    file_name = checks.file_inside(record, image, "the panoptic PNG")
     if not isinstance(masks_path, (str, os.PathLike)):
         raise AnnotationError(
             f"{image}: masks_path is {masks_path!r:.80}: expected the folder that has {file_name}; "
@@ -150,6 +153,7 @@ def read_segment_ids(path: Path, size: Size, image: str) -> np.ndarray:
         AnnotationError: the PNG is missing, damaged, of another kind or of another size; the message starts with `image`.
     """
     with _opened(path, size, image) as picture:
+        decode_complete(picture, str(path))
         pixels = np.asarray(picture)
     return rgb_to_id(pixels)
 
@@ -162,8 +166,10 @@ def require_segment_ids(path: Path, size: Size, image: str) -> None:
 
 @contextmanager
 def _opened(path: Path, size: Size, image: str) -> Iterator[Image.Image]:
+    if not os.path.exists(path):
+        raise AnnotationError(f"{image}: {path} does not exist: expected its panoptic PNG; check masks_path and file_name")
     try:
-        with Image.open(path) as picture:
+        with opened_image(path) as picture:
             mode, found = picture.mode, (picture.height, picture.width)
             if mode not in ("RGB", "RGBA"):
                 raise AnnotationError(
@@ -175,12 +181,5 @@ def _opened(path: Path, size: Size, image: str) -> Iterator[Image.Image]:
                     "check that both are of the same image"
                 )
             yield picture
-    except FileNotFoundError as error:
-        raise AnnotationError(
-            f"{image}: {path} does not exist: expected its panoptic PNG; check masks_path and file_name"
-        ) from error
-    except AnnotationError:
-        raise
-    except Exception as error:  # decoders raise all kinds of errors for damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise AnnotationError(f"{image}: cannot read {path} ({reason}): expected an RGB PNG; copy it again") from error
+    except ImageError as error:
+        raise AnnotationError(f"{image}: cannot read {path} ({error}): expected an RGB PNG; copy it again") from error

@@ -315,7 +315,7 @@ def test_refuses_annotations(change: dict[str, Any], message: str) -> None:
     [
         ("x", "segmentation is 'x': expected polygons"),
         ([[1, 2, 3, 4]], r"annotations\[0\] of image 1: segmentation\[0\] has 4 numbers"),
-        ({"size": [2, 2], "counts": [4]}, r"has size \[2, 2\]: expected \[120, 160\]"),
+        ({"size": [2, 2], "counts": [4]}, r"has size \[2, 2\]: expected \[height, width\] = \[120, 160\]"),
         ({"size": list(SIZE), "counts": [4]}, "counts of the run-length encoding add up to 4"),
         ({"size": list(SIZE), "counts": "\x7f"}, "compressed run-length counts have byte 127"),
         ({"counts": "0"}, "expected size and counts"),

@@ -55,7 +55,6 @@ def cut(document: Document, root: Path) -> None:
     file.write_bytes(b"no picture")
 
 
-INFINITY, NAN = float("inf"), float("nan")
 INSTANCES: list[tuple[Change, str, tuple[int, int]]] = [
     # images: the change, the line, and how many images and annotations are bad (None: all of the first image)
     (put("images", 0, file_name="gone.jpg"), r"image 1: file_name: .*train/gone\.jpg does not exist", (1, -1)),
@@ -112,8 +111,8 @@ INSTANCES: list[tuple[Change, str, tuple[int, int]]] = [
             ([1, 2, 3], r"is \[1, 2, 3\]: expected four finite numbers"),
             ([1, 2, "3", 4], r"is \[1, 2, '3', 4\]: expected four finite numbers"),
             ([1, 2, True, 4], r"is \[1, 2, True, 4\]: expected four finite numbers"),
-            ([1, 2, NAN, 4], r"is \[1, 2, nan, 4\]: expected four finite numbers"),
-            ([INFINITY, 2, 3, 4], r"is \[inf, 2, 3, 4\]: expected four finite numbers"),
+            ([1, 2, 1e39, 4], r"is \[1, 2, 1e\+39, 4\]: expected four finite numbers"),
+            ([-1e39, 2, 3, 4], r"is \[-1e\+39, 2, 3, 4\]: expected four finite numbers"),
             ([1, 2, 0, 4], r"\[1, 2, 0, 4\] has no area"),
             ([1, 2, 3, -4], r"\[1, 2, 3, -4\] has no area"),
             ([-2, 2, 9, 4], r"\[-2, 2, 9, 4\] is outside of its image of \d+x\d+ pixels"),
@@ -169,7 +168,7 @@ PANOPTIC: list[tuple[Change, str, tuple[int, int]]] = [
     (segment(category_id=99), r"image 1, segment \d+: category_id is 99: expected the id of a category", (0, 1)),
     (segment(bbox=[1, 2, 3000, 4]), r"image 1, segment \d+: bbox \[1, 2, 3000, 4\] is outside of its image", (0, 1)),
     (segment(id="7"), r"image 1, segments_info\[0\]: id is '7': expected an integer", (1, -1)),
-    (segment(area=NAN), r"image 1, segment \d+: area is nan: expected a finite number", (0, 1)),
+    (segment(area=1e39), r"image 1, segment \d+: area is 1e\+39: expected a finite number", (0, 1)),
     (segment(iscrowd=2), r"image 1, segment \d+: iscrowd is 2: expected 0 or 1", (0, 1)),
     (
         lambda d, r: d["annotations"][0]["segments_info"][0].update(id=d["annotations"][0]["segments_info"][1]["id"]),

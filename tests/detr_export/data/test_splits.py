@@ -112,5 +112,5 @@ def test_missing_and_ambiguous_files(shapes: Path, tmp_path: Path) -> None:
     (annotations / "panoptic_train2017.json").unlink()
     (annotations / "panoptic_train").mkdir()
     (annotations / "panoptic_train.json").write_text("{")
-    with pytest.raises(AnnotationError, match="is not a COCO panoptic file"):
+    with pytest.raises(AnnotationError, match=r"panoptic_train\.json is not JSON"):
         read_split(tmp_path, "train", "panoptic")

@@ -283,7 +283,7 @@ def test_large_images_are_refused_before_they_are_decoded(
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("the pixels were decoded"))
     with warnings.catch_warnings():
         warnings.simplefilter(action)
-        assert_refused(file, str(file), "too large", "MAX_IMAGE_PIXELS")
+        assert_refused(file, str(file), "too large", "expected at most", "--limit pixels=N")
         assert_refused(file.read_bytes(), "bytes object", "too large")
 
 
