@@ -241,8 +241,8 @@ def _write_pictures() -> None:
             _keep(target, name, buffer.getvalue())
 
 
-def tiny_graph(about: Metadata | None) -> bytes:
-    """An ONNX file of a few nodes with the inputs and outputs of a DETR: 4 queries, 2 classes."""
+def tiny_graph(about: Metadata | None, masks: bool = False) -> bytes:
+    """An ONNX file of a few nodes with the inputs and outputs of a DETR: 4 queries, 2 classes; with masks if asked for."""
     draw = np.random.default_rng(0)
 
     def constant(name: str, *shape: int) -> TensorProto:
@@ -261,7 +261,13 @@ def tiny_graph(about: Metadata | None) -> bytes:
         helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 4, 3]),
         helper.make_tensor_value_info("pred_boxes", TensorProto.FLOAT, ["batch", 4, 4]),
     ]
-    graph = helper.make_graph(nodes, "tiny", [pixels], outputs, [*constants, constant("to_box", 3, 4)])
+    constants.append(constant("to_box", 3, 4))
+    if masks:
+        constants.append(constant("to_mask", 4, 3, 1, 1))
+        nodes.append(helper.make_node("Conv", ["pixel_values", "to_mask"], ["pred_masks"], strides=[4, 4]))
+        shape = ["batch", 4, "mask_height", "mask_width"]
+        outputs.append(helper.make_tensor_value_info("pred_masks", TensorProto.FLOAT, shape))
+    graph = helper.make_graph(nodes, "tiny", [pixels], outputs, constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     if about is not None:
         helper.set_model_props(model, {METADATA_KEY: about.to_json()})

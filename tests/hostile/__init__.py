@@ -1,0 +1,1 @@
+"""Cases of an adversary: bad inputs and situations, by group."""
