@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -66,8 +67,11 @@ def fuzz(target: Target, runs: int, seconds: float | None, seed: int, plain: boo
                 time_left = None if seconds is None else seconds - (time.monotonic() - start)
                 if left <= 0 or (time_left is not None and time_left <= 0):
                     break
-                arguments = ["--target", target.name, "--board", str(file), "--findings", str(findings)]
-                arguments += ["--corpus", str(corpus), "--runs", str(left), "--seed", str(seed + attempt)]
+                work = folder / f"work-{attempt}"  # a worker does not clean up, as atheris ends it
+                work.mkdir()
+                places = {"folder": work, "board": file, "findings": findings, "corpus": corpus}
+                options = {"target": target.name, "runs": left, "seed": seed + attempt, **places}
+                arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
                 ended = _watch([*arguments, *(["--plain"] if plain else [])], board, time_left)
                 if ended is None:
                     break
@@ -148,6 +152,7 @@ def main() -> None:
     parser.add_argument("--findings", type=Path, default=FINDINGS, help="folder for the inputs of findings")
     given = parser.parse_args()
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the worker ends, too
     plain = given.plain or not has_coverage()
     targets = [TARGETS[name] for name in given.target or TARGETS]
     share = sum(target.runs for target in targets)

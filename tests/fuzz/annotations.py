@@ -136,11 +136,11 @@ def _yolo(folder: Path, file: Path) -> Function:
 
 
 TARGETS = (
-    Target("coco", _coco, mutate_json, 20_000, 60),
-    Target("panoptic", _panoptic, mutate_json, 20_000, 60),
-    Target("evaluator", _evaluator, mutate_json, 10_000, 30),
-    Target("rle", _rle, mutate_json, 100_000, 400),
-    Target("polygons", _polygons, mutate_json, 60_000, 200),
-    Target("yolo-lines", lambda folder: _yolo(folder, folder / "labels/1.txt"), mutate_lines, 10_000, 40),
-    Target("yolo-yaml", lambda folder: _yolo(folder, folder / "data.yaml"), mutate_lines, 10_000, 40),
+    Target("coco", _coco, mutate_json, 20_000, 360),
+    Target("panoptic", _panoptic, mutate_json, 20_000, 360),
+    Target("evaluator", _evaluator, mutate_json, 10_000, 180),
+    Target("rle", _rle, mutate_json, 100_000, 2_400),
+    Target("polygons", _polygons, mutate_json, 60_000, 1_200),
+    Target("yolo-lines", lambda folder: _yolo(folder, folder / "labels/1.txt"), mutate_lines, 10_000, 240),
+    Target("yolo-yaml", lambda folder: _yolo(folder, folder / "data.yaml"), mutate_lines, 10_000, 240),
 )

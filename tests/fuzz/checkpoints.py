@@ -59,8 +59,8 @@ def _arrays(folder: Path) -> Function:
 
 
 TARGETS = (
-    Target("safetensors", _safetensors, mutate_safetensors, 60_000, 200),
-    Target("pth", _pth, mutate_zip, 20_000, 60),
-    Target("state", _state, mutate_zip, 20_000, 60),
-    Target("arrays", _arrays, mutate_zip, 20_000, 60),
+    Target("safetensors", _safetensors, mutate_safetensors, 60_000, 1_200),
+    Target("pth", _pth, mutate_zip, 20_000, 360),
+    Target("state", _state, mutate_zip, 20_000, 360),
+    Target("arrays", _arrays, mutate_zip, 20_000, 360),
 )

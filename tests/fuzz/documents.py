@@ -140,18 +140,19 @@ def _log(folder: Path) -> Function:
         (folder / LOG_NAME).write_bytes(data)
         log = TrainingLog(folder)
         log.resume("detector", 10)
+        log.write()
 
     return read
 
 
 TARGETS = (
-    Target("config", _config, mutate_json, 130_000, 400),
-    Target("backbone", _backbone, mutate_json, 100_000, 400),
-    Target("processor", _processor, mutate_json, 90_000, 200),
-    Target("metadata", _metadata, mutate_json, 130_000, 400),
-    Target("sidecar", _sidecar, mutate_json, 100_000, 300),
-    Target("index", _index, mutate_json, 60_000, 200),
-    Target("golden", _golden, mutate_json, 30_000, 100),
-    Target("recipe", _recipe, mutate_json, 60_000, 200),
-    Target("log", _log, mutate_lines, 30_000, 100),
+    Target("config", _config, mutate_json, 130_000, 2_400),
+    Target("backbone", _backbone, mutate_json, 100_000, 2_400),
+    Target("processor", _processor, mutate_json, 90_000, 1_200),
+    Target("metadata", _metadata, mutate_json, 130_000, 2_400),
+    Target("sidecar", _sidecar, mutate_json, 100_000, 1_800),
+    Target("index", _index, mutate_json, 60_000, 1_200),
+    Target("golden", _golden, mutate_json, 30_000, 600),
+    Target("recipe", _recipe, mutate_json, 60_000, 1_200),
+    Target("log", _log, mutate_lines, 30_000, 600),
 )

@@ -134,6 +134,6 @@ def _varint_bytes(value: int) -> bytes:
 
 
 TARGETS = (
-    Target("onnx", _session, mutate_protobuf, 30_000, 60),
-    Target("inspect", _inspection, mutate_protobuf, 30_000, 100),
+    Target("onnx", _session, mutate_protobuf, 30_000, 360),
+    Target("inspect", _inspection, mutate_protobuf, 30_000, 600),
 )

@@ -73,6 +73,7 @@ _TEXTS = (
     "LABEL_0",
 )
 _WORDS = ("- a", "a:", "[", "&a", "*a", "!!python/name:os", "1_0", "0x1")  # of YAML
+_EVERYTHING = ("/", "..")  # as the folder of pictures it is right, and takes long to look through
 _BYTES = (b"\0", b"\xff", b"\x80", b"\x7f", b"{", b"[", b'"', b"\\u", b"\n", b"-", b"1e999", b"\xef\xbb\xbf", b"9" * 30)
 
 
@@ -183,6 +184,8 @@ def mutate_lines(data: bytes, draw: random.Random) -> bytes:
         kind = draw.randrange(5)
         if kind < 3:
             value = draw.choice((*_NUMBERS, *_FLOATS, *_TEXTS, *_WORDS))
+            if value in _EVERYTHING:
+                continue
             line[at] = str(value).encode("utf-8", "surrogatepass")
         elif kind == 3:
             del line[at]

@@ -35,6 +35,6 @@ def _picture_size(folder: Path) -> Function:
 
 
 TARGETS = (
-    Target("picture", _picture, mutate_bytes, 60_000, 200),
-    Target("picture-size", _picture_size, mutate_bytes, 20_000, 100),
+    Target("picture", _picture, mutate_bytes, 60_000, 1_200),
+    Target("picture-size", _picture_size, mutate_bytes, 20_000, 600),
 )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import mmap
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tests.fuzz.board import Board
@@ -62,6 +64,24 @@ def shrunk(function: Function, data: bytes, found: Finding, seconds: float = 2.0
                 at += size
         size //= 2
     return data
+
+
+@contextlib.contextmanager
+def bounded_memory(more: int) -> Iterator[None]:
+    """In the block, this process may have so many bytes more than it has now; what asks for more gets a MemoryError."""
+    status = Path("/proc/self/statm")
+    if not status.is_file():
+        yield
+        return
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    most = int(status.read_text().split()[0]) * mmap.PAGESIZE + more
+    resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def plain(target: Target, try_one: Callable[[bytes], None], seeds: Sequence[bytes], runs: int, seed: int) -> None:

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import mmap
 import random
-import resource
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.fuzz.board import Board, work_folder
+from tests.fuzz.board import Board
 from tests.fuzz.mutation import MOST_BYTES
 
 if TYPE_CHECKING:
@@ -28,28 +25,27 @@ MEMORY = 1 << 30  # bytes that an input may take, beside what is in memory befor
 def main() -> None:
     """Reads the arguments of `tests.fuzz`."""
     parser = argparse.ArgumentParser()
-    for name in ("--target", "--board", "--findings", "--corpus"):
+    for name in ("--target", "--board", "--findings", "--corpus", "--folder"):
         parser.add_argument(name, required=True)
     for name in ("--runs", "--seed"):
         parser.add_argument(name, type=int, required=True)
     parser.add_argument("--plain", action="store_true")
     given = parser.parse_args()
 
-    with tempfile.TemporaryDirectory(dir=work_folder()) as folder:
-        with contextlib.nullcontext() if given.plain else _instrumented():
-            from detr_export.runtimes.limits import raise_limits
-            from tests.fuzz.target import LIMITS, try_input
-            from tests.fuzz.targets import TARGETS
-            from tests.fuzz.trying import Recorder, plain
+    with contextlib.nullcontext() if given.plain else _instrumented():
+        from detr_export.runtimes.limits import raise_limits
+        from tests.fuzz.target import LIMITS, try_input
+        from tests.fuzz.targets import TARGETS
+        from tests.fuzz.trying import Recorder, bounded_memory, plain
 
-            target = TARGETS[given.target]
-            function = target.prepare(Path(folder))
-        raise_limits(**LIMITS)
-        seeds = [file.read_bytes() for file in sorted(Path(given.corpus).iterdir())]
-        for data in seeds[:3]:  # what is imported late is in memory before the bound is set
-            try_input(function, data)
-        _bound_memory()
-        record = Recorder(function, Board(Path(given.board)), Path(given.findings))
+        target = TARGETS[given.target]
+        function = target.prepare(Path(given.folder))
+    raise_limits(**LIMITS)
+    seeds = [file.read_bytes() for file in sorted(Path(given.corpus).iterdir())]
+    for data in seeds[:3]:  # what is imported late is in memory before the bound is set
+        try_input(function, data)
+    record = Recorder(function, Board(Path(given.board)), Path(given.findings))
+    with bounded_memory(MEMORY):
         if given.plain:
             plain(target, record, seeds, given.runs, given.seed)
         else:
@@ -61,14 +57,6 @@ def _instrumented() -> contextlib.AbstractContextManager[None]:
     import atheris
 
     return atheris.instrument_imports(include=["detr_export"])
-
-
-def _bound_memory() -> None:
-    """Lets this process have `MEMORY` more than it has now; what asks for more gets a MemoryError."""
-    status = Path("/proc/self/statm")
-    if status.is_file():
-        most = int(status.read_text().split()[0]) * mmap.PAGESIZE + MEMORY
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 def _guided(target: Target, record: Recorder, corpus: Path, runs: int, seed: int) -> None:

@@ -41,14 +41,15 @@ class MemoryWatch(threading.Thread):
         while not self._stop_now.wait(self._seconds / _SAMPLES):
             self.samples.append((time.monotonic() - start, checks.memory()))
 
-    def stop(self) -> dict[str, float]:
+    def stop(self) -> dict[str, Any]:
         """The fit of what it saw after the warm-up."""
         self._stop_now.set()
         self.join()
         seconds, sizes = np.array([item for item in self.samples if item[0] >= _WARM_UP * self._seconds]).T
         slope = float(np.polyfit(seconds, sizes, 1)[0])
         growth = slope * float(seconds[-1] - seconds[0])
-        return {"first": sizes[0], "last": sizes[-1], "peak": sizes.max(), "growth": growth, "per_hour": slope * 3600}
+        curve = [round(size, 1) for _, size in self.samples[:: _SAMPLES // 20]]
+        return {"first": sizes[0], "last": sizes[-1], "growth": growth, "per_hour": slope * 3600, "curve": curve}
 
 
 def soak(file: Path, minutes: float, threads: int) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def soak(file: Path, minutes: float, threads: int) -> dict[str, Any]:
         end = time.monotonic() + seconds
         shared = checks.shared(predictor, images, _TASKS, threads, lambda _: time.monotonic() < end)
         found["shared"] = {**asdict(shared), "tasks": _TASKS, "pictures": len(images)}
-        found["memory_mb"] = {name: round(value, 2) for name, value in watch.stop().items()}
+        found["memory_mb"] = watch.stop()
         found["forked"] = {action: checks.forked(predictor, images[0], action) for action in checks.FORKED}
         found["spawned_difference"] = checks.spawned(predictor, images[0])
     closings = max(10, round(4 * minutes))
