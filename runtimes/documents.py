@@ -69,7 +69,7 @@ def read_document(file: Union[str, os.PathLike[str]], kind: type[DetrError], lim
             if not stat.S_ISREG(found.st_mode):
                 raise kind(f"{where} is not a regular file; expected a JSON document")
             require_at_most(limit, found.st_size, f"the size of {where} in bytes", kind)
-            content = stream.read(getattr(current(), limit) + 1)
+            content = stream.read(min(found.st_size, getattr(current(), limit)) + 1)  # so much memory is taken at once
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name

@@ -57,7 +57,7 @@ def _processor(folder: Path) -> Function:
 
 def _metadata(folder: Path) -> Function:
     from detr_export.runtimes.image_runner import processor_of
-    from detr_export.runtimes.metadata import read_metadata
+    from detr_export.runtimes.metadata import Metadata
     from detr_export.runtimes.session import TensorSpec, check_inputs
 
     specs = (TensorSpec("pixel_values", "float32", ("batch", 3, "height", "width")),)
@@ -65,8 +65,7 @@ def _metadata(folder: Path) -> Function:
 
     def read(data: bytes) -> None:
         # ONNX Runtime gives text, and what is not UTF-8 does not get that far.
-        found = read_metadata(folder / "model.onnx", data.decode("utf-8", "replace"))
-        assert found is not None
+        found = Metadata.from_json(data.decode("utf-8", "replace"))
         found.to_json()
         processor_of(found)
         check_inputs(specs, arrays, found)
