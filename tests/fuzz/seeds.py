@@ -65,7 +65,11 @@ def metadata() -> Metadata:
 
 
 def _write_documents() -> None:
-    _keep("config", "demo.json", {**json.loads((_DEMO / "config.json").read_text()), "id2label": {"0": "N/A", "1": "a"}})
+    _keep(
+        "config",
+        "demo.json",
+        {**json.loads((_DEMO / "config.json").read_text()), "id2label": {"0": "N/A", "1": "a"}, "label_ids_to_fuse": [1]},
+    )
     _keep("config", "tiny.json", TINY)
     _keep("config", "timm5.json", {**_timm5(), "model_type": "detr", "num_labels": 3})
     _keep("config", "table.json", DetrConfig(pre_norm=True).to_dict())

@@ -12,13 +12,15 @@ from tests.hostile import __main__ as reliability
 
 FUZZ = {
     "inputs": 1234,
-    "seconds": 5.0,
+    "seconds": 9.0,
+    "cpu_seconds": 5.0,
     "findings": 1,
     "targets": {
-        "a": {"inputs": 1000, "seconds": 2.0, "inputs_per_second": 500, "findings": []},
+        "a": {"inputs": 1000, "seconds": 4.0, "cpu_seconds": 2.0, "inputs_per_second": 500, "findings": []},
         "b": {
             "inputs": 234,
-            "seconds": 3.0,
+            "seconds": 5.0,
+            "cpu_seconds": 3.0,
             "inputs_per_second": 78,
             "findings": [{"kind": "KeyError", "place": "x.py:read", "message": "a|b", "file": "b-1"}],
         },
