@@ -1,4 +1,7 @@
-"""Writes the small files that mutations start from: `python -m tests.fuzz.seeds`. Running it again gives the same ones."""
+"""Writes the small files that mutations start from: `python -m tests.fuzz.seeds`.
+
+Running it again gives the same ones, but for pth/old.pth, in which PyTorch writes addresses in memory.
+"""
 
 from __future__ import annotations
 
