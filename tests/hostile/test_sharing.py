@@ -68,7 +68,7 @@ def test_a_closed_predictor_refuses(model: Path) -> None:
 
 
 def test_garbage_that_is_collected_while_others_run_changes_nothing(model: Path) -> None:
-    assert checks.collected_while_running(model, IMAGES[:4], 10) == 0
+    assert checks.collected_while_running(model, IMAGES[:4], 4) == 0
 
 
 @needs_proc
@@ -81,8 +81,8 @@ def test_opening_and_closing_leaves_nothing_open(model: Path) -> None:
 @pytest.mark.parametrize(
     ("action", "end"), [("run", "BackendError"), ("thread", "BackendError"), ("close", "done"), ("drop", "done")]
 )
-@pytest.mark.parametrize("threads", [1, 4])
-def test_a_forked_process_is_refused_and_ends(model: Path, action: str, end: str, threads: int) -> None:
+@pytest.mark.parametrize("threads", [1, None])
+def test_a_forked_process_is_refused_and_ends(model: Path, action: str, end: str, threads: int | None) -> None:
     with Predictor.load(model, threads=threads) as predictor:
         checks.result(predictor, IMAGES[0], "detection")
         assert checks.forked(predictor, IMAGES[0], action) == end
@@ -92,7 +92,7 @@ def test_a_forked_process_is_refused_and_ends(model: Path, action: str, end: str
 @needs_fork
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_forked_process_may_open_the_model_itself(model: Path) -> None:
-    with Predictor.load(model, threads=4) as predictor:
+    with Predictor.load(model) as predictor:
         checks.result(predictor, IMAGES[0], "detection")
         assert checks.forked(Opener(model), IMAGES[0], "run") == "done"  # type: ignore[arg-type]
 
@@ -105,7 +105,7 @@ class Opener:
 
     def predict(self, *arguments: object) -> object:
         """Of the model."""
-        with Predictor.load(self.file, threads=4) as predictor:
+        with Predictor.load(self.file) as predictor:
             return predictor.predict(*arguments)  # type: ignore[arg-type]
 
 

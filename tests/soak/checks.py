@@ -172,7 +172,7 @@ def cycles(file: Path, image: np.ndarray, count: int) -> dict[str, int]:
     """Opens, uses and closes; says how many more descriptors and threads there are than after the second time."""
     before: dict[str, int] = {}
     for number in range(count):
-        with Predictor.load(file, threads=2) as predictor:
+        with Predictor.load(file) as predictor:
             result(predictor, image, "detection")
         if number == 1:
             before = held()
