@@ -1,4 +1,4 @@
-"""What a run or a check reads back: recipes, logs, arrays, golden data; and how much memory a document takes."""
+"""What is read back: recipes, logs, arrays, golden data, text in an ONNX file; and how much memory a document takes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import pytest
 
 from detr_export.runtimes.documents import read_document
 from detr_export.runtimes.errors import AnnotationError, ArtifactError, InputError
+from detr_export.runtimes.opening import open_session
 from detr_export.training.options import TrainingOptions
 from detr_export.training.training_log import LOG_NAME, TrainingLog
 from detr_export.verification.array_file import read_arrays
 from detr_export.verification.golden.reading import read_golden
+from tests.fuzz.seeds import metadata, tiny_graph
 from tests.fuzz.target import OutOfRangeError
 from tests.fuzz.trying import bounded_memory
 
@@ -144,6 +146,15 @@ def test_arrays_with_a_damaged_header_are_refused(header: str, tmp_path: Path) -
         bounded_memory(1 << 30),
     ):
         read_arrays(file)
+
+
+@pytest.mark.parametrize("text", [b"pixel_values", b"logits", b"batch", b"detr_export", b"detection"])
+def test_text_in_an_onnx_file_that_is_not_utf8_is_refused(text: bytes, tmp_path: Path) -> None:
+    file, content = tmp_path / "model.onnx", tiny_graph(metadata())
+    assert text in content
+    file.write_bytes(content.replace(text, b"\xff" + text[1:]))
+    with pytest.raises(ArtifactError, match=r"model.onnx cannot be loaded by ONNX Runtime: .*utf-8"):
+        open_session(file)
 
 
 def test_half_a_surrogate_pair_is_no_name_of_a_file(tmp_path: Path) -> None:

@@ -280,12 +280,9 @@ def _open(file: Path, options: Any, device: Device, max_batch: Optional[int]) ->
     try:
         if device.kind == RTX:
             add_rtx(options, device, profiles, cache)
-            session = onnxruntime.InferenceSession(str(file), options)
-            _alive.add(session)
-            return session
+            return _registered(onnxruntime.InferenceSession(str(file), options))
         providers = provider_list(device, profiles, precision, cache, tensorrt)
-        session = onnxruntime.InferenceSession(str(file), options, providers=providers)
-        _alive.add(session)
+        session = _registered(onnxruntime.InferenceSession(str(file), options, providers=providers))
     except DetrError:
         raise
     except Exception as error:  # onnxruntime's exceptions have no common base class but Exception
@@ -295,6 +292,14 @@ def _open(file: Path, options: Any, device: Device, max_batch: Optional[int]) ->
             f"ONNX Runtime did not start {providers[0][0]} for device '{device}'; "
             f"{'is TensorRT installed?' if device.kind == TENSORRT else 'is its CUDA and cuDNN installed?'}"
         )
+    return session
+
+
+def _registered(session: Any) -> Any:
+    """Notes a session for `_keep_for_ever`, and reads its text once: what is not UTF-8 is a UnicodeDecodeError here."""
+    _alive.add(session)
+    _ = [(item.name, item.type, item.shape) for item in (*session.get_inputs(), *session.get_outputs())]
+    _ = session.get_modelmeta().custom_metadata_map
     return session
 
 
