@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from detr_export.runtimes.errors import InputError
 from detr_export.runtimes.files import write_atomically
 
 LOG_NAME, VALIDATION_LOG_NAME = "training_log.csv", "validation_log.csv"
@@ -36,19 +35,12 @@ class Table:
         self.rows: list[Row] = []
 
     def resume(self, stage: str, step: int) -> None:
-        """Reads the rows up to `step` of `stage`.
-
-        Raises:
-            InputError: the file is not the log of a run.
-        """
+        """Reads the rows up to `step` of `stage`."""
         try:
-            found = list(csv.DictReader(io.StringIO(self.file.read_text(encoding="utf-8"), newline="")))
-            rows: list[Row] = [{name: row.get(name) or "" for name in self.columns} for row in found]
-            before = [index for index, row in enumerate(rows) if row["stage"] != stage or int(row["step"]) <= step]
+            rows: list[Row] = list(csv.DictReader(io.StringIO(self.file.read_text(encoding="utf-8"))))
         except OSError:
             return
-        except (ValueError, csv.Error) as error:  # ValueError: not UTF-8, or a step that is no number
-            raise InputError(f"{self.file} is damaged ({error!s:.100}); begin anew with --overwrite") from error
+        before = [index for index, row in enumerate(rows) if row["stage"] != stage or int(row["step"]) <= step]
         self.rows = rows[: before[-1] + 1] if before else []
 
     def add(self, row: Mapping[str, str | float]) -> None:
