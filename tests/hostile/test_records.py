@@ -1,9 +1,8 @@
-"""What is read back: arrays, golden data, text in an ONNX file; and how much memory a document takes."""
+"""What is read back: arrays, text in an ONNX file; and how much memory a document takes."""
 
 from __future__ import annotations
 
 import io
-import json
 import zipfile
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from detr_export.runtimes.documents import read_document
 from detr_export.runtimes.errors import AnnotationError, ArtifactError, InputError
 from detr_export.runtimes.opening import open_session
 from detr_export.verification.array_file import read_arrays
-from detr_export.verification.golden.reading import read_golden
 from tests.fuzz.seeds import metadata, tiny_graph
 from tests.fuzz.target import OutOfRangeError
 from tests.fuzz.trying import bounded_memory
@@ -66,14 +64,6 @@ def test_text_in_an_onnx_file_that_is_not_utf8_is_refused(text: bytes, tmp_path:
     file.write_bytes(content.replace(text, b"\xff" + text[1:]))
     with pytest.raises(ArtifactError, match=r"model.onnx cannot be loaded by ONNX Runtime: .*utf-8"):
         open_session(file)
-
-
-def test_half_a_surrogate_pair_is_no_name_of_a_file(tmp_path: Path) -> None:
-    entry = {"file": "\ud800", "dtype": "float32", "shape": [1]}
-    case = {"name": "a", "npz": "a.npz", "inputs": {"x": entry}, "outputs": {}}
-    (tmp_path / "index.json").write_text(json.dumps({"format_version": 1, "cases": [case]}))
-    with pytest.raises(ArtifactError, match=r"cases\[0\].inputs.x.file is '\\ud800', which has half of a surrogate pair"):
-        read_golden(tmp_path)
 
 
 def test_a_small_document_takes_little_memory(tmp_path: Path) -> None:

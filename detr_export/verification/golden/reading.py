@@ -205,17 +205,7 @@ def _field(values: Any, name: str, kind: type, where: str = "") -> Any:
     value = values[name]
     if not isinstance(value, kind) or isinstance(value, bool):
         raise ArtifactError(f"{at} is {_shown(value)}; expected {_WORDS[kind]}")
-    if isinstance(value, str) and not _is_text(value):
-        raise ArtifactError(f"{at} is {value!a:.60}, which has half of a surrogate pair; expected text")
     return value
-
-
-def _is_text(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _shown(value: Any) -> str:
