@@ -5,7 +5,8 @@ DEMO_VENV := .venv-demo
 INSTALL := -m pip install --quiet --constraint constraints.txt --editable
 WORKERS ?= 2
 
-.PHONY: kill demo web-demo web-test benchmark panoptic-benchmark int8-benchmark test cpp-test embedding-test lint format docs transformers5 gpu-check clean
+.PHONY: demo web-demo web-test benchmark panoptic-benchmark int8-benchmark test cpp-test embedding-test fuzz soak kill reliability lint \
+    format docs transformers5 gpu-check clean
 
 DEMO := $(DEMO_VENV)/bin/detr-export
 SHAPES := demo/shapes/annotations
@@ -97,6 +98,21 @@ kill: $(VENV)/installed
 # A C++ program that embeds Python, compiled and run. It takes CMake, a C++17 compiler and the libpython of the environment's Python.
 embedding-test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest examples/cpp_embedding
+
+# Mutated inputs for every reader, as many as SECONDS or RUNS say, in one process on one core. TARGET is one reader; all otherwise.
+# It prints JSON; the inputs of findings are then in tests/fuzz/findings, and make test reads them again.
+RUNS ?= 1000000
+fuzz: $(VENV)/installed
+	@$(VENV)/bin/python -m tests.fuzz --runs $(RUNS) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(TARGET),--target $(TARGET))
+
+# One predictor under eight threads for MINUTES, and what it leaves behind; MINUTES=5 is for every night. It prints JSON.
+MINUTES ?= 60
+soak: $(VENV)/installed
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.soak --minutes $(MINUTES)
+
+# Counts the hostile cases, and writes the tables of docs/reliability.md from that and from benchmarks/results/reliability.
+reliability: $(VENV)/installed
+	$(VENV)/bin/python -m tests.hostile
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

@@ -76,8 +76,8 @@ def read_content(
             if not stat.S_ISREG(found.st_mode):
                 raise kind(f"{where} is not a regular file; expected {what}")
             require_at_most(limit, found.st_size, f"the size of {where} in bytes", kind)
-            content = stream.read(getattr(current(), limit) + 1)
-            require_at_most(limit, len(content), f"the size of {where} in bytes", kind)
+            content = stream.read(found.st_size + 1)  # so much memory is taken at once
+            require_at_most(limit, len(content), f"the size of {where} in bytes", kind)  # it may have grown
             return content
     except FileNotFoundError:
         raise

@@ -41,6 +41,7 @@ class ModelThread(Session):
         return self._thread.submit(self._session.run, inputs).result()
 
     def run_chosen(self, inputs: Mapping[str, np.ndarray], choose: Choose) -> dict[str, np.ndarray]:
+        self.require_own_process()
         return self._thread.submit(self._session.run_chosen, inputs, choose).result()
 
     def stop(self) -> None:

@@ -6,6 +6,7 @@ The arrays that it returns belong to the caller.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Optional, TypeVar, Union
 import numpy as np
 
 from detr_export.runtimes.devices import parse_device
-from detr_export.runtimes.errors import InputError
+from detr_export.runtimes.errors import BackendError, InputError
 from detr_export.runtimes.metadata import Metadata
 
 DETR_INPUTS = ("pixel_values", "pixel_mask", "valid_sizes")  # a mask with float images, sizes with uint8 ones
@@ -57,6 +58,12 @@ class Session(ABC):
     outputs: tuple[TensorSpec, ...]
     metadata: Optional[Metadata] = None
     source: str = "the model"
+    _opened_in: int  # that opened it
+
+    def __new__(cls: type[_Self], *_: object, **__: object) -> _Self:
+        session = super().__new__(cls)
+        session._opened_in = os.getpid()
+        return session
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Runs the model once.
@@ -69,10 +76,25 @@ class Session(ABC):
 
         Raises:
             InputError: a name, dtype, rank or size does not fit.
-            BackendError: the backend failed, or the session is closed.
+            BackendError: the backend failed, the session is closed, or this process was forked off the one that opened it.
         """
+        self.require_own_process()
         check_inputs(self.inputs, inputs, self.metadata)
         return self._run(inputs)
+
+    def require_own_process(self) -> None:
+        """Refuses a process that was forked off the one that opened the session.
+
+        The threads of a backend do not live on there. PyTorch would wait for its threads for ever.
+
+        Raises:
+            BackendError: it is another process.
+        """
+        if self._opened_in != os.getpid():
+            raise BackendError(
+                "the session was opened before this process was forked off, and its threads are not here; open the model "
+                "in the process that runs it, or start processes with multiprocessing.get_context('spawn')"
+            )
 
     def check(self, inputs: Mapping[str, np.ndarray]) -> None:
         """Raises the InputError that `run` would raise for arrays that do not fit, and runs nothing."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -12,6 +14,21 @@ from detr_export.runtimes.errors import ArtifactError, InputError, first_line
 from detr_export.runtimes.limits import require_at_most
 from detr_export.runtimes.session import Session, as_declared
 from detr_export.verification.batches import MODEL, NO_PADDING, OTHER, Arrays, Batch, Batches, has_padding
+
+# What NumPy and zipfile raise for a file that is damaged. A header may ask for more memory than there is.
+_DAMAGED = (
+    OSError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    OverflowError,
+    SyntaxError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def array_batches(model: Session, other: Session, file: str | Path) -> Batches:
@@ -84,7 +101,7 @@ def read_arrays(file: Path, most_bytes: int | None = None) -> dict[str, np.ndarr
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             _require_room(file, archive.zip.infolist(), most_bytes)
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+    except _DAMAGED as error:
         raise InputError(f"{file} is damaged or holds objects: {first_line(error)}; {expected}") from error
     strange = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
     if strange:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
@@ -42,6 +45,19 @@ _OPTIMIZATION = {
     "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 _ERRORS_ONLY, _FATAL_ONLY = 3, 4  # onnxruntime's log severities
+
+_alive: weakref.WeakSet[Any] = weakref.WeakSet()  # onnxruntime's sessions of this process
+
+
+def _keep_for_ever() -> None:
+    """In a process that was forked off: onnxruntime ends the process when it frees a session whose threads are not there."""
+    for session in list(_alive):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+    _alive.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_for_ever)
 
 
 class OrtSession(Session):
@@ -142,6 +158,7 @@ class OrtSession(Session):
             InputError: an input or output does not fit. If its shape does not, the message says which one the model gives.
             BackendError: as in `run`. After any error, what the arrays of `outputs` hold is undefined.
         """
+        self.require_own_process()
         check_inputs(self.inputs, inputs, self.metadata)
         check_output_arrays(self.outputs, inputs, outputs)
         session = self._session
@@ -186,6 +203,7 @@ class OrtSession(Session):
             InputError: a name, dtype, rank, size or memory layout does not fit.
             BackendError: the backend failed, the session is closed, or it is on the CPU.
         """
+        self.require_own_process()
         session = self._session
         if session is None:
             raise BackendError("the session is closed")
@@ -253,9 +271,9 @@ def _open(file: Path, options: Any, device: Device, max_batch: Optional[int]) ->
     try:
         if device.kind == RTX:
             add_rtx(options, device, profiles, cache)
-            return onnxruntime.InferenceSession(str(file), options)
+            return _registered(onnxruntime.InferenceSession(str(file), options))
         providers = provider_list(device, profiles, precision, cache, tensorrt)
-        session = onnxruntime.InferenceSession(str(file), options, providers=providers)
+        session = _registered(onnxruntime.InferenceSession(str(file), options, providers=providers))
     except DetrError:
         raise
     except Exception as error:  # onnxruntime's exceptions have no common base class but Exception
@@ -280,6 +298,14 @@ def _spec(file: Path, kind: str, item: Any) -> TensorSpec:
         raise ArtifactError(f"{file}: {kind} {item.name} is {item.type}; expected a tensor of {', '.join(DTYPES)}")
     known = (isinstance(size, str) or (isinstance(size, int) and size >= 0) for size in item.shape)
     return TensorSpec(item.name, _DTYPES[item.type], tuple(s if k else UNKNOWN for s, k in zip(item.shape, known)))
+
+
+def _registered(session: Any) -> Any:
+    """Notes a session for `_keep_for_ever`, and reads its text once: what is not UTF-8 is a UnicodeDecodeError here."""
+    _alive.add(session)
+    _ = [(item.name, item.type, item.shape) for item in (*session.get_inputs(), *session.get_outputs())]
+    _ = session.get_modelmeta().custom_metadata_map
+    return session
 
 
 def _device_array(device: CudaDevice, value: Any, dtype: str) -> DeviceArray:

@@ -154,6 +154,7 @@ class TensorRTSession(Session):
             InputError: a name, dtype, rank, size or memory layout does not fit, or an array lies on another GPU.
             BackendError: the backend failed, or the session is closed.
         """
+        self.require_own_process()
         callers = None if stream is None else self._device.adopt_stream(stream)
         with self._slot(callers) as slot:
             # Inputs: checked before anything is queued
