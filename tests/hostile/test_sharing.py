@@ -113,7 +113,7 @@ class Opener:
 def test_a_session_of_another_process_says_what_to_do(model: Path, method: str) -> None:
     inputs = {"pixel_values": np.zeros((1, 3, 8, 8), np.float32)}
     with open_session(model) as session:
-        session._process += 1
+        session._opened_in += 1
         arguments = (inputs, {}) if method in ("run_into", "run_chosen") else (inputs,)
         with pytest.raises(
             BackendError, match=r"opened before this process was forked.*in the process that runs it.*'spawn'"
