@@ -195,7 +195,7 @@ def _file(folder: Path, where: str, name: str) -> Path:
     try:
         mode = file.lstat().st_mode
     except FileNotFoundError:
-        raise ArtifactError(f"{where}: {shown(name)} is missing") from None
+        raise ArtifactError(f"{where}: {file} is missing") from None  # so the name is one that a file can have
     except OSError as error:  # a name that is too long
         raise ArtifactError(f"{where}: {shown(name)} cannot be read: {error.strerror}") from error
     if not stat.S_ISREG(mode):
