@@ -75,8 +75,8 @@ def fetch(address: str, max_bytes: Optional[int] = None, timeout: float = TIMEOU
         return content
     except urllib.error.HTTPError as error:
         error.close()
-        status = " ".join(str(error.reason).split())
-        raise ImageError(f"{address}: the server answered {error.code} {status:.200}; check the address") from error
+        said = " ".join(str(error.reason).split())
+        raise ImageError(f"{address}: the server answered {error.code} {said:.200}; check the address") from error
     except (OSError, http.client.HTTPException, ValueError) as error:  # URLError is an OSError
         reason = getattr(error, "reason", error)
         if watch.is_over() or isinstance(reason, TimeoutError) or "timed out" in str(reason):
