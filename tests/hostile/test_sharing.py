@@ -73,7 +73,8 @@ def test_garbage_that_is_collected_while_others_run_changes_nothing(model: Path)
 
 @needs_proc
 def test_opening_and_closing_leaves_nothing_open(model: Path) -> None:
-    assert checks.cycles(model, IMAGES[0], 50) == {"descriptors": 0, "threads": 0}
+    found = checks.cycles(model, IMAGES[0], 50)
+    assert max(found.values()) <= 0, found  # fewer, where threads of an earlier test end meanwhile
 
 
 @needs_fork

@@ -175,7 +175,9 @@ def cycles(file: Path, image: np.ndarray, count: int) -> dict[str, int]:
         with Predictor.load(file) as predictor:
             result(predictor, image, "detection")
         if number == 1:
+            gc.collect()  # what was dropped before
             before = held()
+    gc.collect()
     return {name: value - before[name] for name, value in held().items()}
 
 
