@@ -124,7 +124,7 @@ def test_a_session_of_another_process_says_what_to_do(model: Path, method: str) 
 
 def test_the_thread_beside_a_session_is_of_one_process(model: Path) -> None:
     with open_session(model) as session, ModelThread(session) as thread:
-        thread._process += 1
+        thread._opened_in += 1
         for run in (lambda: thread.run({}), lambda: thread.run_chosen({}, lambda outputs: np.ones(1))):
             with pytest.raises(BackendError, match="opened before this process was forked"):
                 run()
