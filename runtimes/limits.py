@@ -28,7 +28,7 @@ class Limits:
     channels: int = 65_536  # of a layer
     tensors: int = 100_000  # of a checkpoint
     checkpoint_bytes: int = 64 * 2**30  # of a checkpoint's tensors, in float32
-    pixels: int = 178_956_970  # of a picture or mask; where Pillow speaks of a decompression bomb
+    pixels: int = 89_478_485  # of a picture or mask; where Pillow begins to warn of decompression bombs
     edge: int = 65_535  # height or width of what an image is resized or padded to, in pixels
     batch_pixels: int = 1 << 30  # of a whole padded batch
     points: int = 1_000_000  # of the polygons of one annotation

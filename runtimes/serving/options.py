@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from PIL import Image
-
 from detr_export.runtimes.errors import InputError
+from detr_export.runtimes.limits import require_at_most
 from detr_export.runtimes.thresholds import require_shares
 
 INDEX = "index.html"  # the page that a folder of static files has to have
@@ -47,8 +46,6 @@ class ServerOptions:
                 raise InputError(f"{name} is {getattr(self, name)}; expected 0 or more seconds")
         if not 0 < self.timeout < float("inf"):
             raise InputError(f"timeout is {self.timeout}; expected more than 0 seconds")
-        limit = Image.MAX_IMAGE_PIXELS
-        if limit is not None and self.max_pixels > limit:
-            raise InputError(f"max_pixels is {self.max_pixels}; expected at most {limit}, which is the limit of Pillow")
+        require_at_most("pixels", self.max_pixels, "max_pixels", InputError)
         if self.front is not None and not (self.front / INDEX).is_file():
             raise InputError(f"{self.front} has no {INDEX}; expected a folder of static files that has one")

@@ -267,6 +267,8 @@ COMMANDS = (
         "detr_export",
         lambda inputs, own: ["demo-data", str(own / "data"), "--images", "6"],
         _documents_are_whole,
+        # A split that is complete is refused.
+        lambda own: ("--split", "val") if (own / "data" / "annotations" / "instances_train.json").exists() else (),
     ),
     Command(
         "onnx",

@@ -134,7 +134,7 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
         )
     ),
     *((changed("categories", name=value), r"categories\[0\]: name is") for value in (None, 5, [], True)),
-    (changed("images", width=10**5, height=10**5), r"image 1: height \* width is 10000000000; expected at most 178956970"),
+    (changed("images", width=10**5, height=10**5), r"image 1: height \* width is 10000000000; expected at most 89478485"),
     (changed("images", width=2**62, height=2**62), r"image 1: height \* width is more than 10\^18"),
     (changed("annotations", segments_info=[]), "this is a panoptic file"),
     ({**DOCUMENT, "images": DOCUMENT["images"] * 2}, r"images\[0\] and images\[1\] both have id 1"),

@@ -6,6 +6,7 @@ says nothing. So is an fp16 file run: its values are stored in float16, as in ON
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import deque
 from collections.abc import Mapping
@@ -74,11 +75,10 @@ class OpenVinoSession(Session):
                 "export an end-to-end file with --resize matmul, or use device 'cpu'"
             )
         try:
-            core = openvino.Core()
             if cache is None:
-                model = core.compile_model(str(file), _CPU, settings)
+                model = shared_core().compile_model(str(file), _CPU, settings)
             else:
-                model = compile_cached(core, file, settings, cache)
+                model = compile_cached(shared_core(), file, settings, cache)
         except RuntimeError as error:
             raise ArtifactError(f"{file} cannot be loaded by OpenVINO: {_reason(error)}") from error
         if model.get_property(_PRECISION) != openvino.Type.f32:
@@ -126,6 +126,17 @@ class OpenVinoSession(Session):
         self._idle.clear()
 
 
+@functools.cache
+def shared_core() -> Any:
+    """The one `openvino.Core` of this process. It is never freed.
+
+    OpenVINO's CPU gives the thread that it starts in another stack for signals, and takes that back where it is freed. When
+    two cores were freed in the order in which they were made, or in another thread, the stack that is left is no memory
+    (seen in 2026.4), and the next signal that Python handles, such as Ctrl-C or the end of a child, ends the process.
+    """
+    return openvino.Core()
+
+
 def working_version() -> str:
     """The version of OpenVINO, after it has added two numbers on the CPU.
 
@@ -136,7 +147,7 @@ def working_version() -> str:
 
     x = operators.parameter([1], np.float32)
     model = openvino.Model([operators.add(x, x)], [x])
-    found = openvino.Core().compile_model(model, _CPU, {_PRECISION: "f32"})([np.ones(1, np.float32)])[0]
+    found = shared_core().compile_model(model, _CPU, {_PRECISION: "f32"})([np.ones(1, np.float32)])[0]
     if found.tolist() != [2.0]:
         raise RuntimeError(f"1 + 1 is {found.tolist()} on OpenVINO's CPU")
     return str(openvino.__version__).partition("-")[0]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import openvino
 import pytest
 
 from detr_export.graphs.end_to_end.building import Nodes
 from detr_export.graphs.end_to_end.sizes import LARGEST_SIDE, resized
 from detr_export.runtimes import ArtifactError, ImageError
+from detr_export.runtimes.backends.openvino.session import shared_core
 from detr_export.runtimes.processing.sizes import SizeDict, as_size, output_size
 from tests.detr_export.graphs.end_to_end.running import model_of, run
 
@@ -91,7 +91,7 @@ def test_32_bits_are_enough(size: SizeDict) -> None:
     height, width = resized(nodes, nodes.value("height"), nodes.value("width"), as_size(size))
     feeds = {"height": heights[:, None], "width": widths[:, None]}
     model = model_of(nodes, {"new_height": height, "new_width": width}, feeds)
-    core = openvino.Core()
+    core = shared_core()
     found = core.compile_model(core.read_model(model.SerializeToString()), "CPU")(feeds)
     thin = np.minimum(*expected) == 1  # what the processor refuses has no right size
     for output, right in zip(found.to_tuple(), expected, strict=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from detr_export.checkpoints.reading import load_checkpoint
 from detr_export.graphs.export import ExportOptions, export_onnx, verify_file
 from detr_export.loading import reference_session
-from detr_export.runtimes.backends.openvino.session import OpenVinoSession
+from detr_export.runtimes.backends.openvino.session import OpenVinoSession, shared_core
 from detr_export.runtimes.backends.ort import session as ort
 from detr_export.runtimes.backends.ort.session import OrtSession
 from detr_export.runtimes.errors import ArtifactError, BackendError, VerificationError
@@ -67,7 +69,7 @@ def test_a_segmenter_passes_the_gate(segmenter: Path, segmenter_one_graph: Path)
 
 def test_bfloat16_would_not_pass_the_gate(segmenter: Path, segmenter_one_graph: Path) -> None:
     """Or the tests above would not see that OpenVINO takes it: that is what it does when it is left alone."""
-    core = openvino.Core()
+    core = shared_core()
     if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this CPU has no bfloat16")
     reference = reference_of(reference_session(load_checkpoint(segmenter)))
@@ -163,3 +165,24 @@ def test_an_output_without_a_shape(tmp_path: Path) -> None:
             "x float32 (b, 3, h, w)",
             "y float32 (1, 3, 20, 30)",
         ]
+
+
+_CLOSED_IN_ORDER = """
+import faulthandler, os, signal, sys
+faulthandler.enable()
+signal.signal(signal.SIGUSR1, lambda number, frame: print("handled", flush=True))
+from detr_export.runtimes.backends.openvino.session import OpenVinoSession
+first, second = OpenVinoSession(sys.argv[1]), OpenVinoSession(sys.argv[1])
+first.close()
+second.close()
+del first, second
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of users")
+def test_a_signal_after_sessions_were_closed_is_handled(tiny_onnx: Path) -> None:
+    """OpenVINO leaves no stack for the handler when two cores are freed in the order in which they were made."""
+    command = [sys.executable, "-c", _CLOSED_IN_ORDER, str(tiny_onnx)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
