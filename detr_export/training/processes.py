@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,8 +15,11 @@ import torch
 from torch import Tensor, distributed
 
 from detr_export.runtimes.devices import CPU, CUDA, parse_device
-from detr_export.runtimes.errors import BackendError
+from detr_export.runtimes.errors import BackendError, InputError
 
+# Batches come over sockets in a folder that Python makes in the one for temporary files: pymp-12345678/listener-12345678.
+_SOCKET = 32  # bytes of that name
+_LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107  # bytes of the path of a socket
 _LONGEST_WAIT = timedelta(hours=3)  # of one process for another: the first one alone validates
 
 
@@ -30,6 +35,24 @@ class Processes:
     def is_first(self) -> bool:
         """Whether this one writes the files and talks to the user."""
         return self.rank == 0
+
+
+def require_room_for_sockets(workers: int) -> None:
+    """Refuses a folder for temporary files that leaves no room for the names of sockets: batches would never come.
+
+    Args:
+        workers: processes that prepare batches.
+
+    Raises:
+        InputError: its path is too long.
+    """
+    folder = os.fsencode(tempfile.gettempdir())
+    most = _LONGEST_SOCKET - _SOCKET
+    if workers and os.name == "posix" and len(folder) > most:
+        raise InputError(
+            f"the path of the folder for temporary files has {len(folder)} bytes; expected at most {most}, or the processes "
+            "that prepare batches cannot send them; set TMPDIR to a shorter one, or add --workers 0"
+        )
 
 
 @contextmanager

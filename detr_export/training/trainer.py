@@ -36,7 +36,7 @@ from detr_export.training.augmentation import Augmentation
 from detr_export.training.dataset import CocoDataset, ShuffledBatches, collate_parts
 from detr_export.training.interruption import held_interrupts, ignore_interrupts
 from detr_export.training.options import Stage, TrainingOptions
-from detr_export.training.processes import Processes, joined, said_by_first
+from detr_export.training.processes import Processes, joined, require_room_for_sockets, said_by_first
 from detr_export.training.result import Training
 from detr_export.training.run_folder import RunFolder
 from detr_export.training.run_record import Clock, RunRecord
@@ -95,6 +95,7 @@ def train(
     """
     if options.patience is not None and validation is None:
         raise InputError("patience needs a validation, and there is none; the data has no split val")
+    require_room_for_sockets(workers)
     with joined(device) as processes:
         told = progress if processes.is_first else SILENT
         split = data if isinstance(data, CocoSplit) else read_split(data, "train", options.task, progress=told)

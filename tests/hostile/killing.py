@@ -110,7 +110,12 @@ runpy.run_module("{module}", run_name="__main__", alter_sys=True)
 
 def finish(process: subprocess.Popen[str], expected: int = 0) -> tuple[str, str]:
     """Waits for the end of a command; AssertionError if it is another one than that expected."""
-    out, err = process.communicate(timeout=300)
+    try:
+        out, err = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # it leads a session of its own
+        process.communicate()
+        raise
     assert process.returncode == expected, f"exit code {process.returncode}, expected {expected}: {err[-1000:]}"
     assert "Traceback" not in err, err
     return out, err
@@ -166,9 +171,24 @@ def killed(
         outcome: what is found goes there.
         again: whether it runs to its end after that.
     """
-    own, scratch, mark = folder / "own", folder / "scratch", secrets.token_hex(8)
+    own = folder / "own"
     own.mkdir()
-    scratch.mkdir()
+    # The path is short: processes that prepare batches have sockets there.
+    with tempfile.TemporaryDirectory(prefix="k-", dir="/tmp") as name:
+        _killed(command, inputs, own, Path(name), after, number, outcome, again)
+
+
+def _killed(
+    command: Command,
+    inputs: Path,
+    own: Path,
+    scratch: Path,
+    after: float,
+    number: int,
+    outcome: Outcome,
+    again: bool,
+) -> None:
+    mark = secrets.token_hex(8)
     arguments = command.arguments(inputs, own)
     process = start(command.module, arguments, scratch, **{_MARK: mark})
     if number != signal.SIGKILL:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -251,6 +252,16 @@ def test_refusals(
     with pytest.raises(error, match=message):
         train(options=replace(FAST, **changes), **values)
     assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_folder_without_room_for_sockets_is_refused(
+    shapes: Path, config_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the batches would never come, and the run would wait for them for ever."""
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp/" + "x" * 80)
+    with pytest.raises(InputError, match=r"has 85 bytes; expected at most 7[15], .* set TMPDIR .* --workers 0"):
+        train(shapes, tmp_path / "out", FAST, config_folder, workers=1)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture
