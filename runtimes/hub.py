@@ -17,6 +17,7 @@ from typing import Optional, Union
 from detr_export.runtimes.errors import ArtifactError, BackendError, DetrError, missing_extra
 from detr_export.runtimes.fetching import require_secure
 from detr_export.runtimes.files import user_path
+from detr_export.runtimes.limits import require_at_most
 from detr_export.runtimes.mask_head import mask_head_file
 
 # A repository, which is two names, and a path inside it. No part begins like a path of this machine.
@@ -139,6 +140,35 @@ def hub_errors(name: str, wanted: str, revision: Optional[str], kind: type[DetrE
         raise kind(f"{name} could not be fetched from the hub: {error}") from error
 
 
+def sizes_on_hub(repository: str, revision: Optional[str]) -> dict[str, int]:
+    """How many bytes each file of a repository has; nothing where the hub is not asked or does not answer.
+
+    What is fetched then has the size that the hub told: `huggingface_hub` compares the two.
+    """
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE:
+        return {}
+    try:
+        found = HfApi().model_info(repository, revision=revision, files_metadata=True).siblings or []
+    except Exception:  # no such repository, no network: fetching says so, or takes what is in the cache
+        return {}
+    return {item.rfilename: item.size for item in found if item.size is not None}
+
+
+def require_size_on_hub(name: str, inside: str, bytes_: int, kind: type[DetrError]) -> None:
+    """Refuses a file of a repository that is larger than the limits, before it is fetched.
+
+    Args:
+        name: of the repository, for messages.
+        inside: the file.
+        bytes_: of the file, or of all files like it.
+        kind: the error to raise.
+    """
+    limit = "document_bytes" if inside.endswith(".json") else "checkpoint_bytes"
+    require_at_most(limit, bytes_, f"the size of {inside} in {name} in bytes", kind)
+
+
 def _fetched(
     name: str, repository: str, inside: str, revision: Optional[str], kind: type[DetrError] = ArtifactError
 ) -> Path:
@@ -146,6 +176,7 @@ def _fetched(
     with hub_errors(name, inside, revision, kind):
         from huggingface_hub import hf_hub_download
 
+        require_size_on_hub(repository, inside, sizes_on_hub(repository, revision).get(inside, 0), kind)
         return Path(hf_hub_download(repository, inside, revision=revision))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import queue
 import signal
@@ -15,9 +14,8 @@ import numpy as np
 
 from detr_export.runtimes.errors import DetrError
 from detr_export.runtimes.opening import open_session
+from detr_export.runtimes.orphans import end_with
 from detr_export.runtimes.timed_frames import receive, send
-
-_PR_SET_PDEATHSIG = 1
 
 
 def main(parent: int) -> None:
@@ -26,7 +24,8 @@ def main(parent: int) -> None:
     Args:
         parent: its process id.
     """
-    _end_with(parent)
+    end_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     # Results go to what was stdout; what a library prints there must not be among them.
     results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -69,12 +68,3 @@ def _read_requests(stream: IO[bytes], requests: queue.Queue[Any]) -> None:
     while (request := receive(stream)) is not None:
         requests.put(request)
     os._exit(0)
-
-
-def _end_with(parent: int) -> None:
-    """Lets Linux kill this process when the one that started it has ended. Ctrl-C is the parent's to answer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.name == "posix" and os.getppid() != parent:  # it ended before that
-        os._exit(0)

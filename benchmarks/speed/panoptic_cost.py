@@ -26,9 +26,9 @@ from detr_export.benchmarks.speed.peers import TransformersSession
 from detr_export.benchmarks.speed.pictures import synthetic_picture
 from detr_export.benchmarks.speed.settings import parse_size
 from detr_export.benchmarks.speed.worker import peak_resident_bytes
-from detr_export.orphans import end_with
 from detr_export.runtimes.errors import DetrError, InputError
 from detr_export.runtimes.opening import spins
+from detr_export.runtimes.orphans import end_with
 from detr_export.runtimes.predictor import Predictor
 
 _MEMORY_RUNS = 2

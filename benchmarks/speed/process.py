@@ -21,7 +21,7 @@ except ImportError as error:
     raise missing_extra("psutil", "bench") from error
 
 # It ends with this process, from its first moment on.
-_START = "from detr_export.orphans import end_with; end_with({parent})\n"
+_START = "from detr_export.runtimes.orphans import end_with; end_with({parent})\n"
 _START += "from detr_export.benchmarks.speed.worker import main; main()"
 _IDLE_POLL_S = 0.025  # more than the 10 ms in which Linux counts a process's time
 _IDLE_LIMIT_S = 2.0

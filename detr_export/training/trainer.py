@@ -27,9 +27,9 @@ from torch.utils.data import DataLoader
 
 from detr_export.checkpoints.reading import Checkpoint, load_checkpoint
 from detr_export.data.splits import CocoSplit, read_split
-from detr_export.orphans import end_with
 from detr_export.runtimes.errors import CheckpointError, DetrError, InputError, OutputError
 from detr_export.runtimes.files import require_writable, write_atomically
+from detr_export.runtimes.orphans import end_with
 from detr_export.runtimes.predictor import Predictor
 from detr_export.runtimes.progress import SILENT, Progress
 from detr_export.training.augmentation import Augmentation

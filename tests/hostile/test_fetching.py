@@ -9,14 +9,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from detr_export.checkpoints.hub import download
 from detr_export.runtimes import limits
 from detr_export.runtimes.errors import ArtifactError, CheckpointError, ImageError
 from detr_export.runtimes.fetching import fetch, require_secure
-from detr_export.runtimes.hub import onnx_file
+from detr_export.runtimes.hub import onnx_file, sizes_on_hub
 from detr_export.runtimes.sources import find_sources
 
 BOMB = gzip.compress(bytes(50_000_000))
@@ -238,3 +241,49 @@ def test_the_hub_is_asked_over_https_alone(endpoint: str, monkeypatch: pytest.Mo
         onnx_file("org/repo/model.onnx")
     with pytest.raises(CheckpointError, match="HF_ENDPOINT"), hub_errors("a/b", "config.json", None, CheckpointError):
         pass
+
+
+# ---- the hub ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"config.json": 2**30}, "the size of config.json in someone/detr in bytes is 1073741824"),
+        ({"preprocessor_config.json": 2**27}, "preprocessor_config.json in someone/detr in bytes is 134217728"),
+        ({"model.safetensors": 2**40}, "model.safetensors in someone/detr in bytes is 1099511627776"),
+        ({"pytorch_model.bin": 2**40}, "pytorch_model.bin in someone/detr in bytes"),
+        ({"model.safetensors.index.json": 2**27}, "model.safetensors.index.json in someone/detr in bytes"),
+        (
+            {f"model-{part:05}.safetensors": 2**35 for part in range(3)},
+            r"model-\*.safetensors in someone/detr in bytes is 103079215104; expected at most 68719476736",
+        ),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_large_files_of_the_hub_are_not_fetched(
+    sizes: dict[str, int], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("detr_export.checkpoints.hub.sizes_on_hub", lambda repository, revision: sizes)
+    with pytest.raises(CheckpointError, match=message):
+        download("someone/detr")
+
+
+def test_a_large_onnx_file_of_the_hub_is_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("detr_export.runtimes.hub.sizes_on_hub", lambda repository, revision: {"a.onnx": 2**40})
+    with pytest.raises(ArtifactError, match=r"the size of a.onnx in someone/detr in bytes is .*--limit checkpoint_bytes=N"):
+        onnx_file("someone/detr/a.onnx")
+
+
+def test_sizes_are_what_the_hub_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    told = [SimpleNamespace(rfilename="a", size=3), SimpleNamespace(rfilename="b", size=None)]
+    answer: Any = SimpleNamespace(siblings=told)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, **options: answer)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert sizes_on_hub("someone/detr", None) == {}
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    assert sizes_on_hub("someone/detr", None) == {"a": 3}
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, **options: 1 / 0)
+    assert sizes_on_hub("someone/detr", None) == {}

@@ -331,7 +331,7 @@ print(*[worker.pid for worker in loader._workers], flush=True)
     "a pool": """
 import multiprocessing, os
 from concurrent.futures import ProcessPoolExecutor
-from detr_export.orphans import end_with
+from detr_export.runtimes.orphans import end_with
 pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with, (os.getpid(),))
 print(pool.submit(os.getpid).result(), flush=True)
 """,
@@ -366,7 +366,7 @@ def test_nothing_lives_on_after_a_kill(what: str, tmp_path: Path) -> None:
 @linux
 @pytest.mark.parametrize("parent", ["os.getppid()", "os.getppid() + 1"])
 def test_a_child_whose_parent_has_gone_ends(parent: str) -> None:
-    program = f"import os; from detr_export.orphans import end_with; end_with({parent}); print('lives')"
+    program = f"import os; from detr_export.runtimes.orphans import end_with; end_with({parent}); print('lives')"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
@@ -374,7 +374,7 @@ def test_a_child_whose_parent_has_gone_ends(parent: str) -> None:
 
 
 def test_where_there_is_no_prctl(monkeypatch: pytest.MonkeyPatch) -> None:
-    from detr_export import orphans
+    from detr_export.runtimes import orphans
 
     monkeypatch.setattr(orphans.sys, "platform", "darwin")
     orphans.end_with(-1)

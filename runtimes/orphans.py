@@ -1,7 +1,6 @@
 """Processes that this one starts end with it, even when it is killed and can end nothing itself.
 
-A process calls `end_with` first of all. This file imports next to nothing, so that it is early. It works on Linux; elsewhere
-a child ends when it next reads from its parent.
+A process calls `end_with` first of all. It works on Linux; elsewhere a child ends when it next reads from its parent.
 """
 
 from __future__ import annotations
