@@ -103,7 +103,7 @@ embedding-test: $(VENV)/installed
 # It prints JSON; the inputs of findings are then in tests/fuzz/findings, and make test reads them again.
 RUNS ?= 1000000
 fuzz: $(VENV)/installed
-	@$(VENV)/bin/python -m tests.fuzz --runs $(RUNS) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(TARGET),--target $(TARGET))
+	@$(VENV)/bin/python -m tests.fuzz --runs $(RUNS) $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(TARGET),--target $(TARGET))
 
 # One predictor under eight threads for MINUTES, and what it leaves behind; MINUTES=5 is for every night. It prints JSON.
 MINUTES ?= 60

@@ -43,10 +43,9 @@ def fuse(model: DetrModel) -> None:
     position = model.query_position_embeddings.weight
     dtype = position.dtype
     fused: dict[str, nn.Module] = {"input_projection": PointwiseProjection(model.input_projection.double())}
-    if model.encoder.layers:  # a DETR may have none, and then there is nothing to fuse
+    if model.encoder.layers:  # a DETR's encoder may have none, and then there is nothing to fuse
         fused["encoder"] = FusedEncoder(model.encoder.double())
-    if model.decoder.layers:
-        fused["decoder"] = FusedDecoder(model.decoder.double(), position.double())
+    fused["decoder"] = FusedDecoder(model.decoder.double(), position.double())
     for name, module in fused.items():
         setattr(model, name, module.to(dtype))
     model.eval()

@@ -114,8 +114,8 @@ def _fresh(kind: type[DetrWithHeads], split: CocoSplit, options: TrainingOptions
 
 
 def _for_training(config: DetrConfig, labels: Mapping[int, str], split: CocoSplit) -> DetrConfig:
-    extra = {**config.extra, FUSED: list(split.stuff)} if split.stuff else config.extra
-    return replace(config, id2label=dict(labels), extra=extra)
+    described = config.with_classes(labels)
+    return replace(described, extra={**described.extra, FUSED: list(split.stuff)}) if split.stuff else described
 
 
 def _choose_trained(model: DetrWithHeads, whole_backbone: bool, freeze_backbone: bool) -> None:

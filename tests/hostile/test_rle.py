@@ -191,7 +191,7 @@ def test_a_bad_segmentation_is_one_clear_error(value: Any, message: str) -> None
     assert len(str(raised.value)) < 300
 
 
-@pytest.mark.parametrize("size", [(20, 30), (1, 90_000), (13_000, 13_000)])
+@pytest.mark.parametrize("size", [(20, 30), (1, 90_000), (9_000, 9_000)])
 def test_polygons_may_reach_out_of_their_image(size: tuple[int, int]) -> None:
     height, width = size
     out = max(1000, width)

@@ -68,7 +68,7 @@ def test_a_file_is_decoded_once_and_its_pixels_are_copied_once(
 ) -> None:
     opened, copied = [], []
     original_open, original_copy = Image.open, Image.Image.copy
-    monkeypatch.setattr(Image, "open", lambda *args: (opened.append(args), original_open(*args))[1])
+    monkeypatch.setattr(Image, "open", lambda *args, **how: (opened.append(args), original_open(*args, **how))[1])
     monkeypatch.setattr(Image.Image, "copy", lambda image: (copied.append(image.size), original_copy(image))[1])
     (outcome,) = predict_files(predictor, [photo], 0.0, tmp_path / "out")
     assert outcome.error is None

@@ -71,5 +71,5 @@ class ProcessorReport:
         about = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         how = f"{self.rounds} rounds; milliseconds an image; ratio = ours / theirs; torch threads {self.torch_threads}"
         sets = " ".join(self.instruction_sets) or self.machine
-        where = f"our threads {self.processing_threads}; {sets}; load before {self.load}"
-        return "\n".join([*aligned(table, 5), "", where, f"{how}; {about}"])
+        where = f"our threads {self.processing_threads}; load before {self.load}"
+        return "\n".join([*aligned(table, 5), "", where, f"{how}; {about}; {sets}"])

@@ -189,7 +189,7 @@ def _read_raw(folder: Path, where: str, about: Any) -> np.ndarray:
 
 def _file(folder: Path, where: str, name: str) -> Path:
     """A file of the folder. It may not lie elsewhere, also not by way of a link."""
-    if name in ("", ".", "..") or set(name) & set("/\\:\0"):
+    if name in ("", ".", "..") or set(name) & set("/\\:") or not name.isprintable():
         raise ArtifactError(f"{where} is {shown(name)}; expected the name of a file in the folder itself")
     file = folder / name
     try:

@@ -124,7 +124,7 @@ class OrtSession(Session):
 
         # The session and what it says of itself
         self._device = place
-        self._session = _open(file, options, place, max_batch)
+        self._session = _registered(file, _open(file, options, place, max_batch))
         self.source = str(file)
         self.inputs = tuple(_spec(file, "input", item) for item in self._session.get_inputs())
         self.outputs = tuple(_spec(file, "output", item) for item in self._session.get_outputs())
@@ -271,9 +271,9 @@ def _open(file: Path, options: Any, device: Device, max_batch: Optional[int]) ->
     try:
         if device.kind == RTX:
             add_rtx(options, device, profiles, cache)
-            return _registered(onnxruntime.InferenceSession(str(file), options))
+            return onnxruntime.InferenceSession(str(file), options)
         providers = provider_list(device, profiles, precision, cache, tensorrt)
-        session = _registered(onnxruntime.InferenceSession(str(file), options, providers=providers))
+        session = onnxruntime.InferenceSession(str(file), options, providers=providers)
     except DetrError:
         raise
     except Exception as error:  # onnxruntime's exceptions have no common base class but Exception
@@ -300,11 +300,14 @@ def _spec(file: Path, kind: str, item: Any) -> TensorSpec:
     return TensorSpec(item.name, _DTYPES[item.type], tuple(s if k else UNKNOWN for s, k in zip(item.shape, known)))
 
 
-def _registered(session: Any) -> Any:
-    """Notes a session for `_keep_for_ever`, and reads its text once: what is not UTF-8 is a UnicodeDecodeError here."""
+def _registered(file: Path, session: Any) -> Any:
+    """Notes a session for `_keep_for_ever`, and reads its text once, which need not be text."""
     _alive.add(session)
-    _ = [(item.name, item.type, item.shape) for item in (*session.get_inputs(), *session.get_outputs())]
-    _ = session.get_modelmeta().custom_metadata_map
+    try:
+        _ = [(item.name, item.type, item.shape) for item in (*session.get_inputs(), *session.get_outputs())]
+        _ = session.get_modelmeta().custom_metadata_map
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{file} cannot be loaded by ONNX Runtime: a name in it is not UTF-8: {error}") from error
     return session
 
 

@@ -285,7 +285,7 @@ def test_refuses_missing_pngs_before_it_runs(segmenter_onnx: Path, annotated: An
         ),
         ({"images": []}, AnnotationError, "the annotations list no images"),
         ({"images": [{"id": 1}]}, AnnotationError, "image 1: no file_name"),
-        ({"images": [{"id": 1, "file_name": 3}]}, AnnotationError, "file_name is 3: expected text"),
+        ({"images": [{"id": 1, "file_name": 3}]}, AnnotationError, "file_name is 3: expected the name of a picture"),
         ({"images": [{"id": 1, "file_name": "95.png", "height": 1, "width": 1}]}, InputError, "is 1x1 in the annotations"),
     ],
 )

@@ -198,7 +198,7 @@ def test_what_cannot_be_counted_is_refused_in_a_line(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="cannot be worked out"):
         model_cost(write(tmp_path / "nonzero.onnx", data_dependent, {"w": zeros(3, 4)}, IMAGE), 10, 8, 2)
     (tmp_path / "damaged.onnx").write_bytes(b"not a model")
-    with pytest.raises(ArtifactError, match="is not an ONNX model"):
+    with pytest.raises(ArtifactError, match="is damaged, or not an ONNX model"):
         model_cost(tmp_path / "damaged.onnx", 10, 8, 2)
     with pytest.raises(ArtifactError, match="does not exist"):
         model_cost(tmp_path / "missing.onnx", 10, 8, 2)

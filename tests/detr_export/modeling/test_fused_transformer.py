@@ -87,17 +87,6 @@ def test_a_segmenter_gives_the_same() -> None:
     assert_fused_alike(seeded_segmenter())
 
 
-@torch.no_grad()
-def test_a_decoder_without_layers_stays() -> None:
-    """It gives the same for all images, so there is nothing to compare but that."""
-    model = models.seeded(models.config(decoder_layers=0)).double()
-    pixel_values, pixel_mask = inputs(3)
-    expected = DeployedModel(model)(pixel_values, pixel_mask)
-    fuse(model.base)
-    given = DeployedModel(model)(pixel_values, pixel_mask)
-    assert all(torch.equal(given[name], value) for name, value in expected.items())
-
-
 def test_no_image_depends_on_another() -> None:
     """Keys, values and masks of all images and heads share one dimension."""
     model = models.seeded(models.config()).double()

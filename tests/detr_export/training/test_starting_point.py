@@ -123,5 +123,5 @@ def test_refusals(tiny_checkpoint: Path, shapes: Path, config_folder: Path, tmp_
         starting_point(split(shapes), PANOPTIC, config_folder, load_checkpoint(tiny_checkpoint))
     (tmp_path / "config.json").write_text((config_folder / "config.json").read_text())
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"resample": 99}))
-    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json: resample=99"):
+    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json: resample is 99"):
         starting_point(split(shapes), PANOPTIC, tmp_path, None)

@@ -278,7 +278,7 @@ def test_the_plugins_import_leaves_the_environment_alone(
     with pytest.raises(BackendError, match="the TensorRT-RTX plugin does not load"):
         OrtSession(tiny_onnx, "tensorrt-rtx")
     assert os.environ.get("LD_LIBRARY_PATH") == before
-    monkeypatch.delitem(sys.modules, "onnxruntime_ep_nv_tensorrt_rtx")
+    del sys.modules["onnxruntime_ep_nv_tensorrt_rtx"]  # monkeypatch would put it back
 
 
 # ---- arrays on the device, with the CPU's memory in the GPU's place -----------------------------------------------------
