@@ -9,6 +9,7 @@ Source of the format: the documentation of ultralytics, "Object Detection Datase
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detr_export.runtimes.documents import read_content
+from detr_export.runtimes.documents import read_content, shown
 from detr_export.runtimes.errors import AnnotationError, ImageError, missing_extra
 from detr_export.runtimes.limits import current, require_at_most
 from detr_export.runtimes.processing.annotations.checks import told
@@ -33,6 +34,7 @@ _POLYGON = 6  # numbers of the smallest polygon
 _THREADS = 8  # that read headers
 _NAME_BYTES = 64  # of data.yaml for each class that there may be: reading YAML takes long
 _LINE_BYTES = 16 << 20  # of the text file of one picture
+_LONGEST_PATH = 300  # characters of a path in a message
 _FARTHEST = 1e6  # times the size of the picture
 _CLASS = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
 _NUMBER = re.compile(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?", re.ASCII)
@@ -67,7 +69,8 @@ def read_yolo(file: Path, root: Path, split: str) -> Mapping[str, Any]:
     value = _value(document, split)
     if value is None:
         raise AnnotationError(f"{file} has no {split}; expected a folder, a list of folders, or a text file with paths")
-    pictures = sorted({path for item in _list(value) for path in _pictures(file, document, str(item))})
+    bases = _bases(file, document)
+    pictures = sorted({path for place in _paths(file, split, value) for path in _pictures(file, bases, place)})
     if not pictures:
         raise AnnotationError(f"{file}: the {split} folder {value} holds no pictures")
 
@@ -129,28 +132,37 @@ def _classes(document: Mapping[str, Any], file: Path) -> dict[int, str]:
     if not pairs or any(type(label) is not int or label < 0 or not isinstance(name, (str, int)) for label, name in pairs):
         raise AnnotationError(f"{file}: names is {told(names)}; expected the names of the classes, as a list or by number")
     require_at_most("labels", len(pairs), f"{file}: the number of names", AnnotationError)
-    return {label: str(name) for label, name in sorted(pairs)}
+    return {label: name if isinstance(name, str) else shown(name) for label, name in sorted(pairs)}
 
 
 def _value(document: Mapping[str, Any], split: str) -> Any:
     return next((document[key] for key in _KEYS.get(split, (split,)) if document.get(key)), None)
 
 
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+def _paths(file: Path, key: str, value: Any) -> list[str]:
+    found = value if isinstance(value, list) else [value]
+    if not all(isinstance(path, str) for path in found):
+        raise AnnotationError(f"{file}: {key} is {told(value)}; expected a path, or a list of paths")
+    return found
 
 
-def _pictures(file: Path, document: Mapping[str, Any], value: str) -> Iterator[Path]:
+def _bases(file: Path, document: Mapping[str, Any]) -> list[Path]:
+    """Where paths begin: at `path`, and at the folder of data.yaml."""
+    given = _paths(file, "path", document["path"]) if document.get("path") else []
+    return [*(file.parent / path for path in given), file.parent]
+
+
+def _pictures(file: Path, bases: list[Path], value: str) -> Iterator[Path]:
     """The pictures of a folder and the folders in it, or those that a text file lists.
 
-    Paths begin at `path`, or at the folder of data.yaml. Roboflow writes `../train/images` for what lies beside data.yaml.
+    Roboflow writes `../train/images` for what lies beside data.yaml.
     """
-    bases = [file.parent / str(document["path"])] if document.get("path") else []
-    bases.append(file.parent)
     places = [base / name for base in bases for name in dict.fromkeys((value, value.removeprefix("../")))]
-    place = next((place for place in places if place.exists()), None)
+    place = next((place for place in places if os.path.exists(place)), None)  # a name may be too long
     if place is None:
-        raise AnnotationError(f"{places[0]} does not exist; {file} names it, so correct path or {value} there")
+        name = str(places[0])
+        name = name if len(name) <= _LONGEST_PATH else f"{name[:_LONGEST_PATH]}..."
+        raise AnnotationError(f"{name} does not exist; {file} names it, so correct it or path there")
     if place.is_dir():
         yield from list_folder(place).pictures
         return
@@ -161,7 +173,7 @@ def _pictures(file: Path, document: Mapping[str, Any], value: str) -> Iterator[P
     if any("\0" in name for name in listed):
         raise AnnotationError(f"{place} has a null byte; expected a path on each line")
     for name in filter(None, map(str.strip, listed)):
-        yield next((base / name for base in (place.parent, *bases) if (base / name).exists()), place.parent / name)
+        yield next((base / name for base in (place.parent, *bases) if os.path.exists(base / name)), place.parent / name)
 
 
 def _text_file(picture: Path) -> Path:
@@ -183,7 +195,7 @@ def _size(picture: Path) -> dict[str, int]:
 def _lines(file: Path, root: Path) -> Iterator[tuple[str, str]]:
     """Each line that has something on it, and where it stands."""
     name = file.relative_to(root) if file.is_relative_to(root) else file
-    if not file.exists():
+    if not os.path.exists(file):
         return
     try:
         content = _bytes(file, "a text file of objects")

@@ -12,14 +12,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from detr_export.runtimes.described import processor_of
 from detr_export.runtimes.documents import shown
 from detr_export.runtimes.errors import ArtifactError
 from detr_export.runtimes.files import require_regular, sha256_of_files
 from detr_export.runtimes.hub import onnx_file
 from detr_export.runtimes.mask_head import TASK
 from detr_export.runtimes.metadata import UINT8, EndToEnd, Metadata, Quantization
+from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 from detr_export.runtimes.processing.image_processor_fast import DetrImageProcessorFast
-from detr_export.runtimes.processing.processor_options import IMAGENET_MEAN, IMAGENET_STD
 from detr_export.runtimes.session import TensorSpec
 
 if TYPE_CHECKING:
@@ -75,8 +78,9 @@ def _metadata_lines(about: Metadata) -> list[str]:
     ranges = ", ".join(
         f"{name} {low} to {high if high is not None else 'any'}" for name, (low, high) in about.ranges.items()
     )
-    size = ", ".join(f"{edge} {pixels}" for edge, pixels in (about.processor.get("size") or {}).items())
-    pixels = "torchvision" if about.processor.get("image_processor_type") == DetrImageProcessorFast.__name__ else "Pillow"
+    processor = processor_of(about)
+    size = ", ".join(f"{edge} {pixels}" for edge, pixels in processor.size.items())
+    pixels = "torchvision" if isinstance(processor, DetrImageProcessorFast) else "Pillow"
     return [
         f"  task       {about.task}, {len(about.id2label)} classes, {about.precision}",
         f"  classes    {_names(about.id2label)}",
@@ -84,7 +88,7 @@ def _metadata_lines(about: Metadata) -> list[str]:
         *([] if about.mask_head is None else [f"  mask head  in a file of its own, sha256 {about.mask_head}"]),
         *([] if about.quantization is None else [f"  int8       {_int8(about.quantization)}"]),
         f"  images     {size}; pixels of {pixels}",
-        f"  values     {_values(about)}",
+        f"  values     {_values(about, processor)}",
         f"  ranges     {ranges}",
         f"  source     {about.source.get('name')}, sha256 {about.source.get('sha256')}",
         f"  tools      {', '.join(f'{name} {version}' for name, version in about.tools.items())}",
@@ -92,20 +96,20 @@ def _metadata_lines(about: Metadata) -> list[str]:
     ]
 
 
-def _values(about: Metadata) -> str:
+def _values(about: Metadata, processor: DetrImageProcessor) -> str:
     """How pixels of 0 to 255 become what the model computes with."""
-    processor = about.processor
     steps = []
-    if processor.get("do_rescale", True):
-        steps.append(f"times {processor.get('rescale_factor', 1 / 255):.6g}")
-    if processor.get("do_normalize", True):
-        mean, std = (
-            ", ".join(f"{value:.6g}" for value in processor.get(name, usual))
-            for name, usual in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD))
-        )
-        steps.append(f"minus ({mean}), over ({std})")
+    if processor.do_rescale:
+        steps.append(f"times {_numbers(processor.rescale_factor)}")
+    if processor.do_normalize:
+        steps.append(f"minus ({_numbers(processor.image_mean)}), over ({_numbers(processor.image_std)})")
     where = "in the graph" if about.input == UINT8 else "by the processor"
     return f"{', '.join(steps)}, {where}" if steps else "as they are"
+
+
+def _numbers(value: Any) -> str:
+    """One number or several; nothing is a setting that is missing, though its step is on."""
+    return "nothing" if value is None else ", ".join(f"{number:.6g}" for number in np.atleast_1d(value))
 
 
 def _whole(options: EndToEnd) -> str:
