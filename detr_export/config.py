@@ -408,14 +408,16 @@ def _named_labels(num_labels: Any, id2label: Any, label2id: Any) -> dict[int, st
 
 
 def _require_labels(labels: Mapping[int, str]) -> None:
-    """Refuses ids other than 0, 1, 2 and so on: each is a column of the classifier's output."""
+    """Refuses ids that cannot be columns of a classifier's output.
+
+    Fine-tunes exist whose ids begin at 1, so there may be gaps; a class without a name is called by its number.
+    """
     if not labels:
         raise CheckpointError("id2label has no classes; expected at least one")
-    wrong = next((index for index in labels if not 0 <= index < len(labels)), None)
+    wrong = next((index for index in labels if index < 0), None)
     if wrong is not None:
-        raise CheckpointError(
-            f"id2label has the id {shown(wrong)}; expected 0 to {len(labels) - 1}, as there are {len(labels)} classes"
-        )
+        raise CheckpointError(f"id2label has the id {shown(wrong)}; expected 0 or more")
+    require_at_most("labels", max(labels), "the largest id of id2label", CheckpointError)
 
 
 def _require_timm_options(options: Mapping[str, Any]) -> None:

@@ -65,6 +65,12 @@ def test_keeps_gaps_and_unknown_fields(tmp_path: Path) -> None:
     assert written["architectures"] == ["DetrForObjectDetection"]
 
 
+def test_ids_may_begin_at_1() -> None:
+    config = DetrConfig.from_dict({**models.TINY, "id2label": {"1": "cat", "2": "dog"}})
+    assert config.id2label == {1: "cat", 2: "dog"}
+    assert config.num_labels == 2
+
+
 def test_aliases_and_num_labels() -> None:
     config = DetrConfig.from_dict({"model_type": "detr", "hidden_size": 64, "num_attention_heads": 2, "num_labels": 3})
     assert (config.d_model, config.encoder_attention_heads, config.num_labels) == (64, 2, 3)
