@@ -167,7 +167,7 @@ def require_regular(path: str | os.PathLike[str], kind: type[DetrError]) -> None
         raise kind(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not stat.S_ISREG(mode):
         what = next((name for is_it, name in _NOT_REGULAR if is_it(mode)), "something else")
-        raise kind(f"{path} does not exist or is not a file: it is {what}; expected a regular file")
+        raise kind(f"{path} is not a regular file: it is {what}")
 
 
 def require_writable(path: str | os.PathLike[str], overwrite: bool, suffix: str = "") -> None:

@@ -323,7 +323,7 @@ def test_inspect(tiny_onnx: Path) -> None:
         (("verify", "{onnx}", "--against", "{onnx}", "--device", "tpu"), "device is 'tpu'; expected cpu"),
         (("inspect", "{tmp}/nothing.onnx"), "does not exist or is not a file"),
         (("inspect", "{tmp}/a.onnx"), "is not an ONNX model"),
-        (("inspect", "{tiny}"), "does not exist or is not a file"),
+        (("inspect", "{tiny}"), "is not a regular file: it is a folder"),
         (("predict", "{tmp}/a.onnx", "{photo}"), "a.onnx cannot be loaded by ONNX Runtime"),
         (("predict", "{tmp}/text.pth", "{photo}"), "is truncated or not a PyTorch file"),
         (("predict", "{tmp}/text.txt", "{photo}"), "is neither an .onnx file nor a checkpoint"),

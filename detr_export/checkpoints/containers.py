@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import stat
 import struct
 import zipfile
 from collections.abc import Sequence
@@ -39,20 +38,6 @@ class _Entry:
     dtype: str
     shape: list[Size]
     data_offsets: tuple[Size, Size]  # from the end of the header
-
-
-def require_regular(file: Path) -> None:
-    """Refuses a pipe, device or folder, from which reading would wait or never end.
-
-    Raises:
-        CheckpointError: it is one, or is not there.
-    """
-    try:
-        mode = os.stat(file).st_mode
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
-    if not stat.S_ISREG(mode):
-        raise CheckpointError(f"{file} is not a regular file; expected the weights of a checkpoint")
 
 
 def safetensors_shapes(file: Path) -> dict[str, Sequence[int]]:

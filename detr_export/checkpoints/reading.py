@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from detr_export.checkpoints import original as original_checkpoint
-from detr_export.checkpoints.containers import is_archive, require_regular, safetensors_shapes
+from detr_export.checkpoints.containers import is_archive, safetensors_shapes
 from detr_export.checkpoints.hub import WEIGHT_FILES, download
 from detr_export.checkpoints.layouts import has_names_of_5, to_hub_names
 from detr_export.checkpoints.processors import read_processor, require_backend
@@ -31,7 +31,7 @@ from detr_export.checkpoints.tensors import is_counter, named, require_plain, re
 from detr_export.config import CONFIG_NAME, TRANSFORMERS5_NAMES, DetrConfig
 from detr_export.runtimes.documents import read_document, shown, typed
 from detr_export.runtimes.errors import CheckpointError, first_line
-from detr_export.runtimes.files import sha256_of_files, user_path
+from detr_export.runtimes.files import require_regular, sha256_of_files, user_path
 from detr_export.runtimes.limits import require_at_most
 from detr_export.runtimes.opening import ENGINE_SUFFIXES
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
@@ -221,7 +221,7 @@ def _weight_files(directory: Path) -> list[Path]:
     for name in WEIGHT_FILES:
         file = directory / name
         if os.path.lexists(file):
-            require_regular(file)
+            require_regular(file, CheckpointError)
             return _shards(file) if name.endswith(".index.json") else [file]
     raise CheckpointError(f"{directory} holds no weights; expected one of {', '.join(WEIGHT_FILES)}")
 
@@ -243,7 +243,7 @@ def _shards(index: Path) -> list[Path]:
         file = index.parent / name
         if not os.path.lexists(file):
             raise CheckpointError(f"{index} names the file {named(name)}, which is missing")
-        require_regular(file)
+        require_regular(file, CheckpointError)
     return [index.parent / name for name in names]
 
 
@@ -270,7 +270,7 @@ def _read_file(file: Path) -> object:
 
 
 def _refuse_lfs_pointer(file: Path) -> None:
-    require_regular(file)
+    require_regular(file, CheckpointError)
     with file.open("rb") as stream:
         head = stream.read(len(_LFS_HEADER))
     _refuse(not head, f"{file} is empty")

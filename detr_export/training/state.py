@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detr_export.checkpoints.containers import is_archive, require_regular
+from detr_export.checkpoints.containers import is_archive
 from detr_export.checkpoints.tensors import named, require_plain
 from detr_export.config import DetrConfig
 from detr_export.runtimes.documents import Count, Number, Size, parse, shown, typed
 from detr_export.runtimes.errors import CheckpointError, DetrError, InputError
-from detr_export.runtimes.files import write_atomically
+from detr_export.runtimes.files import require_regular, write_atomically
 from detr_export.runtimes.processing.image_processor_fast import processor_from_dict
 from detr_export.training.options import CHANGEABLE, TrainingOptions
 
@@ -107,7 +107,7 @@ def read_state(file: Path) -> State:
     """
     if not os.path.lexists(file):
         raise InputError(f"{file} does not exist: there is no run to resume; leave --resume out")
-    require_regular(file)
+    require_regular(file, CheckpointError)
     damaged = f"{file} is damaged and cannot be resumed; begin anew with --overwrite"
     if not is_archive(file):
         raise CheckpointError(damaged)

@@ -9,10 +9,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from detr_export.checkpoints.containers import require_regular
 from detr_export.runtimes.documents import shown
 from detr_export.runtimes.errors import CheckpointError, first_line
-from detr_export.runtimes.files import write_atomically
+from detr_export.runtimes.files import require_regular, write_atomically
 from detr_export.runtimes.limits import require_at_most
 
 LOG_NAME, VALIDATION_LOG_NAME = "training_log.csv", "validation_log.csv"
@@ -47,7 +46,7 @@ class Table:
         """
         if not os.path.lexists(self.file):
             return
-        require_regular(self.file)
+        require_regular(self.file, CheckpointError)
         size = self.file.stat().st_size
         require_at_most("document_bytes", size, f"the size of {self.file} in bytes", CheckpointError)
         try:
