@@ -218,9 +218,8 @@ class CocoEvaluator:
         image = self.images[item["image_id"]]
         size = checks.image_size(image, f"image {item['image_id']}")
         value = item["segmentation"]
-        if isinstance(
-            value, Mapping
-        ):  # pycocotools gets counts that were checked, written anew: a damaged one ends the process
+        if isinstance(value, Mapping):
+            # pycocotools gets counts that were checked and written anew: in it a damaged one ends the process.
             try:
                 counts, _ = checked_counts(value, size)
             except AnnotationError as error:

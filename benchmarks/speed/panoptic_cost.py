@@ -110,9 +110,8 @@ def _open_transformers(checkpoint: str, threads: int) -> Segment:
 
 def _peak_memory(variant: tuple[Callable[..., Segment], tuple[Any, ...]], picture: np.ndarray, threshold: float) -> int:
     """Bytes that a process with nothing but this variant takes at most."""
-    with ProcessPoolExecutor(
-        1, multiprocessing.get_context("spawn"), end_with, (os.getpid(),)
-    ) as pool:  # which notices when its process dies
+    # A pool notices when its process dies.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with, (os.getpid(),)) as pool:
         return pool.submit(_run_and_tell, variant, picture, threshold).result()
 
 

@@ -390,9 +390,7 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(
     make: Callable[[Path], None], opened: Callable[[Path], Any], tmp_path: Path
 ) -> None:
     make(tmp_path / "a.onnx")
-    with pytest.raises(
-        ArtifactError, match=r"a\.onnx (is not a regular file: it is a|cannot be read: )"
-    ) as caught:
+    with pytest.raises(ArtifactError, match=r"a\.onnx (is not a regular file: it is a|cannot be read: )") as caught:
         opened(tmp_path / "a.onnx")
     assert "\n" not in str(caught.value)
 
