@@ -151,7 +151,7 @@ def test_refuses_truncated_models(tiny_onnx: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["nothing.onnx", "."])
 def test_refuses_what_is_no_file(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="is not a (regular )?file"):
+    with pytest.raises(ArtifactError, match=r"is not a (regular )?file"):
         inspect_onnx(tmp_path / name)
 
 

@@ -143,7 +143,7 @@ def test_refuses_truncated_models(backend: Backend, tiny_onnx: Path, tmp_path: P
 
 @pytest.mark.parametrize("name", ["nothing.onnx", "."])
 def test_refuses_what_is_no_file(backend: Backend, name: str, tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="is not a (regular )?file"):
+    with pytest.raises(ArtifactError, match=r"is not a (regular )?file"):
         backend.open(tmp_path / name)
 
 
