@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
 import shutil
@@ -167,7 +168,7 @@ def main() -> None:
     results: dict[str, Result] = {}
     for target in targets:
         seconds = None if given.seconds is None else given.seconds / len(targets)
-        result = fuzz(target, max(1, given.runs * target.runs // share), seconds, given.seed, plain, given.findings)
+        result = fuzz(target, math.ceil(given.runs * target.runs / share), seconds, given.seed, plain, given.findings)
         results[target.name] = result
         told = f"{target.name}: {result.inputs} inputs, {result.speed:.0f}/s, {len(result.findings)} findings"
         print(told, file=sys.stderr, flush=True)
