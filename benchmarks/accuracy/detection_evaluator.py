@@ -208,6 +208,8 @@ class CocoEvaluator:
             }
         )
         if iou_type == "segm":
+            for image_id in self._found:  # pycocotools wants the size of each, also of one without annotations
+                checks.image_size(self.images[image_id], f"image {image_id}")
             for item in truth.dataset["annotations"]:
                 item["segmentation"] = self._encoded(truth, item)
         return truth
