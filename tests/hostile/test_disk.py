@@ -13,6 +13,7 @@ import re
 import resource
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -278,9 +279,11 @@ def test_a_model_card(tiny_onnx: Path, tmp_path: Path) -> None:
     assert list(files(tmp_path / "out")) == [file.name]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # it raises in its thread, too
-def test_events_for_tensorboard(tmp_path: Path) -> None:
+def test_events_for_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from detr_export.training.tensorboard import Board
+
+    monkeypatch.setattr(threading, "excepthook", lambda failed: None)  # it raises in its thread, too
+    before = set(threading.enumerate())
 
     def write() -> None:
         with Board(tmp_path / "out") as board:
@@ -289,3 +292,5 @@ def test_events_for_tensorboard(tmp_path: Path) -> None:
 
     with full_disk(), pytest.raises(OutputError, match=rf"cannot write {tmp_path / 'out'}.*: {FULL}"):
         write()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(60)
