@@ -130,8 +130,9 @@ class DetrConfig:
         _require_labels(self.id2label)
         if FUSED in self.extra:
             fused = typed(dict(self.extra), _Fused, "", CheckpointError)[FUSED]  # type: ignore[literal-required]
-            if not set(fused or ()) <= set(self.id2label):
-                raise CheckpointError(f"{FUSED} has {max(fused)}; expected ids of the {self.num_labels} classes")
+            strange = set(fused or ()) - set(self.id2label)
+            if strange:
+                raise CheckpointError(f"{FUSED} has {max(strange)}; expected ids of the {self.num_labels} classes")
         if self.position_embedding_type not in ("sine", "learned"):
             raise CheckpointError(
                 f"position_embedding_type is {shown(self.position_embedding_type)}; expected 'sine' or 'learned'"

@@ -17,7 +17,7 @@ from typing import Any
 
 ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 # Whatever starts us may pass Ctrl-C on to us, so that it comes twice. What comes so soon is the same one, in seconds.
-_SAME = 0.5
+SAME = 0.5
 _AGAIN = 0.02  # seconds after which a signal is raised once more that was lost
 
 # What a process does before it ends at once: `runtimes.temporary.remove_all` is added where that is imported anyway.
@@ -51,7 +51,7 @@ def note(number: int) -> bool:
     if _seen.number is None:
         _seen.number, _seen.at = number, time.monotonic()
         return False
-    return time.monotonic() - _seen.at > _SAME
+    return time.monotonic() - _seen.at > SAME
 
 
 def is_first(number: int) -> bool:

@@ -143,8 +143,8 @@ class _Watch:
                     held.shutdown(socket.SHUT_RDWR)
 
 
-class _Http(urllib.request.HTTPHandler):
-    """Its connections are watched."""
+class _Web(urllib.request.HTTPSHandler):
+    """http, and https with the certificates that `ssl` checks by default. Its connections are watched."""
 
     def __init__(self, watch: _Watch) -> None:
         super().__init__()
@@ -153,16 +153,10 @@ class _Http(urllib.request.HTTPHandler):
     def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
         return self.do_open(functools.partial(_watched, http.client.HTTPConnection, self._watch), req)
 
-
-class _Https(urllib.request.HTTPSHandler):
-    """The same, with the certificates that `ssl` checks by default."""
-
-    def __init__(self, watch: _Watch) -> None:
-        super().__init__()
-        self._watch = watch
-
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
         return self.do_open(functools.partial(_watched, http.client.HTTPSConnection, self._watch), req)
+
+    http_request = urllib.request.HTTPSHandler.https_request
 
 
 def _watched(kind: type[http.client.HTTPConnection], watch: _Watch, host: str, **options: Any) -> http.client.HTTPConnection:
@@ -205,8 +199,7 @@ def _opener(watch: _Watch, allow_http: bool) -> urllib.request.OpenerDirector:
     for handler in (
         urllib.request.ProxyHandler(),
         urllib.request.UnknownHandler(),
-        _Http(watch),
-        _Https(watch),
+        _Web(watch),
         urllib.request.HTTPDefaultErrorHandler(),
         _Redirects(allow_http),
         urllib.request.HTTPErrorProcessor(),

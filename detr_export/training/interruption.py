@@ -9,8 +9,6 @@ from contextlib import contextmanager
 
 from detr_export import signals
 
-_SAME = 0.5  # seconds in which a second signal is the same one, passed on by whatever started this process
-
 
 class Flag:
     """Whether something has happened."""
@@ -37,7 +35,7 @@ def held_interrupts() -> Iterator[Flag]:
             signals.note(number)
         if not flag:
             flag.up, flag.since = True, time.monotonic()
-        elif time.monotonic() - flag.since > _SAME:
+        elif time.monotonic() - flag.since > signals.SAME:
             raise KeyboardInterrupt
 
     before = {}
