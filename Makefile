@@ -128,7 +128,7 @@ docs: $(VENV)/installed  # into site/; a link that leads nowhere is an error
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python $(INSTALL) '.[export,cpu,rtx,serve,parquet,train,tensorboard,bench,oracle,contract,dev,docs]'
+	$(VENV)/bin/python $(INSTALL) '.[export,cpu,rtx,serve,parquet,ray,video,triton,train,tensorboard,bench,oracle,contract,dev,docs]'
 	touch $@
 
 $(DEMO_VENV)/installed: pyproject.toml constraints.txt
