@@ -1,6 +1,6 @@
-"""A process that serves with examples/ray_serve.py until its standard input ends. tests/test_ray_serve.py starts it.
+"""A process that serves with examples/ray_serve.py until its standard input ends; tests/test_ray_serve.py starts it.
 
-Ray's warnings and signals stay in it. Its first line says what a replica made of some jobs, its second one that it serves.
+Ray's warnings and signals stay in it. Without arguments it prints what a replica makes of some jobs, and starts no cluster.
 """
 
 from __future__ import annotations
@@ -70,8 +70,6 @@ async def record() -> dict[str, Any]:
 
 
 def main(model: str, port: str, folder: str, notes: str, threads: str, queue: str) -> None:
-    print(json.dumps(asyncio.run(record())), flush=True)
-
     class Noting(ray_serve.Detr):
         """Appends the size of each run to a file."""
 
@@ -92,4 +90,7 @@ def main(model: str, port: str, folder: str, notes: str, threads: str, queue: st
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) > 1:
+        main(*sys.argv[1:])
+    else:
+        print(json.dumps(asyncio.run(record())))

@@ -1,4 +1,7 @@
-"""examples/ray_serve.py, on a cluster of one machine that lives as long as these tests."""
+"""examples/ray_serve.py, on a cluster of one machine.
+
+All requests are one test: workers of pytest that share a file would start a cluster each.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,12 @@ PLACES = 16  # of a replica in the example
 SECONDS = 60
 # Pictures that ran together differ by what float32 rounds; as in tests/runtimes/serving/test_server.py.
 SCORE_ATOL, BOX_ATOL = 1e-4, 1e-4 * 96
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "examples")]),
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "disabled",  # or it would write a key into the home folder
+}
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,6 @@ class Running:
     process: subprocess.Popen[str]
     port: int
     notes: Path  # the size of each run
-    record: dict[str, Any]  # what a replica did with some jobs; see tests/ray_serve_driver.py
 
     def ask(self, body: bytes, query: str = "threshold=0") -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)
@@ -71,50 +79,49 @@ class Running:
         return found
 
 
-@pytest.fixture(scope="module")
-def server(tiny_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def driver(*arguments: object) -> list[str]:
+    """The command that starts tests/ray_serve_driver.py."""
+    return [sys.executable, "-m", "tests.ray_serve_driver", *map(str, arguments)]
+
+
+@pytest.fixture
+def server(tiny_onnx: Path, tmp_path: Path) -> Iterator[Running]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # a short path: Ray makes sockets in it
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "examples")]),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_AUTH_MODE": "disabled",  # or it would write a key into the home folder
-    }
-    arguments = map(str, (tiny_onnx, port, folder, folder / "notes", THREADS, QUEUE))
-    command = [sys.executable, "-m", "tests.ray_serve_driver", *arguments]
-    log = tmp_path_factory.mktemp("ray_serve") / "log"
+    command = driver(tiny_onnx, port, folder, folder / "notes", THREADS, QUEUE)
+    log = tmp_path / "log"
     try:
         with (
             log.open("w") as errors,
             subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT, env=environment
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT, env=ENVIRONMENT
             ) as process,
         ):
             assert process.stdout is not None
+            others: list[psutil.Process] = []
             try:
-                record = process.stdout.readline()
                 assert process.stdout.readline() == "ready\n", log.read_text()
-                running = Running(process, port, folder / "notes", json.loads(record))
+                running = Running(process, port, folder / "notes")
                 yield running
-                others = running.others()
+                others += running.others()
                 assert process.stdin is not None
                 process.stdin.close()
                 assert process.wait(SECONDS) == 0, log.read_text()
                 assert not psutil.wait_procs(others, timeout=SECONDS)[1], "processes of the cluster are left"
             finally:
-                left = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+                if process.poll() is None:
+                    others += psutil.Process(process.pid).children(recursive=True)
                 process.kill()
-                for other in left:
+                for other in others:
                     with suppress(psutil.NoSuchProcess):
                         other.kill()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def predictor(tiny_onnx: Path) -> Iterator[Predictor]:
     with Predictor.load(tiny_onnx, threads=THREADS) as opened:
         yield opened
@@ -147,7 +154,14 @@ def assert_close(found: list[dict[str, Any]], expected: list[dict[str, Any]]) ->
 # ---- over HTTP ----------------------------------------------------------------------------------------------------------
 
 
-def test_one_picture(server: Running, predictor: Predictor, photo: Path) -> None:
+def test_requests(server: Running, predictor: Predictor, photo: Path) -> None:
+    check_one_picture(server, predictor, photo)
+    check_pictures_at_once(server, predictor)
+    check_refusals(server)
+    check_a_flood(server, predictor)
+
+
+def check_one_picture(server: Running, predictor: Predictor, photo: Path) -> None:
     """To the bit: a client who is alone shares no batch."""
     data = photo.read_bytes()
     for threshold in (0.0, 0.6):
@@ -157,7 +171,7 @@ def test_one_picture(server: Running, predictor: Predictor, photo: Path) -> None
     assert len(predictor.detect(data, 0.0)) > len(predictor.detect(data, 0.6)) > 0
 
 
-def test_pictures_at_once(server: Running, predictor: Predictor) -> None:
+def check_pictures_at_once(server: Running, predictor: Predictor) -> None:
     images = [picture(number, size) for number in range(6) for size in ((96, 64), (64, 80))]
     with ThreadPoolExecutor(len(images)) as clients:
         answers = list(clients.map(lambda image: server.ask(png(image)), images))
@@ -166,7 +180,7 @@ def test_pictures_at_once(server: Running, predictor: Predictor) -> None:
         assert_close(answer.document["detections"], predictor.detect(image, 0.0).to_dict()["detections"])
 
 
-def test_refusals(server: Running) -> None:
+def check_refusals(server: Running) -> None:
     """With the statuses and texts of `detr-export serve`."""
     for body, query, status, message in (
         (b"no picture", "", 400, "not an image"),
@@ -180,7 +194,7 @@ def test_refusals(server: Running) -> None:
         assert message in answer.document["error"]
 
 
-def test_a_flood(server: Running, predictor: Predictor) -> None:
+def check_a_flood(server: Running, predictor: Predictor) -> None:
     """While the replica stands still, its places and those of the queue fill up; all others are told to come again."""
     image = picture(0)
     many = 2 * (PLACES + QUEUE)
@@ -207,13 +221,13 @@ def test_a_flood(server: Running, predictor: Predictor) -> None:
 # ---- inside of a replica ------------------------------------------------------------------------------------------------
 
 
-def test_what_runs_together(server: Running) -> None:
-    """Pictures of one size and threshold do, and no others; each gets its own result."""
-    assert server.record["mixed"] == ["0.5", "0.5", "0.5", "0.25", "0.5"]
-    assert server.record["mixed_runs"] == [[[8, 8], [8, 8]], [[16, 8], [16, 8]], [[8, 8]]]
-
-
-def test_an_error_reaches_its_clients_and_the_health_check(server: Running) -> None:
-    assert server.record["broken"] == ["0.5", "broken", "broken"]
-    assert server.record["health"] == [True, False, True]
-    assert server.record["closed"]
+def test_a_replica() -> None:
+    """Pictures of one size and threshold run together, and no others; each gets its own result, or its own error."""
+    done = subprocess.run(driver(), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["mixed"] == ["0.5", "0.5", "0.5", "0.25", "0.5"]
+    assert record["mixed_runs"] == [[[8, 8], [8, 8]], [[16, 8], [16, 8]], [[8, 8]]]
+    assert record["broken"] == ["0.5", "broken", "broken"]
+    assert record["health"] == [True, False, True]  # before the broken ones, after them, and after a good one
+    assert record["closed"]
