@@ -66,7 +66,19 @@ async def record() -> dict[str, Any]:
     recorder.runs.clear()
     replica.__del__()
     closed = recorder.runs == [[]]
-    return {"mixed": mixed, "mixed_runs": mixed_runs, "broken": broken, "health": health, "closed": closed}
+    try:
+        ray_serve.Arguments(model="model.onnx", thread=2)
+        refused = ""
+    except ValueError as error:
+        refused = str(error)
+    return {
+        "mixed": mixed,
+        "mixed_runs": mixed_runs,
+        "broken": broken,
+        "health": health,
+        "closed": closed,
+        "refused": refused,
+    }
 
 
 def main(model: str, port: str, folder: str, notes: str, threads: str, queue: str) -> None:

@@ -231,3 +231,4 @@ def test_a_replica() -> None:
     assert record["broken"] == ["0.5", "broken", "broken"]
     assert record["health"] == [True, False, True]  # before the broken ones, after them, and after a good one
     assert record["closed"]
+    assert "thread\n" in record["refused"]  # `threads` is meant
