@@ -197,7 +197,7 @@ class Detections(Value):
         """The text file of a picture for YOLO's tools: `class center_x center_y width height` for each object, from 0 to 1.
 
         Objects with masks are polygons, `class x1 y1 x2 y2 ...`, one for each object: lines without width join its parts and
-        its holes, and its pixels are exactly those of the mask. A mask without pixels gives its box.
+        its holes, and its pixels are exactly those of the mask. A mask without pixels gives the corners of its box.
 
         Args:
             confidence: whether each line ends with the score. Tools that read labels for training do not take that.

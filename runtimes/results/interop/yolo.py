@@ -24,8 +24,8 @@ def yolo_lines(
     """A line for each object: `class center_x center_y width height`, or with masks `class x1 y1 x2 y2 ...`.
 
     Coordinates go from 0 to 1, and have all digits of float64, so that float32 boxes are the same when they are read again.
-    A mask is one polygon; its parts and holes are joined by lines without width. An object whose mask has no pixel has its
-    box.
+    A mask is one polygon; its parts and holes are joined by lines without width. A mask without pixels becomes the corners
+    of the box, because readers refuse a file with lines of both kinds.
 
     Args:
         image_size: (height, width), pixels.
@@ -38,8 +38,11 @@ def yolo_lines(
     lines = []
     of_objects = iter(masks) if masks is not None else None
     for index, (label, box) in enumerate(zip(labels, boxes.tolist())):
-        parts = parts_of(next(of_objects)) if of_objects is not None else []
-        numbers = (join(parts) / (width, height)).ravel().tolist() if parts else _relative(box, width, height)
+        if of_objects is None:
+            numbers = _relative(box, width, height)
+        else:
+            polygon = join(parts_of(next(of_objects)) or [_corners(box)])
+            numbers = (polygon / (width, height)).ravel().tolist()
         if scores is not None:
             numbers.append(scores[index])
         lines.append(" ".join([str(int(label)), *map(str, numbers)]) + "\n")
@@ -51,9 +54,14 @@ def _relative(box: Sequence[float], width: int, height: int) -> list[float]:
     return [(x_min + x_max) / 2 / width, (y_min + y_max) / 2 / height, (x_max - x_min) / width, (y_max - y_min) / height]
 
 
+def _corners(box: Sequence[float]) -> np.ndarray:
+    x_min, y_min, x_max, y_max = box
+    return np.array([(x_min, y_min), (x_max, y_min), (x_max, y_max), (x_min, y_max)])
+
+
 def yolo_yaml(id2label: Mapping[int, str]) -> str:
     """A data.yaml whose pictures and text files lie beside it. Classes are numbered without gaps, as its readers want."""
-    lines = ["path: .", "train: .", "val: .", "names:"]
+    lines = ["train: .", "val: .", "names:"]
     lines += [f"  {label}: {_quoted(name)}" for label, name in enumerate(yolo_names(id2label))]
     return "\n".join(lines) + "\n"
 
