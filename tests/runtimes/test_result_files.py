@@ -25,6 +25,7 @@ from detr_export.runtimes.results.coco_images import read_image_ids
 from detr_export.runtimes.results.interop.supervision_detections import supervision  # without a warning
 from detr_export.runtimes.results.rows import COLUMNS, csv_of, rows_of
 from detr_export.runtimes.sources import find_sources
+from tests import models
 
 ODD = 'a, "b"\n.png'
 
@@ -252,6 +253,30 @@ def test_a_name_that_is_no_text_is_spelled_with_backslashes() -> None:
     (row,) = list(csv.reader(io.StringIO(text)))[1:]
     assert row == ["caf\\udce9.png", "1", 'a "b", c', "0.1", "1.0", "1.0", "1.0", "1.0"]
     text.encode()
+
+
+@pytest.mark.parametrize("task", ["detection", "instances"])
+def test_coco_has_what_fiftyone_reads(task: str, segmenting: Predictor, folder: Path) -> None:
+    """What `COCODetectionDatasetImporter` and `add_coco_labels` of FiftyOne 1.22 take out of the two files."""
+    predicted(segmenting, folder, "coco", task)
+    images = json.loads((folder.parent / "out" / "images.coco.json").read_text())
+    entries = json.loads((folder.parent / "out" / "predictions.coco.json").read_text())
+    assert {"info", "licenses", "categories", "images", "annotations"} == set(images)
+    sizes = {image["id"]: [image["height"], image["width"]] for image in images["images"]}
+    assert all((folder / image["file_name"]).is_file() for image in images["images"])  # from the folder of the pictures on
+    categories = {category["id"]: category["name"] for category in images["categories"]}
+    assert entries
+    for entry in entries:
+        assert {type(entry[key]) for key in ("image_id", "category_id")} == {int}
+        assert entry["image_id"] in sizes
+        assert (
+            entry["category_id"] in categories or models.LABELS[entry["category_id"]] == "N/A"
+        )  # no trained model finds it
+        assert len(entry["bbox"]) == 4
+        assert 0 < entry["score"] <= 1
+        if task == "instances":
+            assert entry["segmentation"]["size"] == sizes[entry["image_id"]]
+            assert isinstance(entry["segmentation"]["counts"], str)
 
 
 # ---- YOLO and LabelMe ----------------------------------------------------------------------------------------------------
