@@ -53,7 +53,7 @@ class Detection(Value):
                 (x_min, y_min, x_max, y_max),
                 None if masks is None else masks[0],
             )
-        except (KeyError, TypeError, ValueError, AnnotationError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AnnotationError) as error:
             raise not_ours("detection", "Detection", error) from error
 
 
@@ -119,7 +119,7 @@ class Detections(Value):
                 (int(height), int(width)),
                 _masks_of(items),
             )
-        except (KeyError, TypeError, ValueError, AnnotationError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AnnotationError) as error:
             raise InputError(
                 f"these are no detections ({type(error).__name__}: {error}); expected what Detections.to_dict gives"
             ) from error

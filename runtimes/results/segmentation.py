@@ -12,7 +12,7 @@ from PIL import Image
 from detr_export.runtimes.errors import AnnotationError, InputError
 from detr_export.runtimes.processing.detection import TargetSizes
 from detr_export.runtimes.processing.images import ImageSource
-from detr_export.runtimes.processing.rle import checked_counts, decode_rle, encode_compressed_rle
+from detr_export.runtimes.processing.rle import decode_rle, encode_compressed_rle, require_mask_pixels
 from detr_export.runtimes.processing.segmentation import (
     post_process_instance_segmentation,
     post_process_panoptic_segmentation,
@@ -94,21 +94,21 @@ class Segmentation(Value):
 
         Args:
             document: other keys, such as those of a file in predictions.json, are ignored. `was_fused` may be missing, as it
-                is in documents of version 0.1.
+                is in older documents.
 
         Raises:
             InputError: a field is missing or of another type, or two segments share a pixel or an id.
         """
         try:
             height, width = map(int, document["image_size"])
+            require_mask_pixels(height, width, "the number of pixels of the map")
             kind = _checked_kind(document["kind"])
             ids = np.zeros((height, width), dtype=np.int32)
             taken = np.zeros((height, width), dtype=bool)
             segments = []
             for item in document["segments"]:
                 segments.append(_segment_of(item))
-                _, shape = checked_counts(item["segmentation"], (height, width))
-                mask = decode_rle(item["segmentation"], shape).astype(bool)
+                mask = decode_rle(item["segmentation"], (height, width)).astype(bool)
                 if (taken & mask).any():
                     raise ValueError(f"segment {segments[-1].id} has pixels of another one")
                 taken |= mask

@@ -67,7 +67,7 @@ class Cell(Value):
                 bool(document["is_projected_row_header"]),
                 float(document["score"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise not_ours("cell", "Cell", error) from error
 
 
@@ -107,7 +107,7 @@ class Table(Value):
                 tuple(Cell.from_dict(cell) for cell in document["cells"]),
                 (int(height), int(width)),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise not_ours("table", "Table", error) from error
 
     def to_pandas(self) -> Any:

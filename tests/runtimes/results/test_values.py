@@ -193,6 +193,34 @@ def test_a_document_without_a_field_is_refused(name: str) -> None:
                 type(value).from_dict(wrong)
 
 
+ODD = (None, True, -1, 2**70, 1e400, float("nan"), "text", [], {}, [[1, 2], 3], {"size": [4, 5], "counts": [20]}, "\ud800")
+
+
+@pytest.mark.parametrize("name", ["detection", "detections", "panoptic", "semantic", "cell", "table"])
+def test_any_document_is_read_or_refused(name: str) -> None:
+    """With something else in one place, in each of its places: no other error than InputError comes out."""
+    value = EXAMPLES[name]
+    refused = 0
+    for place in places_of(value.to_dict()):
+        for odd in ODD:
+            document = value.to_dict()
+            inside: Any = document
+            for key in place[:-1]:
+                inside = inside[key]
+            inside[place[-1]] = odd
+            try:
+                type(value).from_dict(document)
+            except InputError:
+                refused += 1
+    assert refused > 20
+
+
+def places_of(document: Any) -> list[tuple[Any, ...]]:
+    """The keys that lead to each value of a document."""
+    keys = document if isinstance(document, dict) else range(len(document)) if isinstance(document, list) else ()
+    return [place for key in keys for place in ((key,), *((key, *rest) for rest in places_of(document[key])))]
+
+
 SEGMENT = EXAMPLES["panoptic"].to_dict()["segments"]
 
 
@@ -201,6 +229,8 @@ SEGMENT = EXAMPLES["panoptic"].to_dict()["segments"]
     [
         ({"kind": "stuff"}, "kind of segmentation is 'stuff'"),
         ({"image_size": [3, 4]}, "encode the mask at the size"),
+        ({"image_size": [10**7, 10**7]}, "the number of pixels of the map"),
+        ({"image_size": [-1, 4], "segments": []}, "negative dimensions"),
         ({"segments": [SEGMENT[0], {**SEGMENT[1], "segmentation": SEGMENT[0]["segmentation"]}]}, "has pixels of another"),
         ({"segments": [SEGMENT[0], {**SEGMENT[1], "id": 1}]}, "two segments have one id"),
         ({"segments": [{**SEGMENT[0], "box": [1, 2]}]}, "not enough values"),
