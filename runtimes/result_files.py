@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, Optional
 
-from detr_export.runtimes.errors import InputError, missing_extra
+from detr_export.runtimes.errors import InputError, OutputError, missing_extra
 from detr_export.runtimes.file_batches import ATTENTION, FilePrediction
 from detr_export.runtimes.files import replacing, write_atomically, writing
 from detr_export.runtimes.results.coco_images import coco_document, read_image_ids
@@ -30,7 +30,11 @@ class ResultFile(ABC):
     names: tuple[str, ...]  # of the files that it writes
 
     def path_beside(self, picture: Path) -> Optional[Path]:
-        """The file for one picture, by the path of its annotated copy; None where one file holds all results."""
+        """The file for one picture, by the path of its annotated copy; None where one file holds all results.
+
+        Raises:
+            OutputError: those who read the format would not find the file.
+        """
         return None
 
     @abstractmethod
@@ -163,6 +167,11 @@ class _Yolo(ResultFile):
         self._id2label = id2label
 
     def path_beside(self, picture: Path) -> Optional[Path]:
+        if "images" in Path(os.path.abspath(picture)).parts[:-1]:
+            raise OutputError(
+                f"{picture} lies in a folder named images, and YOLO's tools look for its text file in labels in its place; "
+                "name the folder of pictures itself, and another folder for the output (--output)"
+            )
         return picture.with_suffix(".txt")
 
     def add(self, outcome: FilePrediction) -> None:

@@ -373,6 +373,25 @@ def test_a_picture_named_as_the_classes_is_refused(predictor: Predictor, photo: 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("given", "output"), [("data", "out"), ("data/images", "images"), ("data/images", "images/out")])
+def test_yolo_is_refused_where_its_tools_would_not_find_it(
+    given: str, output: str, predictor: Predictor, photo: Path, tmp_path: Path
+) -> None:
+    """They look for `out/images/a.txt` at `out/labels/a.txt`; so does this project's reader."""
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    (tmp_path / "data" / "images" / "a.jpg").write_bytes(photo.read_bytes())
+    pictures = find_sources([str(tmp_path / given)]).pictures
+    with pytest.raises(OutputError, match="lies in a folder named images, and YOLO's tools look"):
+        list(predict_files(predictor, pictures, output=tmp_path / output, form="yolo"))
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    list(
+        predict_files(
+            predictor, find_sources([str(tmp_path / "data" / "images")]).pictures, output=tmp_path / "out", form="yolo"
+        )
+    )
+    assert len(read_yolo(tmp_path / "out" / "data.yaml", tmp_path / "out", "train")["images"]) == 1
+
+
 def test_an_original_that_is_named_as_a_result_is_kept(predictor: Predictor, photo: Path, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(photo.read_bytes())  # a picture, whatever its name
     with pytest.raises(OutputError, match=r"a.json is one of the images, and would be overwritten"):
