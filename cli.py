@@ -542,7 +542,8 @@ def predict(
         Optional[ResultFormat],
         typer.Option(
             "--format",
-            help="With --output: of the file of results; json if left out. The others hold detections and instances.",
+            help="With --output: of the files of results; json if left out. coco, csv and parquet hold detections and "
+            "instances; yolo and labelme are a file for each image, and hold all but tables.",
         ),
     ] = None,
     annotations: Annotated[

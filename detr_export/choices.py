@@ -102,6 +102,8 @@ class ResultFormat(str, Enum):
     coco = "coco"
     csv = "csv"
     parquet = "parquet"
+    yolo = "yolo"
+    labelme = "labelme"
 
 
 class DemoKind(str, Enum):

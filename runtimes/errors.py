@@ -77,6 +77,11 @@ def missing_extra(package: str, extra: str) -> BackendError:
     return BackendError(f"{package} is not installed; run: pip install 'detr-export[{extra}]'")
 
 
+def missing_package(package: str, error: ImportError) -> BackendError:
+    """The error for another library that a result was to be handed to, with the command that installs it."""
+    return BackendError(f"{package} cannot be imported ({first_line(error)}); run: pip install {package}")
+
+
 def first_line(error: Exception) -> str:
     """The first line of another library's error, or its class if it has no text, for use in one of our messages."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

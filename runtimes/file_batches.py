@@ -19,6 +19,7 @@ from detr_export.runtimes.results.detections import Detections
 from detr_export.runtimes.results.drawing_style import PLAIN, DrawingStyle
 from detr_export.runtimes.results.segmentation import KINDS
 from detr_export.runtimes.results.tables import TABLE
+from detr_export.runtimes.results.values import Value
 from detr_export.runtimes.sources import Source
 from detr_export.runtimes.stream import find_in, require_batches
 from detr_export.runtimes.tasks import DETECTION, TABLES, TASKS, Result, document_of, drawing_of
@@ -49,8 +50,8 @@ class FileJob:
     picture: Optional[Path] = None
 
 
-@dataclass(frozen=True)
-class FilePrediction:
+@dataclass(frozen=True, eq=False)
+class FilePrediction(Value):
     """The outcome for one picture. Either `result` or `error` is set."""
 
     source: Source

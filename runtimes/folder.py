@@ -62,7 +62,7 @@ def predict_files(
         threshold: as in `Predictor.detect`.
         output: a folder for annotated pictures (PNG, named after the image, those of a folder in the same sub-folders) and
             a file of results; with None nothing is written. That file is written at the end and covers all images, even if
-            some failed.
+            some failed. The formats yolo and labelme have a file beside each annotated picture instead.
         overwrite: whether to replace files that exist.
         task: one of `FILE_TASKS`; `attention` detects objects, and draws where the decoder looked for each of them.
         batch: most images of one run of the model. They are grouped by the size at which the model gets them, see
@@ -101,15 +101,18 @@ def predict_files(
         wanted = require_classes(classes, predictor.id2label)
     pictures = _picture_paths(sources, output)
     originals = {source.image.resolve() for source in sources if isinstance(source.image, Path)}
-    for path in pictures:
-        if path is not None:
-            require_writable(path, overwrite)
-            if path.resolve() in originals:
-                raise OutputError(f"{path} is one of the images, and would be overwritten; give another folder")
     results = result_file(form, task, sources, predictor.id2label, annotations)
+    drawn = [path for path in pictures if path is not None]
+    beside = [path for path in map(results.path_beside, drawn) if path is not None]
+    for path in (*drawn, *beside):
+        require_writable(path, overwrite)
+        if path.resolve() in originals:
+            raise OutputError(f"{path} is one of the images, and would be overwritten; give another folder")
     if output is not None:
-        for name in results.names:
-            require_writable(output / name, overwrite)
+        for path in (output / name for name in results.names):
+            require_writable(path, overwrite)
+            if path in beside:
+                raise OutputError(f"{path} would hold the classes and also the objects of a picture; rename that picture")
 
     options = FileOptions(task, threshold, batch, max_padding, clip, wanted, style)
     jobs = [FileJob(source, picture) for source, picture in zip(sources, pictures)]

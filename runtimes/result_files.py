@@ -1,24 +1,27 @@
-"""The file that holds the results of all pictures: JSON, COCO's results, CSV or Parquet."""
+"""The file that holds the results of all pictures: JSON, COCO's results, CSV or Parquet; or one for each picture."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Optional
 
-from detr_export.runtimes.errors import InputError, missing_extra
+from detr_export.runtimes.errors import InputError, OutputError, missing_extra
 from detr_export.runtimes.file_batches import ATTENTION, FilePrediction
 from detr_export.runtimes.files import replacing, write_atomically, writing
 from detr_export.runtimes.results.coco_images import coco_document, read_image_ids
+from detr_export.runtimes.results.interop.yolo import yolo_names, yolo_yaml
 from detr_export.runtimes.results.rows import Row, csv_of, rows_of
 from detr_export.runtimes.sources import Source
-from detr_export.runtimes.tasks import DETECTION
+from detr_export.runtimes.tasks import DETECTION, TABLES
 
-FORMATS = ("json", "coco", "csv", "parquet")
+FORMATS = ("json", "coco", "csv", "parquet", "yolo", "labelme")
 _OF_OBJECTS = (DETECTION, ATTENTION, "instances")  # tasks whose results are a list of objects with boxes and scores
+_OF_POLYGONS = ("yolo", "labelme")  # formats that hold segments, too
 
 
 class ResultFile(ABC):
@@ -26,9 +29,17 @@ class ResultFile(ABC):
 
     names: tuple[str, ...]  # of the files that it writes
 
+    def path_beside(self, picture: Path) -> Optional[Path]:
+        """The file for one picture, by the path of its annotated copy; None where one file holds all results.
+
+        Raises:
+            OutputError: those who read the format would not find the file.
+        """
+        return None
+
     @abstractmethod
     def add(self, outcome: FilePrediction) -> None:
-        """Takes the outcome of one picture, which may be an error."""
+        """Takes the outcome of one picture, which may be an error. A file for this picture alone is written now."""
 
     @abstractmethod
     def write(self, folder: Path) -> None:
@@ -42,7 +53,7 @@ def result_file(
 
     Args:
         form: one of `FORMATS`.
-        task: one of `FILE_TASKS`. Only JSON holds maps of segments and tables.
+        task: one of `FILE_TASKS`. JSON holds all results, YOLO and LabelMe all but tables, the others objects with boxes.
         sources: all pictures, whose outcomes will come in this order.
         id2label: names of the model's classes.
         annotations: for COCO: a file of instances that has the ids of the pictures. Without one, they are counted from 1.
@@ -62,6 +73,10 @@ def result_file(
         return _Coco(ids, None if annotations is not None else id2label)
     if form == "parquet" and importlib.util.find_spec("pyarrow") is None:
         raise missing_extra("pyarrow", "parquet")
+    if form == "yolo":
+        return _Yolo(id2label)
+    if form == "labelme":
+        return _LabelMe()
     kinds: dict[str, type[ResultFile]] = {"json": _Json, "csv": _Csv, "parquet": _Parquet}
     return kinds[form]()
 
@@ -70,6 +85,8 @@ def require_format(form: str, task: str) -> None:
     """Refuses a format that does not exist or does not hold the results of a task. Raises InputError."""
     if form not in FORMATS:
         raise InputError(f"the format is {form!r}; expected one of {', '.join(FORMATS)}")
+    if form in _OF_POLYGONS and task != TABLES:
+        return
     if form != "json" and task not in _OF_OBJECTS:
         raise InputError(
             f"the format {form} holds objects with boxes, and the results of the task {task} are more than that; "
@@ -139,6 +156,61 @@ class _Parquet(_Rows):
         path = folder / self.names[0]
         with replacing(path) as temporary, writing(path):
             write_parquet(self._rows, temporary)
+
+
+class _Yolo(ResultFile):
+    """A text file beside each annotated picture, and the names of the classes in the two files where tools look for them."""
+
+    names = ("data.yaml", "classes.txt")
+
+    def __init__(self, id2label: Mapping[int, str]) -> None:
+        self._id2label = id2label
+
+    def path_beside(self, picture: Path) -> Optional[Path]:
+        if "images" in Path(os.path.abspath(picture)).parts[:-1]:
+            raise OutputError(
+                f"{picture} lies in a folder named images, and YOLO's tools look for its text file in labels in its place; "
+                "name the folder of pictures itself, and another folder for the output (--output)"
+            )
+        return picture.with_suffix(".txt")
+
+    def add(self, outcome: FilePrediction) -> None:
+        if outcome.picture is not None and outcome.result is not None and not isinstance(outcome.result, list):
+            write_atomically(outcome.picture.with_suffix(".txt"), outcome.result.to_yolo().encode())
+
+    def write(self, folder: Path) -> None:
+        names = "".join(" ".join(name.splitlines()) + "\n" for name in yolo_names(self._id2label))
+        write_atomically(folder / "classes.txt", names.encode("utf-8", "backslashreplace"))
+        write_atomically(folder / "data.yaml", yolo_yaml(self._id2label).encode())
+
+
+class _LabelMe(ResultFile):
+    """A document beside each annotated picture, which names the original if LabelMe can open that."""
+
+    names = ()
+
+    def path_beside(self, picture: Path) -> Optional[Path]:
+        return picture.with_suffix(".json")
+
+    def add(self, outcome: FilePrediction) -> None:
+        if outcome.picture is not None and outcome.result is not None and not isinstance(outcome.result, list):
+            document = outcome.result.to_labelme(_path_from(outcome.picture, outcome.source))
+            _write_json(outcome.picture.with_suffix(".json"), document)
+
+    def write(self, folder: Path) -> None:
+        """There is nothing left to write."""
+
+
+def _path_from(picture: Path, source: Source) -> str:
+    """How a file beside the annotated copy names the original; or the copy, if that is on the web or one page of many."""
+    if not isinstance(source.image, Path) or source.page is not None:
+        return picture.name
+    # What `..` leads to is the folder above the real one
+    original = os.path.join(os.path.realpath(source.image.parent), source.image.name)
+    try:
+        return PurePath(os.path.relpath(original, os.path.realpath(picture.parent))).as_posix()
+    except ValueError:  # another drive of Windows
+        return PurePath(original).as_posix()
 
 
 def _write_json(path: Path, document: Any) -> None:

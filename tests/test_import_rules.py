@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = ("runtimes", "detr_export", "benchmarks", "cli.py")  # each may import those before it
 HEAVY = ("torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "tensorrt", "transformers", "timm", "safetensors", "scipy")
-HEAVY += ("pyarrow", "openvino", "fastapi", "uvicorn", "prometheus_client")
+HEAVY += ("pyarrow", "openvino", "fastapi", "uvicorn", "prometheus_client", "supervision", "pandas")
 # Where `runtimes` may import what is not numpy, Pillow or the standard library.
 BACKENDS: dict[str, str | tuple[str, ...]] = {
     "msgspec": "runtimes/documents.py",
@@ -30,6 +30,8 @@ BACKENDS: dict[str, str | tuple[str, ...]] = {
     "huggingface_hub": "runtimes/hub.py",
     "pycocotools": "runtimes/processing/annotations/detection.py",
     "pyarrow": "runtimes/results/parquet.py",
+    "supervision": "runtimes/results/interop/supervision_detections.py",
+    "pandas": "runtimes/results/interop/pandas_frames.py",
     "fastapi": "runtimes/serving/",
     "starlette": "runtimes/serving/",  # below FastAPI
     "uvicorn": "runtimes/serving/",

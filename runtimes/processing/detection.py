@@ -51,8 +51,16 @@ def post_process_object_detection(
     return [{"scores": kept.scores, "labels": kept.labels, "boxes": kept.boxes} for kept in found]
 
 
-def keep_detections(outputs: Any, threshold: float = 0.5, target_sizes: Optional[TargetSizes] = None) -> list[Kept]:
-    """`post_process_object_detection`, which also says which queries it kept; arguments and errors as there."""
+def keep_detections(
+    outputs: Any,
+    threshold: float = 0.5,
+    target_sizes: Optional[TargetSizes] = None,
+    probabilities: Optional[np.ndarray] = None,
+) -> list[Kept]:
+    """`post_process_object_detection`, which also says which queries it kept; arguments and errors as there.
+
+    `probabilities` is the softmax of the logits, float32 (B, Q, C+1), if somebody else has computed it.
+    """
     logits = np.asarray(_field(outputs, "logits"), dtype=np.float32)
     pred_boxes = np.asarray(_field(outputs, "pred_boxes"), dtype=np.float32)
     if logits.ndim != 3 or logits.shape[2] < 2:
@@ -61,7 +69,7 @@ def keep_detections(outputs: Any, threshold: float = 0.5, target_sizes: Optional
         raise InputError(f"pred_boxes have shape {pred_boxes.shape}: expected {(*logits.shape[:2], 4)} to match logits")
 
     # The best real class of each query
-    probabilities = softmax(logits)[..., :-1]
+    probabilities = (softmax(logits) if probabilities is None else probabilities)[..., :-1]
     labels = probabilities.argmax(axis=-1).astype(np.int64)
     scores = probabilities.max(axis=-1)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 
@@ -45,6 +45,22 @@ def to_array(tensor: Any) -> np.ndarray:
     """
     tensor = tensor.detach().cpu()
     return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+
+
+def values_of(value: Any) -> np.ndarray:
+    """A tensor, an array or a sequence of numbers, as an array."""
+    return to_array(value) if is_tensor(value) else np.asarray(value)
+
+
+def probabilities_of(outputs: Any) -> Optional[np.ndarray]:
+    """PyTorch's own softmax over the last axis of `logits`, float32; None if they are no tensor.
+
+    It differs from NumPy's by the rounding of `exp`.
+    """
+    logits = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
+    if logits is None or not is_tensor(logits):
+        return None
+    return to_array(logits.softmax(-1)).astype(np.float32)
 
 
 def to_tensor(value: Any, device: Any = "cpu") -> Any:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Optional
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from detr_export.runtimes.results.fonts import Font, font_of
+from detr_export.runtimes.results.fonts import Font, can_draw, font_of
 from detr_export.runtimes.results.label_places import place_labels
 
 Color = tuple[int, int, int]
@@ -16,7 +17,31 @@ _MEASURE = ImageDraw.Draw(Image.new("RGB", (1, 1)))
 
 _MARGIN_SHARE = 0.12  # of the size of letters: between the letters and the edge of the plate
 _TALL = "Adgjpqy"  # letters as high and as low as letters are
+_CUT = "..."  # stands for what is left out of a name
 _LEAST_LUMINANCE = 140  # of a plate with black letters, from 0 to 255
+
+
+def caption_of(name: str, label: int, score: Optional[float], font_size: int, room: int) -> str:
+    """The text of a label: the name of its class and the score, in letters that can be drawn.
+
+    Args:
+        name: of the class. Where it cannot be drawn, `#` and the id of the class stand for it.
+        label: the id.
+        score: two digits are shown; None for no score.
+        font_size: pixels.
+        room: width of the picture, pixels. A name that is too long for it is cut, and the score stays.
+    """
+    name, ending = name if can_draw(name) else f"#{label}", "" if score is None else f" {score:.2f}"
+    if plate_size(name + ending, font_size)[0] <= room:
+        return name + ending
+    fits, too_long = 0, len(name)  # letters that are kept
+    while too_long - fits > 1:
+        middle = (fits + too_long) // 2
+        if plate_size(name[:middle] + _CUT + ending, font_size)[0] <= room:
+            fits = middle
+        else:
+            too_long = middle
+    return name[:fits] + _CUT + ending
 
 
 def plate_size(text: str, font_size: int) -> tuple[int, int]:

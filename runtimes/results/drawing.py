@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from detr_export.runtimes.errors import ImageError, InputError
 from detr_export.runtimes.processing.images import ImageSource, borrow_image
-from detr_export.runtimes.results.captions import plate_size, write_captions
+from detr_export.runtimes.results.captions import caption_of, plate_size, write_captions
 from detr_export.runtimes.results.drawing_style import PLAIN, DrawingStyle
 from detr_export.runtimes.results.segments import Segment
 
@@ -63,8 +63,9 @@ def draw_boxes(
     for index, color in zip(order[::-1], colors[::-1]):
         draw.rectangle(_drawable(boxes[index]), outline=color, width=line)
     if style.labels:
-        texts = [f"{names[index]} {scores[index]:.2f}" for index in order]
-        write_captions(image, boxes[order], texts, colors, style.text(max(image.size)))
+        size = style.text(max(image.size))
+        texts = [caption_of(names[index], int(labels[index]), scores[index], size, image.width) for index in order]
+        write_captions(image, boxes[order], texts, colors, size)
     return image
 
 
@@ -120,19 +121,15 @@ def draw_segments(
         drawn.paste(Image.fromarray(pixels), (0, rows.start))
     image = drawn
     size = style.text(max(image.size))
-    texts = {segment.id: _name_of(segment) for segment in segments}
     # A name is not to cover more than its segment, nor is every speck to have one
     named = [segment for segment in segments if style.labels and segment.area >= _CAPTION_AREA * ids.size]
+    texts = {item.id: caption_of(item.name, item.label, item.score, size, image.width) for item in named}
     named = [segment for segment in named if segment.area >= math.prod(plate_size(texts[segment.id], size))]
     named.sort(key=lambda segment: -segment.area)
     points = np.array([inner_point(ids == segment.id) * 2 for segment in named]).reshape(-1, 4)
     colors = [color_of(segment.id) for segment in named]
     write_captions(image, points, [texts[segment.id] for segment in named], colors, size, centred=True)
     return image
-
-
-def _name_of(segment: Segment) -> str:
-    return segment.name if segment.score is None else f"{segment.name} {segment.score:.2f}"
 
 
 def draw_cells(
@@ -205,8 +202,9 @@ def draw_attention(
         picture = _heat(small, attention[index])
         color, box = color_of(int(labels[index])), boxes[index] * (cell_width / image.width)
         ImageDraw.Draw(picture).rectangle(_drawable(box), outline=color, width=2)
-        text = f"{names[index]} {scores[index]:.2f}"
-        write_captions(picture, box[None], [text], [color], PLAIN.text(max(picture.size)))
+        size = PLAIN.text(max(picture.size))
+        text = caption_of(names[index], int(labels[index]), scores[index], size, picture.width)
+        write_captions(picture, box[None], [text], [color], size)
         sheet.paste(picture, (cell % columns * cell_width, cell // columns * height))
     return sheet
 

@@ -7,11 +7,12 @@ import importlib.util
 import logging
 import os
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Optional, Union
 
-from PIL import ImageFont
+from PIL import ImageFont, features
 
 Font = Union[ImageFont.ImageFont, ImageFont.FreeTypeFont]
 
@@ -19,6 +20,7 @@ _SUFFIXES = (".ttf", ".otf", ".ttc")
 _NO_CHARACTER = "\U0010ffff"  # no font has it, so it looks like all that a font lacks
 _ASCII = "Aa09."  # stands for all of ASCII
 _PROBE_SIZE = 16  # pixels; large enough to tell characters from the sign for a missing one
+_VARIATION_SELECTORS = range(0xFE00, 0xFE10)  # they choose between forms of the character before, and have none of their own
 _ODD_STYLES = ("bold", "italic", "oblique", "mono", "serif", "condensed", "light", "black", "thin", "math")
 _PLACEHOLDERS = "lastresort"  # in the name of a font that draws a sign for each script
 
@@ -26,20 +28,50 @@ _log = logging.getLogger(__name__)
 
 
 def font_of(text: str, size: int) -> Font:
-    """A font that has all characters of a text. Where this system has none, that is logged once, as a warning.
+    """A font that has all characters of a text; Pillow's own where this system has none.
 
     Args:
         text: what will be drawn.
         size: of the font, pixels. Pillow before 10.1 has its own font in one size only.
     """
-    odd = frozenset(character for character in text if not character.isascii())
+    odd = _odd(text)
+    file = _file_with(odd) if odd else None
+    return _own(size) if file is None else ImageFont.truetype(str(file), size)
+
+
+def can_draw(text: str) -> bool:
+    """Whether a text can be drawn so that it can be read. Where it cannot, that is logged once, as a warning.
+
+    It cannot if no font has all its characters, or if Pillow cannot join and order the letters of its script.
+    """
+    odd = _odd(text)
     if not odd:
-        return _own(size)
-    file = _file_with(odd)
-    if file is None:
-        _say_once(odd)
-        return _own(size)
-    return ImageFont.truetype(str(file), size)
+        return True
+    if _file_with(odd) is None:
+        _say_once(f"no font of this system has all of {_listed(odd)}", "a font that has them, such as one of Noto Sans")
+        return False
+    if any(map(_needs_shaping, odd)) and not features.check("raqm"):
+        _say_once(f"Pillow does not join the letters of {_listed(odd)}", "FriBiDi (libfribidi), which Pillow loads for that")
+        return False
+    return True
+
+
+def _odd(text: str) -> frozenset[str]:
+    """The characters that Pillow's own font does not have, without those that nobody sees."""
+    return frozenset(
+        character
+        for character in text
+        if not character.isascii() and unicodedata.category(character) != "Cf" and ord(character) not in _VARIATION_SELECTORS
+    )
+
+
+def _needs_shaping(character: str) -> bool:
+    """Whether a character is written from right to left, or is a sign that is put to a letter, as in Devanagari."""
+    return unicodedata.bidirectional(character) in ("R", "AL") or unicodedata.category(character) in ("Mn", "Mc")
+
+
+def _listed(characters: frozenset[str]) -> str:
+    return "".join(sorted(characters))
 
 
 @functools.lru_cache(maxsize=64)
@@ -102,6 +134,5 @@ def _drawn(font: ImageFont.FreeTypeFont, character: str) -> Optional[tuple[tuple
 
 
 @functools.cache
-def _say_once(characters: frozenset[str]) -> None:
-    text = "".join(sorted(characters))
-    _log.warning("no font of this system has all of %s: names are drawn with boxes; install one, such as Noto Sans", text)
+def _say_once(why: str, remedy: str) -> None:
+    _log.warning("%s: a number, such as #3, stands for the name of the class; install %s", why, remedy)

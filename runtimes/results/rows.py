@@ -10,10 +10,12 @@ from typing import Any, Union
 import numpy as np
 
 from detr_export.runtimes.errors import InputError
+from detr_export.runtimes.results.columns import COLUMNS
 from detr_export.runtimes.results.detections import Detections
 from detr_export.runtimes.results.segmentation import Segmentation
 
-COLUMNS = ("file", "label", "class", "score", "x_min", "y_min", "x_max", "y_max")
+__all__ = ["COLUMNS", "Row", "csv_of", "rows_of"]
+
 Row = tuple[Any, ...]  # str, int, str, and five numpy.float32
 
 

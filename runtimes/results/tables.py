@@ -6,7 +6,7 @@ microsoft/table-transformer's post-processing; the code is our own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -14,9 +14,11 @@ import numpy as np
 from PIL import Image
 
 from detr_export.runtimes.processing.images import ImageSource
-from detr_export.runtimes.results.detections import Detections
+from detr_export.runtimes.results.detections import Detections, not_ours
 from detr_export.runtimes.results.drawing import draw_cells
 from detr_export.runtimes.results.drawing_style import PLAIN, DrawingStyle
+from detr_export.runtimes.results.other_libraries import for_pandas
+from detr_export.runtimes.results.values import Value
 
 TABLE, COLUMN, ROW = "table", "table column", "table row"
 HEADER, PROJECTED, SPANNING = "table column header", "table projected row header", "table spanning cell"
@@ -31,7 +33,7 @@ Range = tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
-class Cell:
+class Cell(Value):
     """One cell. It covers one position of the grid, or a block of several."""
 
     rows: Range  # the first row, and the one after the last; from 0 at the top
@@ -52,9 +54,25 @@ class Cell:
             "score": self.score,
         }
 
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Cell:
+        """The cell of which `to_dict` made a document. Raises InputError if a field is missing or of another type."""
+        try:
+            (top, bottom), (left, right) = document["rows"], document["columns"]
+            return cls(
+                (int(top), int(bottom)),
+                (int(left), int(right)),
+                _box_of(document["box"]),
+                bool(document["is_column_header"]),
+                bool(document["is_projected_row_header"]),
+                float(document["score"]),
+            )
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise not_ours("cell", "Cell", error) from error
+
 
 @dataclass(frozen=True, eq=False)
-class Table:
+class Table(Value):
     """One table of an image. Its cells cover each position of the grid of rows and columns exactly once."""
 
     box: np.ndarray  # (4,) float32, (x_min, y_min, x_max, y_max) in pixels of the image
@@ -72,6 +90,48 @@ class Table:
             "columns": self.columns.tolist(),
             "cells": [cell.to_dict() for cell in self.cells],
         }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Table:
+        """The table of which `to_dict` made a document, also after a way through JSON. Every number is the same again.
+
+        Raises:
+            InputError: a field is missing or of another type.
+        """
+        try:
+            height, width = document["image_size"]
+            return cls(
+                _box_of(document["box"]),
+                _boxes_of(document["rows"]),
+                _boxes_of(document["columns"]),
+                tuple(Cell.from_dict(cell) for cell in document["cells"]),
+                (int(height), int(width)),
+            )
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise not_ours("table", "Table", error) from error
+
+    def to_pandas(self) -> Any:
+        """A `pandas.DataFrame` with a row for each cell, in their order; the boxes of rows and columns are left out.
+
+        `row`, `row_end`, `column` and `column_end` are int64: the first one, and the one after the last. `is_column_header`
+        and `is_projected_row_header` are bool; `score`, `x_min`, `y_min`, `x_max` and `y_max` are float32.
+
+        Raises:
+            BackendError: pandas cannot be imported.
+        """
+        cells = self.cells
+        columns: dict[str, tuple[type, Any]] = {
+            "row": (np.int64, [cell.rows[0] for cell in cells]),
+            "row_end": (np.int64, [cell.rows[1] for cell in cells]),
+            "column": (np.int64, [cell.columns[0] for cell in cells]),
+            "column_end": (np.int64, [cell.columns[1] for cell in cells]),
+            "is_column_header": (bool, [cell.is_column_header for cell in cells]),
+            "is_projected_row_header": (bool, [cell.is_projected_row_header for cell in cells]),
+            "score": (np.float32, [cell.score for cell in cells]),
+        }
+        boxes = np.array([cell.box for cell in cells], dtype=np.float32).reshape(-1, 4)
+        columns.update({name: (np.float32, side) for name, side in zip(("x_min", "y_min", "x_max", "y_max"), boxes.T)})
+        return for_pandas().frame_of(columns)
 
     def draw(self, image: ImageSource, style: DrawingStyle = PLAIN) -> Image.Image:
         """A copy of `image` with the outlines of the cells, or of the table if it has no cells. Headers are shaded.
@@ -227,6 +287,14 @@ def _spans(found: _Objects, rows: np.ndarray, columns: np.ndarray, header_rows: 
             of_rows = (first, header_rows) if header_rows - first > end - header_rows else (header_rows, end)
         if (of_rows[1] - of_rows[0]) * (of_columns[1] - of_columns[0]) > 1:
             yield _Block(of_rows, of_columns, score, False)
+
+
+def _box_of(numbers: Any) -> np.ndarray:
+    return np.array(numbers, dtype=np.float32).reshape(4)
+
+
+def _boxes_of(numbers: Any) -> np.ndarray:
+    return np.array(numbers, dtype=np.float32).reshape(len(numbers), 4)
 
 
 # ---- boxes --------------------------------------------------------------------------------------------------------------

@@ -171,7 +171,7 @@ def test_a_file_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 # ---- commands -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["json", "csv", "coco", "parquet"])
+@pytest.mark.parametrize("form", ["json", "csv", "coco", "parquet", "yolo", "labelme"])
 @pytest.mark.parametrize("what", ["pictures", "results"])
 def test_predict(
     form: str,

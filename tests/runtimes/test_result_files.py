@@ -16,13 +16,16 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from detr_export.data.yolo import read_yolo
 from detr_export.runtimes import Detections, Predictor, Segmentation
 from detr_export.runtimes.errors import AnnotationError, BackendError, InputError, OutputError
 from detr_export.runtimes.folder import predict_files
 from detr_export.runtimes.result_files import result_file
 from detr_export.runtimes.results.coco_images import read_image_ids
+from detr_export.runtimes.results.interop.supervision_detections import supervision  # without a warning
 from detr_export.runtimes.results.rows import COLUMNS, csv_of, rows_of
 from detr_export.runtimes.sources import find_sources
+from tests import models
 
 ODD = 'a, "b"\n.png'
 
@@ -212,7 +215,7 @@ def test_parquet(predictor: Predictor, folder: Path) -> None:
     assert_rows([tuple(row.values()) for row in table.to_pylist()], outcomes)
 
 
-@pytest.mark.parametrize("form", ["csv", "parquet", "coco", "json"])
+@pytest.mark.parametrize("form", ["csv", "parquet", "coco", "json", "yolo", "labelme"])
 def test_nothing_found(form: str, predictor: Predictor, photo: Path, tmp_path: Path) -> None:
     if form == "parquet":
         pytest.importorskip("pyarrow")
@@ -222,6 +225,10 @@ def test_nothing_found(form: str, predictor: Predictor, photo: Path, tmp_path: P
         assert written["predictions.csv"].read_text() == ",".join(COLUMNS) + "\n"
     elif form == "coco":
         assert json.loads(written["predictions.coco.json"].read_text()) == []
+    elif form == "yolo":
+        assert written["china.txt"].read_text() == ""
+    elif form == "labelme":
+        assert json.loads(written["china.json"].read_text())["shapes"] == []
     elif form == "parquet":
         import pyarrow.parquet as pq
 
@@ -248,16 +255,161 @@ def test_a_name_that_is_no_text_is_spelled_with_backslashes() -> None:
     text.encode()
 
 
+@pytest.mark.parametrize("task", ["detection", "instances"])
+def test_coco_has_what_fiftyone_reads(task: str, segmenting: Predictor, folder: Path) -> None:
+    """What `COCODetectionDatasetImporter` and `add_coco_labels` of FiftyOne 1.22 take out of the two files."""
+    predicted(segmenting, folder, "coco", task)
+    images = json.loads((folder.parent / "out" / "images.coco.json").read_text())
+    entries = json.loads((folder.parent / "out" / "predictions.coco.json").read_text())
+    assert {"info", "licenses", "categories", "images", "annotations"} == set(images)
+    sizes = {image["id"]: [image["height"], image["width"]] for image in images["images"]}
+    assert all((folder / image["file_name"]).is_file() for image in images["images"])  # from the folder of the pictures on
+    categories = {category["id"]: category["name"] for category in images["categories"]}
+    assert entries
+    for entry in entries:
+        assert {type(entry[key]) for key in ("image_id", "category_id")} == {int}
+        assert entry["image_id"] in sizes
+        assert (
+            entry["category_id"] in categories or models.LABELS[entry["category_id"]] == "N/A"
+        )  # no trained model finds it
+        assert len(entry["bbox"]) == 4
+        assert 0 < entry["score"] <= 1
+        if task == "instances":
+            assert entry["segmentation"]["size"] == sizes[entry["image_id"]]
+            assert isinstance(entry["segmentation"]["counts"], str)
+
+
+# ---- YOLO and LabelMe ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["detection", "instances", "panoptic", "semantic"])
+@pytest.mark.parametrize(("form", "suffix"), [("yolo", ".txt"), ("labelme", ".json")])
+def test_a_file_beside_each_picture(form: str, suffix: str, task: str, segmenting: Predictor, folder: Path) -> None:
+    outcomes = predicted(segmenting, folder, form, task)
+    out = folder.parent / "out"
+    beside = {outcome.picture.with_suffix(suffix): outcome for outcome in outcomes}
+    names = {out / name for name in ("data.yaml", "classes.txt")} if form == "yolo" else set()
+    written = {path for path in out.rglob("*") if path.is_file()}
+    assert written == {*names, *beside, *(outcome.picture for outcome in outcomes)}
+    for path, outcome in beside.items():
+        text = path.read_text(encoding="utf-8")
+        if form == "yolo":
+            assert text == outcome.result.to_yolo()
+        else:
+            document = json.loads(text)
+            assert document == outcome.result.to_labelme(document["imagePath"])
+            assert (path.parent / document["imagePath"]).samefile(outcome.source.image)
+
+
+def test_a_folder_of_yolo_is_opened_by_supervision_and_by_us(predictor: Predictor, folder: Path) -> None:
+    (folder / ODD).rename(folder / "a.b.png")
+    outcomes = predicted(predictor, folder, "yolo")
+    out = folder.parent / "out"
+    for place in (out, out / "sub"):
+        opened = supervision.DetectionDataset.from_yolo(str(place), str(place), str(out / "data.yaml"))
+        assert opened.classes == ["N/A", "person", "N/A", "car", "cat"]
+        found = {Path(path).name: annotation for path, _, annotation in opened}
+        for outcome in outcomes:
+            if outcome.picture.parent == place:
+                annotation = found.pop(outcome.picture.name)
+                np.testing.assert_allclose(annotation.xyxy, outcome.result.boxes, atol=1e-3)
+                assert annotation.class_id.tolist() == outcome.result.labels.tolist()
+        assert not found
+    document = read_yolo(out / "data.yaml", out, "train")
+    assert [image["file_name"] for image in document["images"]] == ["a.b.png", "sub/c.png"]
+    assert [item["category_id"] for item in document["annotations"]] == [
+        label for outcome in outcomes for label in outcome.result.labels.tolist()
+    ]
+    assert (out / "classes.txt").read_text().splitlines() == ["N/A", "person", "N/A", "car", "cat"]
+
+
+def test_labelme_gets_the_copy_where_it_cannot_open_the_original(predictor: Predictor, photo: Path, tmp_path: Path) -> None:
+    pages = [Image.open(photo).resize((64, 48)), Image.open(photo).resize((48, 64))]
+    pages[0].save(tmp_path / "two.tiff", save_all=True, append_images=pages[1:])
+    given = find_sources([str(tmp_path / "two.tiff"), "-"], all_frames=True, stdin=io.BytesIO(photo.read_bytes())).pictures
+    assert not [
+        outcome.error
+        for outcome in predict_files(predictor, given, output=tmp_path / "out", form="labelme")
+        if outcome.error
+    ]
+    for name in ("two.page1", "two.page2", "stdin"):
+        document = json.loads((tmp_path / "out" / f"{name}.json").read_text())
+        assert document["imagePath"] == f"{name}.png"
+        with Image.open(tmp_path / "out" / f"{name}.png") as drawn:
+            assert drawn.size == (document["imageWidth"], document["imageHeight"])
+
+
+def test_labelme_finds_the_original_through_links(predictor: Predictor, photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(tmp_path / "far" / "away")
+    (tmp_path / "a.jpg").write_bytes(photo.read_bytes())
+    list(predict_files(predictor, [tmp_path / "a.jpg"], output=tmp_path / "out", form="labelme"))
+    assert json.loads((tmp_path / "out" / "a.json").read_text())["imagePath"] == "../../a.jpg"
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "message"),
+    [
+        ("yolo", "china.txt", "china.txt exists; add --overwrite"),
+        ("yolo", "data.yaml", "data.yaml exists; add --overwrite"),
+        ("labelme", "china.json", "china.json exists; add --overwrite"),
+    ],
+)
+def test_no_file_beside_a_picture_is_overwritten(
+    form: str, name: str, message: str, predictor: Predictor, photo: Path, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text("old")
+    with pytest.raises(OutputError, match=message):
+        list(predict_files(predictor, [photo], output=tmp_path, form=form))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    list(predict_files(predictor, [photo], output=tmp_path, form=form, overwrite=True))
+    assert (tmp_path / name).read_text() != "old"
+
+
+def test_a_picture_named_as_the_classes_is_refused(predictor: Predictor, photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "classes.jpg").write_bytes(photo.read_bytes())
+    with pytest.raises(OutputError, match=r"classes.txt would hold the classes and also the objects of a picture"):
+        list(predict_files(predictor, [tmp_path / "classes.jpg"], output=tmp_path / "out", form="yolo"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("given", "output"), [("data", "out"), ("data/images", "images"), ("data/images", "images/out")])
+def test_yolo_is_refused_where_its_tools_would_not_find_it(
+    given: str, output: str, predictor: Predictor, photo: Path, tmp_path: Path
+) -> None:
+    """They look for `out/images/a.txt` at `out/labels/a.txt`; so does this project's reader."""
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    (tmp_path / "data" / "images" / "a.jpg").write_bytes(photo.read_bytes())
+    pictures = find_sources([str(tmp_path / given)]).pictures
+    with pytest.raises(OutputError, match="lies in a folder named images, and YOLO's tools look"):
+        list(predict_files(predictor, pictures, output=tmp_path / output, form="yolo"))
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    list(
+        predict_files(
+            predictor, find_sources([str(tmp_path / "data" / "images")]).pictures, output=tmp_path / "out", form="yolo"
+        )
+    )
+    assert len(read_yolo(tmp_path / "out" / "data.yaml", tmp_path / "out", "train")["images"]) == 1
+
+
+def test_an_original_that_is_named_as_a_result_is_kept(predictor: Predictor, photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(photo.read_bytes())  # a picture, whatever its name
+    with pytest.raises(OutputError, match=r"a.json is one of the images, and would be overwritten"):
+        list(predict_files(predictor, [tmp_path / "a.json"], output=tmp_path, form="labelme", overwrite=True))
+
+
 # ---- refusals -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("form", "task", "message"),
     [
-        ("xml", "detection", "the format is 'xml'; expected one of json, coco, csv, parquet"),
+        ("xml", "detection", "the format is 'xml'; expected one of json, coco, csv, parquet, yolo, labelme"),
         ("coco", "panoptic", "the format coco holds objects with boxes, and the results of the task panoptic are more"),
         ("csv", "semantic", "the format csv"),
         ("parquet", "tables", "the format parquet"),
+        ("yolo", "tables", "the format yolo"),
+        ("labelme", "tables", "the format labelme"),
     ],
 )
 def test_formats_that_cannot_hold_it_are_refused(form: str, task: str, message: str) -> None:
