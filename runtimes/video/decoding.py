@@ -1,0 +1,200 @@
+"""Decodes the frames of one open video: upright RGB with exact times. What is damaged is left out and remembered."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Optional
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame as DecodedFrame
+from av.video.stream import VideoStream
+
+from detr_export.runtimes.errors import ImageError
+from detr_export.runtimes.limits import require_at_most
+from detr_export.runtimes.video.frame import VideoFrame, upright
+from detr_export.runtimes.video.opening import reason
+
+_MATRIX = struct.Struct("=9i")
+_USUAL_RATE = 25  # frames a second of a video that says nothing of its times
+_SLACK = Fraction(1, 20)  # seconds; times in a header are rounded
+
+
+@dataclass(frozen=True)
+class About:
+    """What the header of a video says."""
+
+    time_base: Fraction  # seconds; the times of all frames are multiples of it
+    rate: Optional[Fraction]  # frames a second, on average
+    frames: Optional[int]  # how many there are
+    pixel_aspect: Fraction  # width of a pixel by its height, of the upright frame
+
+
+@dataclass
+class _Damage:
+    """What could not be decoded, counted as it comes."""
+
+    count: int = 0
+    since: str = ""  # after which frame the first damage is
+    reason: str = ""  # of the first damage
+    at_end: bool = False  # whether nothing good was read after the last damage
+
+
+class Decoder:
+    """The frames of an open video, one after another.
+
+    Args:
+        container, stream: what `opened` gives.
+        title: for messages.
+        live: whether damage is passed over without an error: on its way a stream loses parts of frames.
+    """
+
+    def __init__(self, container: InputContainer, stream: VideoStream, title: str, live: bool) -> None:
+        self._container, self._stream, self._title, self._live = container, stream, title, live
+        rate = stream.average_rate or stream.guessed_rate
+        self._step = 1 / Fraction(rate) if rate else Fraction(1, _USUAL_RATE)
+        self._damage = _Damage()
+        self._last: Optional[tuple[int, Fraction]] = None  # number and stamp of the last good frame
+        self._shown: Optional[Fraction] = None  # when it is shown, by the video's own clock
+        self.about = About(
+            Fraction(stream.time_base or Fraction(1, 90_000)),
+            Fraction(rate) if rate else None,
+            stream.frames or self._frames_by_duration(),
+            Fraction(stream.sample_aspect_ratio or 1),
+        )
+
+    @property
+    def damaged(self) -> int:
+        """How many frames or parts of frames could not be decoded."""
+        return self._damage.count
+
+    def frames(self) -> Iterator[VideoFrame]:
+        """All frames, then the error if some of a file are missing.
+
+        Raises:
+            ImageError: the file is cut short or damaged, its frames are larger than the limit, or there are none.
+        """
+        number, first = 0, None
+        for frame in self._decoded():
+            if frame is not None and not frame.is_corrupt:
+                stamp = self._stamp(frame)
+                first = stamp if first is None else first
+                self._last = number, stamp - first
+                yield VideoFrame(number, stamp - first, self._pixels(frame))
+            else:
+                self._note("a frame is not complete")
+            number += frame is not None
+        if self._last is None and not self._live and not self._damage.count:
+            raise ImageError(f"{self._title} has no frames; expected a whole video file")
+        if not self._live:
+            self._refuse_damage()
+
+    def _decoded(self) -> Iterator[Optional[DecodedFrame]]:
+        """Frames as the decoder gives them; None for each part that it cannot use."""
+        for packet in self._packets():
+            if packet is not None and packet.is_corrupt:
+                self._damage.reason = self._damage.reason or "the file ends within a frame"
+                yield None
+                continue
+            try:
+                yield from self._stream.decode(packet)  # without a packet: what the decoder still holds
+            except av.EOFError:
+                continue
+            except av.FFmpegError as error:
+                self._damage.reason = self._damage.reason or reason(error)
+                yield None
+
+    def _packets(self) -> Iterator[Optional[av.Packet]]:
+        end = Fraction(0)
+        try:
+            for packet in self._container.demux(self._stream):
+                if packet.size:
+                    if packet.pts is not None:
+                        end = max(end, (packet.pts + (packet.duration or 0)) * self.about.time_base)
+                    self._damage.at_end = False
+                    yield packet
+        except (av.FFmpegError, OSError) as error:
+            if self._live:
+                raise ImageError(reason(error)) from None
+            self._note(reason(error))
+        yield None
+        declared = self._declared_end()
+        if declared is not None and end + self._step + _SLACK < declared:
+            self._note(f"its header says that it ends at {float(declared):.2f} s")
+
+    def _note(self, why: str) -> None:
+        damage = self._damage
+        if not damage.count:
+            damage.since = "before the first frame"
+            if self._last is not None:
+                damage.since = f"after frame {self._last[0]}, at {float(self._last[1]):.2f} s"
+        damage.reason = damage.reason or why
+        damage.count += 1
+        damage.at_end = True
+
+    def _refuse_damage(self) -> None:
+        damage = self._damage
+        if not damage.count:
+            return
+        if self._last is None:
+            raise ImageError(
+                f"{self._title} has no frame that can be decoded ({damage.reason}); expected a whole video file"
+            )
+        if damage.at_end:
+            raise ImageError(
+                f"{self._title} is cut short or damaged: its last frame is {self._last[0]}, at {float(self._last[1]):.2f} s "
+                f"({damage.reason}); the frames up to there were used"
+            )
+        raise ImageError(
+            f"{self._title} is damaged: {damage.count} of its frames or their parts cannot be decoded, the first one "
+            f"{damage.since} ({damage.reason}); the others were used"
+        )
+
+    def _stamp(self, frame: DecodedFrame) -> Fraction:
+        """When the frame is shown, seconds. One without a time follows the last one."""
+        if frame.pts is not None:
+            self._shown = frame.pts * self.about.time_base
+        else:
+            self._shown = Fraction(0) if self._shown is None else self._shown + self._step
+        return self._shown
+
+    def _pixels(self, frame: DecodedFrame) -> np.ndarray:
+        require_at_most(
+            "pixels", frame.width * frame.height, f"the number of pixels of a frame of {self._title}", ImageError
+        )
+        pixels: np.ndarray = frame.to_ndarray(format="rgb24")
+        return upright(pixels, self._matrix(frame))
+
+    def _matrix(self, frame: DecodedFrame) -> tuple[int, int, int, int]:
+        found: Any = frame.side_data.get("DISPLAYMATRIX")
+        if found is None:
+            return 1, 0, 0, 1
+        a, b, _, c, d, *_ = _MATRIX.unpack(bytes(found))
+        signs = tuple((value > 0) - (value < 0) for value in (a, b, c, d))
+        if (bool(a), bool(b)) != (bool(d), bool(c)) or bool(a) == bool(b):
+            raise ImageError(
+                f"{self._title} is turned by another angle than 90, 180 or 270 degrees; turn it with another program first"
+            )
+        return signs[0], signs[1], signs[2], signs[3]
+
+    def _frames_by_duration(self) -> Optional[int]:
+        """About how many frames there are, for a bar."""
+        if self._live or not self._container.duration:
+            return None
+        return max(1, round(Fraction(self._container.duration, av.time_base) / self._step))
+
+    def _declared_end(self) -> Optional[Fraction]:
+        """When the last frame of a Matroska file ends, as its header says. A cut shows by itself in other formats."""
+        if self._live or "matroska" not in self._container.format.name or not self._container.duration:
+            return None
+        declared = Fraction(self._container.duration, av.time_base)
+        text = self._stream.metadata.get("DURATION", "")
+        try:
+            hours, minutes, seconds = text.split(":")
+            return min(declared, (int(hours) * 60 + int(minutes)) * 60 + Fraction(seconds))
+        except ValueError:
+            return declared if len(self._container.streams) == 1 else None
