@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import typer
 
 from detr_export.runtimes.video.run import VideoRun
@@ -22,8 +24,8 @@ class VideoReport:
     def follow(self, run: VideoRun) -> None:
         """Runs one video to its end, and reports it. Its error goes to stderr, and with JSON to stdout, too."""
         try:
-            with TerminalProgress(run.source.title, unit=" frames") as progress:
-                for prediction in run.predictions():
+            with TerminalProgress(run.source.title, unit=" frames") as progress, closing(run.predictions()) as predictions:
+                for prediction in predictions:
                     if self._as_json:
                         print_json_line(run.line(prediction))
                     progress.step(run.frames, run.expected)

@@ -10,18 +10,15 @@ from typing import Any, Optional
 
 import av
 import numpy as np
-from av.container import InputContainer
 from av.video.frame import VideoFrame as DecodedFrame
-from av.video.stream import VideoStream
 
 from detr_export.runtimes.errors import ImageError
 from detr_export.runtimes.limits import require_at_most
 from detr_export.runtimes.video.frame import VideoFrame, upright
-from detr_export.runtimes.video.opening import reason
+from detr_export.runtimes.video.opening import OpenVideo, reason
 
 _MATRIX = struct.Struct("=9i")
 _USUAL_RATE = 25  # frames a second of a video that says nothing of its times
-_SLACK = Fraction(1, 20)  # seconds; times in a header are rounded
 
 
 @dataclass(frozen=True)
@@ -48,13 +45,16 @@ class Decoder:
     """The frames of an open video, one after another.
 
     Args:
-        container, stream: what `opened` gives.
+        video: what `opened` gives.
         title: for messages.
         live: whether damage is passed over without an error: on its way a stream loses parts of frames.
     """
 
-    def __init__(self, container: InputContainer, stream: VideoStream, title: str, live: bool) -> None:
-        self._container, self._stream, self._title, self._live = container, stream, title, live
+    def __init__(self, video: OpenVideo, title: str, live: bool) -> None:
+        stream = video.stream
+        self._container, self._stream, self._missing = video.container, stream, video.missing
+        self._title, self._live = title, live
+        self._transport = "mpegts" in video.container.format.name
         rate = stream.average_rate or stream.guessed_rate
         self._step = 1 / Fraction(rate) if rate else Fraction(1, _USUAL_RATE)
         self._damage = _Damage()
@@ -96,7 +96,8 @@ class Decoder:
     def _decoded(self) -> Iterator[Optional[DecodedFrame]]:
         """Frames as the decoder gives them; None for each part that it cannot use."""
         for packet in self._packets():
-            if packet is not None and packet.is_corrupt:
+            # A break in a transport stream marks packets that may be whole; there, the decoder says what is damaged.
+            if packet is not None and packet.is_corrupt and not self._transport:
                 self._damage.reason = self._damage.reason or "the file ends within a frame"
                 yield None
                 continue
@@ -109,22 +110,24 @@ class Decoder:
                 yield None
 
     def _packets(self) -> Iterator[Optional[av.Packet]]:
-        end = Fraction(0)
+        held: Optional[av.Packet] = None
         try:
             for packet in self._container.demux(self._stream):
-                if packet.size:
-                    if packet.pts is not None:
-                        end = max(end, (packet.pts + (packet.duration or 0)) * self.about.time_base)
+                if not packet.size:
+                    continue
+                ready: Optional[av.Packet] = packet
+                if self._transport and self._missing is not None:
+                    ready, held = held, packet  # the last one has no end
+                if ready is not None:
                     self._damage.at_end = False
-                    yield packet
+                    yield ready
         except (av.FFmpegError, OSError) as error:
             if self._live:
-                raise ImageError(reason(error)) from None
+                raise ImageError(f"{self._title}: {reason(error)}") from None
             self._note(reason(error))
         yield None
-        declared = self._declared_end()
-        if declared is not None and end + self._step + _SLACK < declared:
-            self._note(f"its header says that it ends at {float(declared):.2f} s")
+        if self._missing is not None:
+            self._note(self._missing)
 
     def _note(self, why: str) -> None:
         damage = self._damage
@@ -186,15 +189,3 @@ class Decoder:
         if self._live or not self._container.duration:
             return None
         return max(1, round(Fraction(self._container.duration, av.time_base) / self._step))
-
-    def _declared_end(self) -> Optional[Fraction]:
-        """When the last frame of a Matroska file ends, as its header says. A cut shows by itself in other formats."""
-        if self._live or "matroska" not in self._container.format.name or not self._container.duration:
-            return None
-        declared = Fraction(self._container.duration, av.time_base)
-        text = self._stream.metadata.get("DURATION", "")
-        try:
-            hours, minutes, seconds = text.split(":")
-            return min(declared, (int(hours) * 60 + int(minutes)) * 60 + Fraction(seconds))
-        except ValueError:
-            return declared if len(self._container.streams) == 1 else None

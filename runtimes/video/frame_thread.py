@@ -58,12 +58,16 @@ class FrameThread(Generic[Item]):
         error, self._error = self._error, None
         raise error or Ended
 
-    def close(self) -> None:
-        """Ends the thread, and waits for it."""
+    def stop(self) -> None:
+        """Asks the thread to end."""
         self._stop.set()
         with self._changed:
             self._waiting.clear()
             self._changed.notify_all()
+
+    def close(self) -> None:
+        """Ends the thread, and waits for it."""
+        self.stop()
         self._thread.join()
 
     def _run(self) -> None:

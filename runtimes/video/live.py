@@ -55,28 +55,24 @@ def live_frames(
                     stamp = first_stamp + frame.stamp
                     yield VideoFrame(first_number + frame.number, stamp, frame.pixels)
                     number = first_number + frame.number + 1
-            why = "it ended"
+            if began is None:
+                raise ImageError(f"{title} ended before its first frame; check the address")
             if not patience:
                 return
+            why = "it ended"
         except ImageError as error:
-            if began is None or not patience:
-                raise ImageError(_named(title, error)) from None
-            why = str(error)
+            if began is None:
+                raise
+            why = str(error).rpartition(f"{title}: ")[2].partition(";")[0]
         now = clock()
         lost_at = now if lost_at is None else lost_at
-        if began is None:
-            raise ImageError(f"{title} ended before its first frame; check the address")
         left = patience - (now - lost_at)
         if left <= 0:
+            tried = f", and did not come back within {patience:g} seconds" if patience else ""
             raise ImageError(
-                f"{title} was lost after frame {number - 1}, at {float(stamp):.2f} s, and did not come back within "
-                f"{patience:g} seconds ({why}); the frames up to there were used"
+                f"{title} was lost after frame {number - 1}, at {float(stamp):.2f} s{tried} ({why}); the frames up to there "
+                "were used"
             )
         if pause(min(wait, left)):
             return
         wait = min(2 * wait, _LONGEST_PAUSE)
-
-
-def _named(title: str, error: ImageError) -> str:
-    text = str(error)
-    return text if title in text else f"{title}: {text}"

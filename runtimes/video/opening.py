@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import io
 import os
+import ssl
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Optional
 
 import av
 from av.container import InputContainer
@@ -21,7 +24,8 @@ from av.video.stream import VideoStream
 from detr_export.runtimes.errors import ImageError
 from detr_export.runtimes.files import require_regular
 from detr_export.runtimes.limits import current, require_at_most
-from detr_export.runtimes.video.sources import CAMERA, FILE, VideoSource
+from detr_export.runtimes.video.completeness import what_is_missing
+from detr_export.runtimes.video.sources import CAMERA, FILE, TLS, VideoSource
 
 # Formats that hold their video themselves. Playlists, lists of files and descriptions of sessions are none.
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,mxf"
@@ -31,19 +35,33 @@ _THREADS = 4  # of a decoder, at most
 _OPEN_SECONDS, _READ_SECONDS = 10.0, 5.0  # longest silence of a stream
 
 
+@dataclass(frozen=True)
+class OpenVideo:
+    """A video that is ready to be decoded."""
+
+    container: InputContainer
+    stream: VideoStream  # its pictures
+    missing: Optional[str] = None  # what the file lacks at its end, as far as it says so in front
+
+
 @contextmanager
-def opened(source: VideoSource) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container of a video and its stream of pictures, ready to be decoded.
+def opened(source: VideoSource) -> Iterator[OpenVideo]:
+    """Opens a video, and closes it.
 
     Raises:
         ImageError: it is not there, cannot be read, has no pictures, or its pictures are too large.
     """
     with ExitStack() as stack:
         try:
-            container = stack.enter_context(_container(source, stack))
+            file = None
+            if source.kind == FILE:
+                require_regular(source.given, ImageError)
+                file = stack.enter_context(io.FileIO(source.given))
+            missing = None if file is None else what_is_missing(file)
+            container = stack.enter_context(_container(source, file))
         except (av.FFmpegError, OSError) as error:
             raise ImageError(f"cannot open {source.title}: {reason(error)}; {_remedy(source)}") from None
-        yield container, _video_stream(container, source.title)
+        yield OpenVideo(container, _video_stream(container, source.title), missing)
 
 
 def reason(error: Exception) -> str:
@@ -54,11 +72,9 @@ def reason(error: Exception) -> str:
     return text[:1].lower() + text[1:]
 
 
-def _container(source: VideoSource, stack: ExitStack) -> InputContainer:
+def _container(source: VideoSource, file: Optional[io.FileIO]) -> InputContainer:
     pixels = str(current().pixels)
-    if source.kind == FILE:
-        require_regular(source.given, ImageError)
-        file = stack.enter_context(io.FileIO(source.given))
+    if file is not None:
         options = {"protocol_whitelist": "", "format_whitelist": _FORMATS, "max_pixels": pixels}
         return av.open(file, "r", options=options, buffer_size=_READ_BYTES)
     if source.kind == CAMERA:
@@ -69,6 +85,11 @@ def _container(source: VideoSource, stack: ExitStack) -> InputContainer:
         "rtsp_flags": "prefer_tcp",  # UDP, where the machine does not offer TCP, loses parts of frames
         "max_pixels": pixels,
     }
+    if source.given.lower().startswith(TLS):
+        options["tls_verify"] = "1"  # ffmpeg by itself takes any certificate
+        known = ssl.get_default_verify_paths().cafile  # or what SSL_CERT_FILE names
+        if known is not None:
+            options["ca_file"] = known
     return av.open(source.given, "r", format="rtsp", options=options, timeout=(_OPEN_SECONDS, _READ_SECONDS))
 
 
@@ -112,4 +133,5 @@ def _remedy(source: VideoSource) -> str:
         return "expected a whole video file, such as .mp4, .mkv, .webm or .avi"
     if source.kind == CAMERA:
         return "is it connected, free, and may this user read it?"
-    return "check the address, the network, user and password"
+    certificate = "" if not source.given.lower().startswith(TLS) else ", and that this machine knows its certificate"
+    return f"check the address, the network, user and password{certificate}"

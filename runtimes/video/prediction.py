@@ -30,6 +30,7 @@ _LIVE_WORKERS = 2  # at most: each more would let two more frames of a live sour
 _TICK = 0.05  # seconds; after so long without a new frame of a live source, results that are there are handed out
 
 _Found = tuple[Result, Optional[Image.Image]]  # and the drawn copy
+_Taken = Union[VideoFrame, Exception, None]  # a frame, why there is none, or a moment without a new frame
 
 
 @dataclass(frozen=True)
@@ -104,12 +105,12 @@ def predict_video(
         kept = [item if wanted is None or isinstance(item, list) else item.of_classes(wanted) for item in results]
         return [(item, _drawn(item, picture, style)) for item, picture in zip(kept, pictures)]
 
-    def find(model: Predictor, batch: list[Optional[VideoFrame]]) -> list[Union[FramePrediction, Exception, None]]:
-        frames = [frame for frame in batch if frame is not None]
+    def find(model: Predictor, batch: list[_Taken]) -> list[Union[FramePrediction, Exception, None]]:
+        frames = [frame for frame in batch if isinstance(frame, VideoFrame)]
         pixels: list[Union[Picture, ImageError]] = [frame.pixels for frame in frames]
         found = find_in(partial(run, model), pixels, predictor.model_size, batch_size, 0.0)
         waiting = iter(found)
-        return [None if frame is None else _outcome(frame, next(waiting), title) for frame in batch]
+        return [_outcome(frame, next(waiting), title) if isinstance(frame, VideoFrame) else frame for frame in batch]
 
     reader = source if isinstance(source, VideoReader) else VideoReader(source)
     title = reader.source.title
@@ -119,13 +120,16 @@ def predict_video(
     return _results(predictor.in_batches(find, tasks, batch_size, 0.0, workers), None if reader is source else reader)
 
 
-def _tasks(predictor: Predictor, reader: VideoReader, sized: bool) -> Iterator[tuple[Optional[VideoFrame], Optional[Size]]]:
-    """The frames, with their sizes in a batch. None stands for a moment without a new frame."""
+def _tasks(predictor: Predictor, reader: VideoReader, sized: bool) -> Iterator[tuple[_Taken, Optional[Size]]]:
+    """The frames, with their sizes in a batch, and the error that ends them in its place."""
     wait = _TICK if reader.source.live else None
     while True:
         try:
             frame = reader.take(wait)
         except Ended:
+            return
+        except Exception as error:
+            yield error, None
             return
         yield frame, size_in_model(predictor.model_size, frame.size) if sized and frame is not None else None
 

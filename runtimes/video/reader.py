@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Generator, Iterator
@@ -89,7 +90,7 @@ class VideoReader:
             return self._frames
         frames = about.frames
         if self._seconds is not None and about.rate is not None:
-            frames = min(frames, int(self._seconds * about.rate) + 1)
+            frames = min(frames, math.ceil(self._seconds * about.rate))
         frames = -(-frames // self._every)
         return frames if self._frames is None else min(frames, self._frames)
 
@@ -101,7 +102,7 @@ class VideoReader:
             ImageError: as in iterating.
         """
         if self._left == 0:
-            self._thread.close()
+            self._thread.stop()
             raise Ended
         frame = self._thread.take(wait)
         if frame is not None and self._left is not None:
@@ -142,8 +143,8 @@ class VideoReader:
 
     @contextmanager
     def _connection(self) -> Iterator[Iterator[VideoFrame]]:
-        with opened(self.source) as (container, stream):
-            decoder = Decoder(container, stream, self.source.title, self.source.live)
+        with opened(self.source) as video:
+            decoder = Decoder(video, self.source.title, self.source.live)
             self._decoder, self.about = decoder, decoder.about
             try:
                 yield decoder.frames()

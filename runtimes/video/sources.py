@@ -18,7 +18,9 @@ from detr_export.runtimes.sources import name_of_address
 
 FILE, CAMERA, STREAM = "file", "camera", "stream"
 
-_SCHEMES = ("rtsp://", "rtsps://")
+TLS = "rtsps://"
+
+_SCHEMES = ("rtsp://", TLS)
 _CAMERA = re.compile(r"[0-9]{1,3}")
 _SECRET = re.compile(r"((?:pass|pwd|token|secret|auth|key)[a-z_-]*=)[^&;/?#\s]*", re.IGNORECASE)
 
