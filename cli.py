@@ -653,14 +653,16 @@ def predict(
         "--format": form is not None,
         "--max-padding": max_padding > 0,
     }
-    of_videos = {"--every": every, "--frames": frames, "--seconds": seconds, "--reconnect": reconnect}
-    wrong = [name for name, given in of_pictures.items() if videos and given]
-    wrong += [name for name, given in of_videos.items() if not videos and given is not None]
-    if wrong:
-        raise typer.BadParameter(f"{', '.join(wrong)}: not for {'videos' if videos else 'pictures'}; leave it out")
-    if reconnect is not None and not videos[0].live:
-        raise typer.BadParameter(f"--reconnect is for cameras and streams, and {videos[0].title} is a file; leave it out")
+    of_videos = {
+        "--every": every is not None,
+        "--frames": frames is not None,
+        "--seconds": seconds is not None,
+        "--reconnect": reconnect is not None,
+    }
+    _refuse(of_pictures if videos else of_videos, "videos" if videos else "pictures")
     if videos:
+        if reconnect is not None and not videos[0].live:
+            raise typer.BadParameter(f"--reconnect is for cameras and streams, and {videos[0].title} is a file")
         require_extra("video")
         from detr_export.runtimes.video.recording import recording_places
         from detr_export.runtimes.video.run import VideoOptions, VideoRun
@@ -691,11 +693,10 @@ def predict(
             options = VideoOptions(
                 what, threshold, not no_clip, wanted, batch, style, every or 1, frames, seconds, reconnect
             )
-            videos_report = VideoReport(as_json)
+            report_of_videos = VideoReport(as_json)
             for number, video in enumerate(videos):
-                place = None if places is None else places[number]
-                videos_report.follow(VideoRun(predictor, video, options, place))
-            if videos_report.failed:
+                report_of_videos.follow(VideoRun(predictor, video, options, None if places is None else places[number]))
+            if report_of_videos.failed:
                 raise typer.Exit(1)
             return
         with PredictionReport(len(sources.pictures), as_json) as report:
@@ -720,6 +721,13 @@ def predict(
             print_note(note)
     if report.totals.failed:
         raise typer.Exit(1)
+
+
+def _refuse(options: dict[str, bool], what: str) -> None:
+    """Refuses options that are not for what was named: each with whether it was given."""
+    wrong = [name for name, given in options.items() if given]
+    if wrong:
+        raise typer.BadParameter(f"{', '.join(wrong)} cannot be used on {what}; leave it out")
 
 
 @app.command()
