@@ -59,7 +59,8 @@ class Decoder:
         self._step = 1 / Fraction(rate) if rate else Fraction(1, _USUAL_RATE)
         self._damage = _Damage()
         self._last: Optional[tuple[int, Fraction]] = None  # number and stamp of the last good frame
-        self._shown: Optional[Fraction] = None  # when it is shown, by the video's own clock
+        self._shown: Optional[Fraction] = None  # when the last frame is shown, by the video's own clock
+        self._moved = Fraction(0)  # seconds by which frames are later than the video says, since its times jumped back
         self.about = About(
             Fraction(stream.time_base or Fraction(1, 90_000)),
             Fraction(rate) if rate else None,
@@ -158,12 +159,17 @@ class Decoder:
         )
 
     def _stamp(self, frame: DecodedFrame) -> Fraction:
-        """When the frame is shown, seconds. One without a time follows the last one."""
-        if frame.pts is not None:
-            self._shown = frame.pts * self.about.time_base
-        else:
-            self._shown = Fraction(0) if self._shown is None else self._shown + self._step
-        return self._shown
+        """When the frame is shown, seconds. One without a time, or with an earlier one than the last, follows the last one.
+
+        Frames come in the order in which they are shown. Times jump back where recordings were joined.
+        """
+        following = Fraction(0) if self._shown is None else self._shown + self._step
+        shown = following if frame.pts is None else frame.pts * self.about.time_base + self._moved
+        if self._shown is not None and shown < self._shown:
+            self._moved += following - shown
+            shown = following
+        self._shown = shown
+        return shown
 
     def _pixels(self, frame: DecodedFrame) -> np.ndarray:
         require_at_most(

@@ -27,7 +27,7 @@ _OPTIONS = {
     H264: {"preset": "veryfast", "crf": "20", "bf": "0"},  # without B-frames the first frame is shown at 0
     MPEG4: {"q:v": "3"},
 }
-_MP4 = {"movflags": "hybrid_fragmented", "frag_duration": "1000000"}  # microseconds
+_MP4 = {"movflags": "hybrid_fragmented", "frag_duration": "1000000", "flush_packets": "1"}  # microseconds
 _LARGEST_UNIT = {H264: 1_000_000, MPEG4: 65_535}  # parts of a second that times may be in
 _KEY_FRAMES = 50  # frames from one that stands for itself to the next: where players can jump to
 _THREADS = 4  # of the encoder, at most

@@ -214,8 +214,9 @@ def test_frames_may_change_their_size(tmp_path: Path) -> None:
     path = tmp_path / "both.ts"
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
     with VideoReader(path) as reader:
-        sizes = [frame.size for frame in reader]
-    assert sizes == [(48, 64)] * 5 + [(80, 32)] * 5
+        frames = list(reader)
+    assert [frame.size for frame in frames] == [(48, 64)] * 5 + [(80, 32)] * 5
+    assert [frame.stamp for frame in frames] == [Fraction(number, RATE) for number in range(10)]  # those of b.ts jump back
 
 
 def test_closing_early_ends_the_thread(videos: dict[str, Path]) -> None:
