@@ -512,7 +512,8 @@ def predict(
         list[str],
         typer.Argument(
             metavar="IMAGES...",
-            help="Files, folders with all folders below them, patterns like *.jpg, addresses on the web, and - for stdin.",
+            help="Files, folders with all folders below them, patterns like *.jpg, addresses on the web, and - for stdin. "
+            "Or videos, the number of a camera, or the rtsp:// address of a stream.",
         ),
     ],
     all_frames: Annotated[
@@ -535,8 +536,26 @@ def predict(
         Optional[list[str]],
         typer.Option(metavar="NAME,...", help="Keep only these classes; may be repeated. Not for semantic maps and tables."),
     ] = None,
+    every: Annotated[
+        Optional[int], typer.Option(min=1, metavar="N", help="Of a video: take one frame of N; 1 if left out.")
+    ] = None,
+    frames: Annotated[
+        Optional[int], typer.Option(min=1, metavar="N", help="Of a video: end after N frames that were predicted on.")
+    ] = None,
+    seconds: Annotated[
+        Optional[float], typer.Option(min=0.001, metavar="S", help="Of a video: end after its first S seconds.")
+    ] = None,
+    reconnect: Annotated[
+        Optional[float],
+        typer.Option(
+            min=0.0,
+            metavar="SECONDS",
+            help="Of a camera or stream: try for so long to open it again when it is lost; 30 if left out, 0 for no try.",
+        ),
+    ] = None,
     output: Annotated[
-        Optional[Path], typer.Option("--output", "-o", help="A folder for annotated pictures and a file of results.")
+        Optional[Path],
+        typer.Option("--output", "-o", help="A folder for annotated pictures and a file of results; both for each video."),
     ] = None,
     form: Annotated[
         Optional[ResultFormat],
@@ -593,7 +612,7 @@ def predict(
     cache: CacheOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find or segment objects in images, or read tables. An unreadable image is reported, and the others still run."""
+    """Find or segment objects in images or videos, or read tables. What is unreadable is reported; the others still run."""
     if explain and task is not PredictTask.detection:
         raise typer.BadParameter("--explain draws detections; leave --task out")
     if output is None and any(item is not None for item in (form, line_width, font_size, hide_labels or None)):
@@ -614,6 +633,7 @@ def predict(
     from detr_export.runtimes.session import largest_batch
     from detr_export.runtimes.sources import find_sources, pages_note
     from detr_export.runtimes.tasks import require_filter
+    from detr_export.runtimes.video.sources import find_videos
 
     what = ATTENTION if explain else task.value
     style = DrawingStyle(line_width, font_size, not hide_labels)
@@ -623,10 +643,36 @@ def predict(
         require_format(format_name, what)
         if classes:
             require_filter(what)
+        videos = find_videos(images)
     except InputError as error:
         raise typer.BadParameter(str(error)) from None
-    stdin = getattr(sys.stdin, "buffer", None)  # None where stdin is closed
-    sources = find_sources(images, output, all_frames, stdin, allow_truncated, allow_http)
+    of_pictures = {
+        "--all-frames": all_frames,
+        "--allow-truncated": allow_truncated,
+        "--allow-http": allow_http,
+        "--explain": explain,
+        "--format": form is not None,
+        "--max-padding": max_padding > 0,
+    }
+    of_videos = {
+        "--every": every is not None,
+        "--frames": frames is not None,
+        "--seconds": seconds is not None,
+        "--reconnect": reconnect is not None,
+    }
+    _refuse(of_pictures if videos else of_videos, "videos" if videos else "pictures")
+    if videos:
+        if reconnect is not None and not videos[0].live:
+            raise typer.BadParameter(f"--reconnect is for cameras and streams, and {videos[0].title} is a file")
+        require_extra("video")
+        from detr_export.runtimes.video.recording import recording_places
+        from detr_export.runtimes.video.run import VideoOptions, VideoRun
+        from detr_export.video_report import VideoReport
+
+        places = None if output is None else recording_places(videos, output, overwrite)
+    else:
+        stdin = getattr(sys.stdin, "buffer", None)  # None where stdin is closed
+        sources = find_sources(images, output, all_frames, stdin, allow_truncated, allow_http)
     attentions = explain and kind_of(model) == CHECKPOINT  # a file was exported with them, or does not have them
     with Predictor.load(
         model,
@@ -643,6 +689,17 @@ def predict(
         largest = largest_batch(predictor.session, device)
         if largest is not None and batch > largest:
             raise InputError(f"--batch is {batch}, but the model on the device {device} takes {largest} at most")
+        wanted = split_names(classes, predictor.id2label) if classes else None
+        if videos:
+            options = VideoOptions(
+                what, threshold, not no_clip, wanted, batch, style, every or 1, frames, seconds, reconnect
+            )
+            report_of_videos = VideoReport(as_json)
+            for number, video in enumerate(videos):
+                report_of_videos.follow(VideoRun(predictor, video, options, None if places is None else places[number]))
+            if report_of_videos.failed:
+                raise typer.Exit(1)
+            return
         with PredictionReport(len(sources.pictures), as_json) as report:
             for outcome in predict_files(
                 predictor,
@@ -656,7 +713,7 @@ def predict(
                 clip=not no_clip,
                 form=format_name,
                 annotations=annotations,
-                classes=split_names(classes, predictor.id2label) if classes else None,
+                classes=wanted,
                 style=style,
             ):
                 report.add(outcome)
@@ -665,6 +722,13 @@ def predict(
             print_note(note)
     if report.totals.failed:
         raise typer.Exit(1)
+
+
+def _refuse(options: dict[str, bool], what: str) -> None:
+    """Refuses options that are not for what was named: each with whether it was given."""
+    wrong = [name for name, given in options.items() if given]
+    if wrong:
+        raise typer.BadParameter(f"{', '.join(wrong)} cannot be used on {what}; leave it out")
 
 
 @app.command()

@@ -51,7 +51,7 @@ def run_command_line(app: Callable[..., None], program: str) -> NoReturn:
         SystemExit: always.
     """
     with signals.handled(), _noting_libraries():
-        _Printed.document = False
+        _Printed.document = _Printed.lines = False
         _tolerate_any_name()
         try:
             app(prog_name=program)
@@ -147,13 +147,14 @@ def _print_error_document(kind: str, message: str) -> None:
     """Print the document of an error on stdout. A result that was printed stays the only document."""
     if not _Printed.document and os.environ.get("RANK", "0") == "0":  # under torchrun the first process alone prints
         with contextlib.suppress(OSError):  # it may be what failed
-            print_json({"error": {"kind": kind, "message": message}})
+            print_json({"error": {"kind": kind, "message": message}}, on_one_line=_Printed.lines)
 
 
 class _Printed:
     """What this process has printed."""
 
     document = False  # whether stdout has its JSON document
+    lines = False  # whether stdout has lines of JSON, of which an error is one more
 
 
 def _say(line: str) -> None:
@@ -171,6 +172,12 @@ def print_json(document: Any, on_one_line: bool = False) -> None:
     """Print one JSON document on stdout."""
     _Printed.document = True
     typer.echo(json.dumps(document, indent=None if on_one_line else 2))
+
+
+def print_json_line(document: Any) -> None:
+    """Print one of many JSON documents on stdout, each on one line."""
+    _Printed.lines = True
+    typer.echo(json.dumps(document))
 
 
 @contextlib.contextmanager
@@ -312,9 +319,9 @@ class TerminalProgress:
     Use it as a context manager: leaving it removes the bar.
     """
 
-    def __init__(self, title: str = "") -> None:
-        """The title stands before the bar until a step brings a note of its own."""
-        self._title = title
+    def __init__(self, title: str = "", unit: str = "it") -> None:
+        """The title stands before the bar until a step brings a note of its own. The unit is that of the steps."""
+        self._title, self._unit = title, unit
         self._bar: Any = None  # tqdm's, made by the first step
 
     def __enter__(self) -> "TerminalProgress":
@@ -339,8 +346,8 @@ class TerminalProgress:
         else:
             self._bar.write(f"error: {_error_text(error)}", file=sys.stderr)
 
-    def step(self, done: int, total: int, note: str = "") -> None:
-        """Move the bar. The first call makes it, if stderr is a terminal and tqdm is installed."""
+    def step(self, done: int, total: Optional[int], note: str = "") -> None:
+        """Move the bar. The first call makes it, if stderr is a terminal and tqdm is installed. The total may be unknown."""
         if self._bar is None:
             if not sys.stderr.isatty():
                 return
@@ -348,7 +355,7 @@ class TerminalProgress:
                 from tqdm import tqdm
             except ImportError:
                 return
-            self._bar = tqdm(total=total, leave=False)
+            self._bar = tqdm(total=total, leave=False, unit=self._unit)
         self._bar.total = total
         self._bar.set_description_str(note or self._title, refresh=False)
         self._bar.update(done - self._bar.n)

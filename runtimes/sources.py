@@ -18,7 +18,7 @@ from detr_export.runtimes.errors import ImageError
 from detr_export.runtimes.fetching import fetch, is_address
 from detr_export.runtimes.grouping import Size, size_of_file
 from detr_export.runtimes.limits import current
-from detr_export.runtimes.processing.image_paths import expand_glob, list_folder, missing, no_pictures
+from detr_export.runtimes.processing.image_paths import VIDEO_SUFFIXES, expand_glob, list_folder, missing, no_pictures
 from detr_export.runtimes.processing.pages import count_pages, load_page
 
 STDIN = "-"
@@ -72,7 +72,8 @@ class Sources:
         if not self.skipped:
             return None
         kinds = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in _most_frequent(self.skipped))
-        return f"skipped {_files(sum(self.skipped.values()))} that Pillow does not read: {kinds}"
+        hint = "; name videos to predict on them" if VIDEO_SUFFIXES & set(self.skipped) else ""
+        return f"skipped {_files(sum(self.skipped.values()))} that Pillow does not read: {kinds}{hint}"
 
 
 def source_of(path: Path) -> Source:
@@ -135,14 +136,14 @@ def _expanded(text: str, output: Optional[Path], stdin: Optional[BinaryIO], skip
             raise ImageError(f"stdin holds more than {most / 2**20:g} MiB; expected one picture; name a file instead")
         yield Source(STDIN, STDIN, Path("stdin"), content=content)
     elif is_address(text):
-        yield Source(text, text, Path(_file_name(text)))
+        yield Source(text, text, Path(name_of_address(text)))
     elif os.path.isfile(text):
         yield source_of(Path(text))
     elif os.path.isdir(text):
         listing = list_folder(text, output)
         skipped.update(listing.others)
         if not listing.pictures:
-            raise no_pictures(text)
+            raise no_pictures(text, listing.others)
         for path in listing.pictures:
             inside = path.relative_to(text)
             yield Source(path, inside.as_posix(), inside.with_suffix(""))
@@ -176,8 +177,8 @@ def _pages(source: Source) -> Iterator[Source]:
         yield replace(source, file=f"{source.file}#{page}", place=place, page=page)
 
 
-def _file_name(address: str) -> str:
-    """A name for the drawn copy of a picture on the web."""
+def name_of_address(address: str) -> str:
+    """A name for what is drawn of an address."""
     try:
         parts = urlsplit(address)
     except ValueError:  # fetching it says what is wrong

@@ -27,6 +27,7 @@ from PIL import Image
 from detr_export.benchmarks.speed import targets
 from detr_export.runtimes import limits
 from detr_export.runtimes.mask_head import mask_head_file
+from tests.runtimes.video.drawn import pictures, write_video
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -45,6 +46,7 @@ PARSED_ONLY = {
     r"facebook/": "reads the hub",
     r"^detr-export predict structure\.onnx\b": "needs Table Transformer's weights",
     r"^detr-export predict rtx\.engine\b": "needs a GPU",
+    r"^detr-export predict \S+ (0|rtsp://\S+) ": "needs a camera",
     r"2017": "reads COCO",
     r"^detr-export trt\b": "builds on a GPU",
     r"^detr-export train\b|^torchrun\b|--images 10000\b": "takes hours; tests/detr_export/training trains",
@@ -259,6 +261,7 @@ def folder(demo_file: Path, tmp_path: Path) -> Path:
     for name, size in {"a.jpg": (96, 64), "b.jpg": (64, 80), "photos/street.jpg": (96, 72), "more/c.jpg": (64, 64)}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         gradient.resize(size).save(tmp_path / name)
+    write_video(tmp_path / "street.mp4", pictures(3))
     return tmp_path
 
 

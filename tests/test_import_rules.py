@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = ("runtimes", "detr_export", "benchmarks", "cli.py")  # each may import those before it
 HEAVY = ("torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "tensorrt", "transformers", "timm", "safetensors", "scipy")
-HEAVY += ("pyarrow", "openvino", "fastapi", "uvicorn", "prometheus_client", "supervision", "pandas")
+HEAVY += ("pyarrow", "openvino", "fastapi", "uvicorn", "prometheus_client", "supervision", "pandas", "av")
 # Where `runtimes` may import what is not numpy, Pillow or the standard library.
 BACKENDS: dict[str, str | tuple[str, ...]] = {
     "msgspec": "runtimes/documents.py",
@@ -37,6 +37,7 @@ BACKENDS: dict[str, str | tuple[str, ...]] = {
     "uvicorn": "runtimes/serving/",
     "python_multipart": "runtimes/serving/",
     "prometheus_client": "runtimes/serving/",
+    "av": "runtimes/video/",
 }
 
 

@@ -19,6 +19,11 @@ PathPattern = Union[str, os.PathLike]
 # What Pillow only identifies, and what starts another program (EPS: Ghostscript), whatever the name of the file says.
 _NOT_READ = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
 
+# What `detr-export predict` takes as a video. Pillow's own animations are pictures.
+VIDEO_SUFFIXES = frozenset(
+    (".3g2", ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf")
+) | {".ogv", ".ts", ".vob", ".webm", ".wmv"}
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -88,11 +93,12 @@ def list_folder(folder: PathPattern, leave_out: Optional[PathPattern] = None) ->
     return Listing(tuple(sorted(pictures, key=lambda path: path.parts)), others)
 
 
-def no_pictures(folder: PathPattern) -> ImageError:
-    """The error for a folder without pictures."""
+def no_pictures(folder: PathPattern, others: Iterable[str] = ()) -> ImageError:
+    """The error for a folder without pictures; `others` are the suffixes that it has."""
+    videos = not VIDEO_SUFFIXES.isdisjoint(others)
     return ImageError(
         f"folder {os.fsdecode(folder)} contains no images: expected files that Pillow reads, such as .jpg, .png, .webp or "
-        ".tiff; name another folder, or use a glob to take files with other names"
+        f".tiff; name another folder, or use a glob to take {'its videos or ' if videos else ''}files with other names"
     )
 
 
