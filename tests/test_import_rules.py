@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = ("runtimes", "detr_export", "benchmarks", "cli.py")  # each may import those before it
 HEAVY = ("torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "tensorrt", "transformers", "timm", "safetensors", "scipy")
-HEAVY += ("pyarrow", "openvino", "fastapi", "uvicorn", "prometheus_client")
+HEAVY += ("pyarrow", "openvino", "fastapi", "uvicorn", "prometheus_client", "tritonclient", "google.protobuf")
 # Where `runtimes` may import what is not numpy, Pillow or the standard library.
 BACKENDS: dict[str, str | tuple[str, ...]] = {
     "msgspec": "runtimes/documents.py",
@@ -35,6 +35,7 @@ BACKENDS: dict[str, str | tuple[str, ...]] = {
     "uvicorn": "runtimes/serving/",
     "python_multipart": "runtimes/serving/",
     "prometheus_client": "runtimes/serving/",
+    "triton_python_backend_utils": "runtimes/triton/python_model.py",  # Triton puts it there
 }
 
 
