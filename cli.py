@@ -808,6 +808,7 @@ def triton(
 ) -> None:
     """Write a model repository for NVIDIA's Triton Inference Server, or one more version of a model into it."""
     require_extra("triton")
+    require_python(3, 10, "triton")
     from detr_export.triton.options import TritonOptions, parse_size
     from detr_export.triton.repository import write_repository
 
