@@ -184,6 +184,17 @@ def test_onnx_and_its_tools_stay_out_of_the_model() -> None:
         assert not {item.package for item in imports(file)} & {"onnx", "onnxruntime", "onnxsim", "safetensors"}
 
 
+def test_tritons_client_stays_in_its_folder() -> None:
+    found = {
+        file.parent.name
+        for place in ROOMS
+        for file in files(place)
+        for item in imports(file)
+        if item.package == "tritonclient"
+    }
+    assert found == {"triton"}
+
+
 LIGHT = ("detr_export", "detr_export.runtimes", "detr_export.runtimes.predictor", "detr_export.runtimes.folder")
 
 
