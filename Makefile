@@ -113,9 +113,9 @@ triton-test: $(VENV)/installed $(TRITON)/installed
 $(TRITON)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(TRITON)
 	grep -v '^numpy==' constraints.txt > $(TRITON)/constraints.txt
-	$(TRITON)/bin/python -m pip install --quiet --no-deps nvidia-pytriton==0.7.0
 	$(TRITON)/bin/python -m pip install --quiet --constraint $(TRITON)/constraints.txt --editable '.[cpu,triton]' numpy==1.26.4 \
 	    pytest pytest-timeout
+	$(TRITON)/bin/python -m pip install --quiet --no-deps nvidia-pytriton==0.7.0
 	touch $@
 
 # Mutated inputs for every reader, as many as SECONDS or RUNS say, in one process on one core. TARGET is one reader; all otherwise.
