@@ -5,8 +5,8 @@ DEMO_VENV := .venv-demo
 INSTALL := -m pip install --quiet --constraint constraints.txt --editable
 WORKERS ?= 2
 
-.PHONY: demo web-demo web-test benchmark panoptic-benchmark int8-benchmark test cpp-test embedding-test fuzz soak kill reliability lint \
-    format docs transformers5 gpu-check docker-lint docker-check clean
+.PHONY: demo web-demo web-test benchmark panoptic-benchmark int8-benchmark test cpp-test embedding-test triton-test fuzz soak kill \
+    reliability lint format docs transformers5 gpu-check docker-lint docker-check clean
 
 DEMO := $(DEMO_VENV)/bin/detr-export
 SHAPES := demo/shapes/annotations
@@ -98,6 +98,25 @@ kill: $(VENV)/installed
 # A C++ program that embeds Python, compiled and run. It takes CMake, a C++17 compiler and the libpython of the environment's Python.
 embedding-test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest examples/cpp_embedding
+
+# The real tritonserver with its Python backend, which takes NumPy 1 alone and so has an environment of its own, without PyTorch.
+# It is for Linux on x86-64, and takes the libpython of the environment's Python. Of nvidia-pytriton it takes the server only.
+TRITON := .venv-triton
+TRITON_EXPORT = $(VENV)/bin/detr-export onnx --no-verify --no-simplify
+triton-test: $(VENV)/installed $(TRITON)/installed
+	rm -rf $(TRITON)/made
+	$(TRITON_EXPORT) --output $(TRITON)/made/demo.onnx
+	$(TRITON_EXPORT) --end-to-end --output $(TRITON)/made/whole.onnx
+	$(VENV)/bin/detr-export demo-data $(TRITON)/made/drawn --images 4 --split val
+	OMP_NUM_THREADS=1 TRITON_MADE=$(TRITON)/made $(TRITON)/bin/python -m pytest examples/triton
+
+$(TRITON)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(TRITON)
+	grep -v '^numpy==' constraints.txt > $(TRITON)/constraints.txt
+	$(TRITON)/bin/python -m pip install --quiet --constraint $(TRITON)/constraints.txt --editable '.[cpu,triton]' numpy==1.26.4 \
+	    pytest pytest-timeout
+	$(TRITON)/bin/python -m pip install --quiet --no-deps nvidia-pytriton==0.7.0
+	touch $@
 
 # Mutated inputs for every reader, as many as SECONDS or RUNS say, in one process on one core. TARGET is one reader; all otherwise.
 # It prints JSON; the inputs of findings are then in tests/fuzz/findings, and make test reads them again.
@@ -192,4 +211,4 @@ gpu-check:
 	$(PYTHON) -m detr_export.benchmarks.command gpu
 
 clean:
-	rm -rf $(VENV) $(DEMO_VENV) $(TRANSFORMERS5) $(DOCKER_VENV) demo site $(WEB)/made $(WEB)/node_modules $(WEB)/model.onnx $(CPP)
+	rm -rf $(VENV) $(DEMO_VENV) $(TRANSFORMERS5) $(DOCKER_VENV) $(TRITON) demo site $(WEB)/made $(WEB)/node_modules $(WEB)/model.onnx $(CPP)

@@ -28,6 +28,7 @@ from detr_export.choices import (
     ImageInput,
     Int8Scope,
     KeptPart,
+    PictureInput,
     Precision,
     PredictTask,
     ProcessorOption,
@@ -813,6 +814,86 @@ def serve(
         else:
             typer.echo(server.summary())
         server.run()
+
+
+@app.command()
+@reports_errors
+def triton(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="An ONNX file, or an engine with its sidecar.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="The model repository; it is made if it is missing.")
+    ],
+    name: Annotated[
+        Optional[str], typer.Option(help="The model's name in the server; the file's, without its suffix, if left out.")
+    ] = None,
+    version: Annotated[
+        Optional[int],
+        typer.Option("--version", min=1, metavar="N", help="Add this version to a model that is there; 1 if left out."),
+    ] = None,
+    keep_versions: Annotated[
+        Optional[int], typer.Option(min=1, metavar="N", help="How many versions, the latest, the server has open; 1.")
+    ] = None,
+    task: Annotated[
+        Optional[PredictTask], typer.Option(help="What it does; panoptic if the model draws masks, else detection.")
+    ] = None,
+    picture_input: Annotated[
+        Optional[PictureInput],
+        typer.Option("--input", help="What a request has: uint8 pixels, if left out, or the content of an image file."),
+    ] = None,
+    threshold: Annotated[
+        Optional[float],
+        typer.Option(min=0.0, max=1.0, help="Lowest score that is returned, where a request does not say; 0.5."),
+    ] = None,
+    max_batch: Annotated[
+        Optional[int],
+        typer.Option(min=1, help="Requests that wait are run together, at most so many; 8, or what the model takes."),
+    ] = None,
+    max_wait_ms: Annotated[
+        Optional[float], typer.Option(min=0.0, help="How long a request waits for others, milliseconds; 0.")
+    ] = None,
+    preferred_batch: Annotated[
+        Optional[list[int]],
+        typer.Option(min=1, metavar="N", help="A size of batch that runs without waiting longer; may be repeated."),
+    ] = None,
+    instances: Annotated[
+        Optional[int], typer.Option(min=1, help="Copies of the model that run side by side, on each GPU; 1.")
+    ] = None,
+    warm_up: Annotated[
+        Optional[list[str]],
+        typer.Option(metavar="HEIGHTxWIDTH", help="Run a picture of this size before the model is ready; may be repeated."),
+    ] = None,
+    device: Annotated[
+        Optional[str], typer.Option(help="As in predict; cpu for an ONNX file and cuda for an engine if left out.")
+    ] = None,
+    threads: ThreadsOption = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a model that is there; with --version N that version of it.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a model repository for NVIDIA's Triton Inference Server, or one more version of a model into it."""
+    require_extra("triton")
+    require_python(3, 10, "triton")
+    from detr_export.triton.options import TritonOptions, parse_size
+    from detr_export.triton.repository import write_repository
+
+    options = TritonOptions(
+        name=name,
+        version=version,
+        overwrite=overwrite,
+        task=value_of(task),
+        form=value_of(picture_input),
+        threshold=threshold,
+        device=device,
+        threads=threads,
+        instances=instances,
+        max_batch=max_batch,
+        max_wait=None if max_wait_ms is None else max_wait_ms / 1000,
+        preferred_batches=tuple(preferred_batch or ()),
+        keep_versions=keep_versions,
+        warm_up=tuple(parse_size(text) for text in warm_up or ()),
+    )
+    print_result(write_repository(model, output, options), as_json)
 
 
 @app.command()

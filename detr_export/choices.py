@@ -95,6 +95,13 @@ class PredictTask(str, Enum):
     tables = "tables"
 
 
+class PictureInput(str, Enum):
+    """What a request to Triton has."""
+
+    pixels = "pixels"
+    encoded = "encoded"
+
+
 class ResultFormat(str, Enum):
     """How results are written."""
 

@@ -15,6 +15,7 @@ _PACKAGES = {
     "serve": ("fastapi", "uvicorn", "python_multipart", "prometheus_client"),
     "parquet": ("pyarrow",),
     "video": ("av",),
+    "triton": ("tritonclient", "grpc", "google.protobuf"),
 }
 
 

@@ -28,7 +28,12 @@ _DIGITS = 18  # of an offset or length
 
 
 def require_external_data(file: Path, reader: str) -> None:
-    """Refuses an ONNX file whose weights lie where they must not, or are not there.
+    """Refuses an ONNX file whose weights lie where they must not, or are not there; see `external_files`."""
+    external_files(file, reader)
+
+
+def external_files(file: Path, reader: str) -> tuple[str, ...]:
+    """The files beside an ONNX file that hold its weights: their names, relative to its folder.
 
     Args:
         file: the ONNX file.
@@ -49,6 +54,7 @@ def require_external_data(file: Path, reader: str) -> None:
         raise ArtifactError(f"{file} cannot be loaded by {reader}: it is damaged, or not an ONNX model") from error
     for name, entries in tensors:
         _require_beside(file, name, entries)
+    return tuple(sorted({entries["location"] for _, entries in tensors}))
 
 
 def _tensors(model: memoryview) -> Iterator[tuple[str, dict[str, str]]]:

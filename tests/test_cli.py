@@ -97,7 +97,7 @@ def test_help(command: tuple[str, ...]) -> None:
     ("typed", "offered"),
     [
         ("detr-export in", {"inspect"}),
-        ("detr-export tr", {"train", "trt"}),
+        ("detr-export tr", {"train", "triton", "trt"}),
         ("detr-export onnx --pre", {"--precision"}),
         ("detr-export onnx --precision ", {"fp32", "fp16", "int8"}),
         ("detr-export trt --fal", {"--fallback"}),

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("runtimes", "detr_export", "benchmarks", "cli.py")  # each may import those before it
 HEAVY = ("torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "tensorrt", "transformers", "timm", "safetensors", "scipy")
 HEAVY += ("pyarrow", "openvino", "fastapi", "uvicorn", "prometheus_client", "supervision", "pandas", "av")
+HEAVY += ("tritonclient", "google.protobuf")
 # Where `runtimes` may import what is not numpy, Pillow or the standard library.
 BACKENDS: dict[str, str | tuple[str, ...]] = {
     "msgspec": "runtimes/documents.py",
@@ -38,6 +39,7 @@ BACKENDS: dict[str, str | tuple[str, ...]] = {
     "python_multipart": "runtimes/serving/",
     "prometheus_client": "runtimes/serving/",
     "av": "runtimes/video/",
+    "triton_python_backend_utils": "runtimes/triton/python_model.py",  # Triton puts it there
 }
 
 
@@ -184,6 +186,17 @@ def test_modeling_imports_nothing_above_it() -> None:
 def test_onnx_and_its_tools_stay_out_of_the_model() -> None:
     for file in files("detr_export/modeling"):
         assert not {item.package for item in imports(file)} & {"onnx", "onnxruntime", "onnxsim", "safetensors"}
+
+
+def test_tritons_client_stays_in_its_folder() -> None:
+    found = {
+        file.parent.name
+        for place in ROOMS
+        for file in files(place)
+        for item in imports(file)
+        if item.package == "tritonclient"
+    }
+    assert found == {"triton"}
 
 
 LIGHT = ("detr_export", "detr_export.runtimes", "detr_export.runtimes.predictor", "detr_export.runtimes.folder")

@@ -1,0 +1,1 @@
+"""Writes model repositories for NVIDIA's Triton Inference Server."""
