@@ -29,6 +29,7 @@ from detr_export.choices import (
     Int8Scope,
     KeptPart,
     Precision,
+    PredictEngine,
     PredictTask,
     ProcessorOption,
     ResizeKind,
@@ -515,6 +516,27 @@ def predict(
             help="Files, folders with all folders below them, patterns like *.jpg, addresses on the web, and - for stdin.",
         ),
     ],
+    engine: Annotated[
+        PredictEngine,
+        typer.Option(help="ray: the pictures are spread over many processes or machines by Ray Data, into --output DIR."),
+    ] = PredictEngine.local,
+    workers: Annotated[
+        Optional[int],
+        typer.Option(
+            min=1, metavar="N", help="With --engine ray: processes that run the model; all GPUs or CPUs if left out."
+        ),
+    ] = None,
+    address: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="HOST:PORT",
+            help="With --engine ray: of a Ray cluster, or auto; RAY_ADDRESS if left out. local: this machine alone.",
+        ),
+    ] = None,
+    column: Annotated[
+        Optional[str],
+        typer.Option(metavar="NAME", help="With --engine ray: IMAGES are Parquet tables, and this column has the pictures."),
+    ] = None,
     all_frames: Annotated[
         bool, typer.Option("--all-frames", help="Predict on every page or frame of a file. Else on the first one.")
     ] = False,
@@ -560,9 +582,18 @@ def predict(
     hide_labels: Annotated[bool, typer.Option("--hide-labels", help="With --output: draw no labels.")] = False,
     overwrite: OverwriteOption = False,
     batch: Annotated[
-        int,
-        typer.Option(min=1, metavar="N", help="Most images of one run of the model. Images of one size run together."),
-    ] = 1,
+        Optional[int],
+        typer.Option(
+            min=1, metavar="N", help="Most images of one run of the model; 1 if left out. Images of one size run together."
+        ),
+    ] = None,
+    batch_from: Annotated[
+        Optional[Path],
+        typer.Option(
+            metavar="REPORT",
+            help="With --engine ray: the smallest fast --batch in detr-bench's report.json of this model.",
+        ),
+    ] = None,
     max_padding: Annotated[
         float,
         typer.Option(
@@ -599,6 +630,64 @@ def predict(
         raise typer.BadParameter("--format, --line-width, --font-size and --hide-labels go with --output DIR")
     if annotations is not None and form is not ResultFormat.coco:
         raise typer.BadParameter("--annotations goes with --format coco")
+    if engine is PredictEngine.ray:
+        given = {
+            "--all-frames": all_frames,
+            "--explain": explain,
+            "--max-padding": max_padding,
+            "--annotations": annotations,
+            "--line-width": line_width,
+            "--font-size": font_size,
+            "--hide-labels": hide_labels,
+            "--timeout": timeout,
+        }
+        for name, value in given.items():
+            if value:
+                raise typer.BadParameter(f"{name} does not go with --engine ray; leave it out")
+        if output is None:
+            raise typer.BadParameter("--engine ray needs --output DIR, a folder that all machines see")
+        if form in (ResultFormat.json, ResultFormat.csv):
+            raise typer.BadParameter("--engine ray writes a Parquet table; --format takes parquet, or coco in addition")
+        if batch is not None and batch_from is not None:
+            raise typer.BadParameter("--batch-from chooses the batch; leave --batch out")
+        if batch_from is not None:
+            from detr_export.benchmarks.speed.batch_choice import choose_batch
+
+            batch = choose_batch(batch_from, model, device)
+            print_note(f"--batch is {batch}, by {batch_from}")
+        require_extra("ray")
+        from detr_export.ray_prediction import RayRequest, predict_with_ray
+
+        predict_with_ray(
+            RayRequest(
+                model=model,
+                sources=tuple(images),
+                output=output,
+                task=task.value,
+                threshold=threshold,
+                classes=None if classes is None else tuple(classes),
+                clip=not no_clip,
+                batch=batch or 1,
+                allow_truncated=allow_truncated,
+                allow_http=allow_http,
+                column=column,
+                workers=workers,
+                address=address,
+                coco=form is ResultFormat.coco,
+                overwrite=overwrite,
+                device=device,
+                threads=threads,
+                trust_engine=trust_engine,
+                processor=value_of(processor),
+                strict=strict,
+                cache=cache,
+            ),
+            as_json,
+        )
+        return
+    if any(item is not None for item in (workers, address, column, batch_from)):
+        raise typer.BadParameter("--workers, --address, --column and --batch-from go with --engine ray")
+    batch = batch or 1
     if form is ResultFormat.parquet:
         require_extra("parquet")
     from detr_export.prediction_report import PredictionReport

@@ -14,6 +14,7 @@ _PACKAGES = {
     "train": ("matplotlib", "tqdm"),
     "serve": ("fastapi", "uvicorn", "python_multipart", "prometheus_client"),
     "parquet": ("pyarrow",),
+    "ray": ("ray", "pyarrow"),
 }
 
 

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = ("runtimes", "detr_export", "benchmarks", "cli.py")  # each may import those before it
 HEAVY = ("torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "tensorrt", "transformers", "timm", "safetensors", "scipy")
-HEAVY += ("pyarrow", "openvino", "fastapi", "uvicorn", "prometheus_client")
+HEAVY += ("pyarrow", "openvino", "fastapi", "uvicorn", "prometheus_client", "ray")
 # Where `runtimes` may import what is not numpy, Pillow or the standard library.
 BACKENDS: dict[str, str | tuple[str, ...]] = {
     "msgspec": "runtimes/documents.py",
@@ -29,7 +29,8 @@ BACKENDS: dict[str, str | tuple[str, ...]] = {
     "cuda": "runtimes/backends/cuda/",
     "huggingface_hub": "runtimes/hub.py",
     "pycocotools": "runtimes/processing/annotations/detection.py",
-    "pyarrow": "runtimes/results/parquet.py",
+    "pyarrow": ("runtimes/results/parquet.py", "runtimes/distributed/"),
+    "ray": "runtimes/distributed/",
     "fastapi": "runtimes/serving/",
     "starlette": "runtimes/serving/",  # below FastAPI
     "uvicorn": "runtimes/serving/",
