@@ -1,0 +1,138 @@
+"""How fast `detr-export predict --engine ray` is with more and more workers, and what a row costs beside the model.
+
+    python -m detr_export.benchmarks.speed.ray_scaling --output benchmarks/results/ray
+
+Every run is a process of its own with a cluster of its own on this machine, so workers share its cores: with more workers
+than cores the rate cannot grow. What grows with the number of machines is not measured here. Pictures are drawn; when more
+are asked for than are drawn, the rest are links to the same files under other names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from detr_export.benchmarks.speed.environment import installed_version
+from detr_export.benchmarks.speed.interleaved import framed
+from detr_export.checkpoints.reading import load_checkpoint
+from detr_export.graphs.export import ExportOptions, export_onnx
+from detr_export.runtimes.errors import DetrError
+from detr_export.runtimes.files import write_atomically
+from detr_export.runtimes.folder import predict_files
+from detr_export.runtimes.predictor import Predictor
+from detr_export.runtimes.processing.image_paths import iter_image_paths
+from detr_export.runtimes.temporary import temporary_folder
+from detr_export.training.demo_data import write_demo_data
+
+
+def measure_local(model: Path, pictures: Sequence[Path]) -> dict[str, Any]:
+    """The same work in one process, one picture after another, with one thread."""
+    with Predictor.load(model, threads=1, spinning=False) as predictor:
+        list(predict_files(predictor, pictures[:20], workers=0))
+        begin = time.perf_counter()
+        for outcome in predict_files(predictor, pictures, workers=0):
+            if outcome.error is not None:
+                raise outcome.error
+        seconds = time.perf_counter() - begin
+    return {"pictures": len(pictures), "s": round(seconds, 2), "pictures_per_s": round(len(pictures) / seconds, 1)}
+
+
+def measure_ray(model: Path, folder: Path, output: Path, workers: int) -> dict[str, Any]:
+    """One run in a process of its own.
+
+    Returns:
+        `s` of the whole run; `pictures_per_s` from the first file of the table to the last, without the start of Ray and of
+        the model; the peak memory of the driver, and the bytes of a row in the table.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_run, args=(model, folder, output, workers, sender))
+    process.start()
+    sender.close()
+    try:
+        found: dict[str, Any] = receiver.recv()
+    finally:
+        process.join()
+    return {"workers": workers, **found}
+
+
+def _run(model: Path, folder: Path, output: Path, workers: int, sender: Any) -> None:
+    from detr_export.runtimes.distributed.job import ModelOptions, Work
+    from detr_export.runtimes.distributed.run import predict_on_ray
+
+    begin = time.perf_counter()
+    steps = predict_on_ray([str(folder)], output, ModelOptions(str(model)), Work(), workers=workers)
+    moments = [(time.perf_counter(), step.done) for step in steps]
+    seconds = time.perf_counter() - begin
+    (first, before), (last, total) = moments[0], moments[-1]
+    parts = [file.stat().st_size for file in (output / "predictions").iterdir()]
+    sender.send(
+        {
+            "pictures": total,
+            "s": round(seconds, 2),
+            "start_s": round(first - begin, 2),
+            "pictures_per_s": round((total - before) / max(last - first, 1e-9), 1),
+            "driver_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "files": len(parts),
+            "bytes_per_row": round(sum(parts) / total, 1),
+        }
+    )
+
+
+def linked(drawn: Path, folder: Path, count: int) -> Path:
+    """A folder of `count` pictures: links to those that are drawn."""
+    folder.mkdir()
+    files = sorted(drawn.iterdir())
+    for number in range(count):
+        source = files[number % len(files)]
+        os.link(source, folder / f"{number:07d}{source.suffix}")
+    return folder
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--drawn", type=int, default=1000, help="how many pictures are drawn")
+    parser.add_argument("--pictures", type=int, nargs="+", default=[1000, 10000], help="how many a run has")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--output", type=Path, help="a folder for report.json; stdout if left out")
+    given = parser.parse_args(arguments)
+    scratch = temporary_folder()
+    work = scratch.path
+    try:
+        model = export_onnx(load_checkpoint("demo"), work / "demo.onnx", ExportOptions(verify=False)).path
+        write_demo_data(work, given.drawn, "val")
+        load_before = psutil.getloadavg()[0]
+        local = measure_local(model, iter_image_paths(work / "val")[: given.pictures[0]])
+        runs = []
+        for count in given.pictures:
+            folder = linked(work / "val", work / f"pictures-{count}", count)
+            for workers in given.workers:
+                runs.append(measure_ray(model, folder, work / f"out-{count}-{workers}", workers))
+                print(json.dumps(runs[-1]), file=sys.stderr)
+    except DetrError as error:
+        sys.exit(f"error: {error}")
+    finally:
+        scratch.remove()
+    what = "detection with demo.onnx on drawn pictures; the local run is one process with one thread"
+    subject = {"command": ["python", "-m", "detr_export.benchmarks.speed.ray_scaling", *sys.argv[1:]], "drawn": given.drawn}
+    found = {"ray": installed_version("ray"), "pyarrow": installed_version("pyarrow"), "local": local, "runs": runs}
+    text = json.dumps(framed(what, subject, 1, load_before, 1, found), indent=1) + "\n"
+    if given.output is None:
+        print(text, end="")
+    else:
+        write_atomically(given.output / "report.json", text.encode())
+
+
+if __name__ == "__main__":
+    main()
