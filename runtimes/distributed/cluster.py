@@ -102,7 +102,13 @@ def _quiet() -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     context = DataContext.get_current()
     # Each message of the first stage is a block of its own: what waits for an actor is then spread over all of them.
-    wanted = {"enable_progress_bars": False, "print_on_execution_start": False, "target_max_block_size": _BLOCK_BYTES}
+    # And an error of ours comes as it is: Ray Data's own around it would only have its text.
+    wanted = {
+        "enable_progress_bars": False,
+        "print_on_execution_start": False,
+        "target_max_block_size": _BLOCK_BYTES,
+        "raise_original_map_exception": True,
+    }
     before = {name: getattr(context, name) for name in wanted}
     for name, value in wanted.items():
         setattr(context, name, value)

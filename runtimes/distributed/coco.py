@@ -21,6 +21,7 @@ from detr_export.runtimes.results.detections import Detections
 from detr_export.runtimes.tasks import DETECTION
 
 RESULTS, IMAGES = "predictions.coco.json", "images.coco.json"
+_DIGITS = 6  # of a segment's score: post-processing rounds to them, and float32 has them
 _HELD = 16  # files of the table that are in memory: rows come nearly in their order
 
 
@@ -106,7 +107,7 @@ def _entries(row: Mapping[str, Any], task: str) -> list[dict[str, Any]]:
             "category_id": entry["category_id"],
             "segmentation": mask,
             "bbox": [int(value) for value in entry["bbox"]],
-            "score": entry["score"],
+            "score": round(entry["score"], _DIGITS),
         }
         for entry, mask in zip(entries, row["masks"])
     ]
