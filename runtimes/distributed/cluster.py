@@ -56,6 +56,7 @@ def connected(address: Optional[str], cpus: int, store_bytes: Optional[int] = No
             }
             if len(tempfile.gettempdir()) + len("/detr-export-") + 16 <= _LONGEST:
                 arguments["_temp_dir"] = str(stack.enter_context(temporary_folder()))
+        terminated = False
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             with _hidden_stderr():
@@ -63,6 +64,9 @@ def connected(address: Optional[str], cpus: int, store_bytes: Optional[int] = No
         except KeyboardInterrupt:
             ray.shutdown()
             raise
+        except SystemExit:  # from Ray's own handler of SIGTERM
+            ray.shutdown()
+            terminated = True
         except Exception as error:
             ray.shutdown()
             where = "cannot start Ray on this machine" if address is None else f"cannot connect to Ray at {address}"
@@ -71,6 +75,8 @@ def connected(address: Optional[str], cpus: int, store_bytes: Optional[int] = No
             for number, handler in handlers.items():  # Ray puts its own in the place of ours
                 if handler is not None and threading.current_thread() is threading.main_thread():
                     signal.signal(number, handler)
+        if terminated:
+            signal.raise_signal(signal.SIGTERM)  # which ours takes
         try:
             yield
         finally:
