@@ -2,7 +2,7 @@
 
     python -m detr_export.benchmarks.speed.ray_scaling --output benchmarks/results/ray
 
-Every run is a process of its own with a cluster of its own on this machine, so workers share its cores: with more workers
+Every run is a command of its own with a cluster of its own on this machine, so workers share its cores: with more workers
 than cores the rate cannot grow. What grows with the number of machines is not measured here. Pictures are drawn; when more
 are asked for than are drawn, the rest are links to the same files under other names.
 """
@@ -10,10 +10,10 @@ are asked for than are drawn, the rest are links to the same files under other n
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import multiprocessing
 import os
-import resource
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow.parquet as pq
 
 from detr_export.benchmarks.speed.environment import installed_version
 from detr_export.benchmarks.speed.interleaved import framed
 from detr_export.checkpoints.reading import load_checkpoint
 from detr_export.graphs.export import ExportOptions, export_onnx
-from detr_export.runtimes.errors import DetrError
+from detr_export.runtimes.errors import BackendError, DetrError
 from detr_export.runtimes.files import write_atomically
 from detr_export.runtimes.folder import predict_files
 from detr_export.runtimes.predictor import Predictor
@@ -48,45 +49,40 @@ def measure_local(model: Path, pictures: Sequence[Path]) -> dict[str, Any]:
 
 
 def measure_ray(model: Path, folder: Path, output: Path, workers: int) -> dict[str, Any]:
-    """One run in a process of its own.
+    """One run of the command.
 
     Returns:
-        `s` of the whole run; `pictures_per_s` from the first file of the table to the last, without the start of Ray and of
-        the model; the peak memory of the driver, and the bytes of a row in the table.
+        `s` of the whole run; `pictures_per_s` from the first file of the table to the last, so without the start of Ray and
+        of the model; the driver's largest memory, looked at ten times a second; and the bytes of a row in the table.
+
+    Raises:
+        BackendError: the command failed.
     """
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(model, folder, output, workers, sender))
-    process.start()
-    sender.close()
-    try:
-        found: dict[str, Any] = receiver.recv()
-    finally:
-        process.join()
-    return {"workers": workers, **found}
-
-
-def _run(model: Path, folder: Path, output: Path, workers: int, sender: Any) -> None:
-    from detr_export.runtimes.distributed.job import ModelOptions, Work
-    from detr_export.runtimes.distributed.run import predict_on_ray
-
-    begin = time.perf_counter()
-    steps = predict_on_ray([str(folder)], output, ModelOptions(str(model)), Work(), workers=workers)
-    moments = [(time.perf_counter(), step.done) for step in steps]
-    seconds = time.perf_counter() - begin
-    (first, before), (last, total) = moments[0], moments[-1]
-    parts = [file.stat().st_size for file in (output / "predictions").iterdir()]
-    sender.send(
-        {
-            "pictures": total,
-            "s": round(seconds, 2),
-            "start_s": round(first - begin, 2),
-            "pictures_per_s": round((total - before) / max(last - first, 1e-9), 1),
-            "driver_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            "files": len(parts),
-            "bytes_per_row": round(sum(parts) / total, 1),
-        }
-    )
+    command = [sys.executable, "-m", "detr_export", "predict", str(model), str(folder), "--engine", "ray"]
+    command += ["-o", str(output), "--workers", str(workers), "--json"]
+    begin, peak = time.time(), 0
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
+        watched = psutil.Process(driver.pid)
+        while driver.poll() is None:
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                peak = max(peak, watched.memory_info().rss)
+            time.sleep(0.1)
+    seconds = time.time() - begin
+    if driver.returncode:
+        raise BackendError(f"the run with {workers} workers ended with {driver.returncode}: {' '.join(command)}")
+    files = sorted((output / "predictions").iterdir(), key=lambda file: file.stat().st_mtime)
+    rows = [pq.read_metadata(file).num_rows for file in files]
+    first, last = files[0].stat().st_mtime, files[-1].stat().st_mtime
+    return {
+        "workers": workers,
+        "pictures": sum(rows),
+        "s": round(seconds, 2),
+        "start_s": round(first - begin, 2),
+        "pictures_per_s": round(sum(rows[1:]) / max(last - first, 1e-9), 1),
+        "driver_peak_bytes": peak,
+        "files": len(files),
+        "bytes_per_row": round(sum(file.stat().st_size for file in files) / sum(rows), 1),
+    }
 
 
 def linked(drawn: Path, folder: Path, count: int) -> Path:

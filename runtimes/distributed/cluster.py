@@ -23,6 +23,7 @@ from detr_export.runtimes.errors import BackendError, first_line
 from detr_export.runtimes.temporary import temporary_folder
 
 ADDRESS = "RAY_ADDRESS"  # Ray's own variable
+_PRINTER = "print_to_stdstream"
 _LEAST_CPUS = 4
 _BLOCK_BYTES = 2**20
 _LONGEST = 40  # characters of a folder whose sockets have names that the system takes: 107 at most, all together
@@ -101,6 +102,10 @@ def _hidden_stderr() -> Iterator[None]:
         os.close(nothing)
 
 
+def _print_nothing(*_: Any, **__: Any) -> None:
+    pass
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Settings of Ray Data for the length of a block."""
@@ -118,8 +123,12 @@ def _quiet() -> Iterator[None]:
     before = {name: getattr(context, name) for name in wanted}
     for name, value in wanted.items():
         setattr(context, name, value)
+    # A thread of Ray's prints on stdout, where results go, that a worker was killed, and has no switch for that.
+    printer = getattr(ray._private.worker, _PRINTER, None)
     try:
+        setattr(ray._private.worker, _PRINTER, _print_nothing)
         yield
     finally:
+        setattr(ray._private.worker, _PRINTER, printer)
         for name, value in before.items():
             setattr(context, name, value)

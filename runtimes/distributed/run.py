@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
+from ray.exceptions import RayTaskError
 
 from detr_export.runtimes.devices import parse_device
 from detr_export.runtimes.distributed import listing, parts, schema
@@ -274,9 +275,9 @@ def _from_ray(work: Any) -> Any:
     """
     try:
         return work()
-    except DetrError:
-        raise
     except Exception as error:
+        if isinstance(error, DetrError) and not isinstance(error, RayTaskError):
+            raise
         ours = _ours_in(error)
         if ours is not None:
             raise ours from None
@@ -284,6 +285,7 @@ def _from_ray(work: Any) -> Any:
 
 
 def _ours_in(error: BaseException) -> Optional[DetrError]:
+    """The error of ours in one that Ray made around it, as its own class: Ray's also inherits from a class of Ray's."""
     seen: set[int] = set()
     waiting: list[Any] = [error]
     while waiting:
@@ -292,7 +294,7 @@ def _ours_in(error: BaseException) -> Optional[DetrError]:
             seen.add(id(found))
             if isinstance(found, DetrError):
                 kind = next(kind for kind in type(found).__mro__ if kind.__module__ == DetrError.__module__)
-                return kind(str(getattr(found, "cause", found)))
+                return kind(first_line(getattr(found, "cause", found)))  # Ray adds lines to the text
             waiting += [getattr(found, "cause", None), found.__cause__, found.__context__]
     return None
 
