@@ -1,0 +1,58 @@
+"""`detr-export predict --engine ray`: what its command line refuses before Ray starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.hostile.commands import run
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--explain"], "--explain does not go with --engine ray"),
+        (["--all-frames"], "--all-frames does not go with --engine ray"),
+        (["--max-padding", "0.1"], "--max-padding does not go with --engine ray"),
+        (["--line-width", "2"], "--line-width does not go with --engine ray"),
+        (["--hide-labels"], "--hide-labels does not go with --engine ray"),
+        (["--timeout", "3"], "--timeout does not go with --engine ray"),
+        (["--format", "csv"], "--engine ray writes a Parquet table"),
+        (["--batch", "2", "--batch-from", "report.json"], "--batch-from chooses the batch"),
+    ],
+)
+def test_options_that_do_not_apply(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = run(capsys, "predict", "m.onnx", "a.jpg", "--engine", "ray", "-o", tmp_path / "out", *options)
+    assert done.code == 2
+    assert message in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_of_ray_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    for options in (["--workers", "2"], ["--address", "auto"], ["--column", "x"], ["--batch-from", "r.json"]):
+        done = run(capsys, "predict", "m.onnx", "a.jpg", *options)
+        assert done.code == 2
+        assert "--workers, --address, --column and --batch-from go with --engine ray" in done.err
+    done = run(capsys, "predict", "m.onnx", "a.jpg", "--engine", "ray")
+    assert done.code == 2
+    assert "--engine ray needs --output DIR" in done.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--task", "semantic"], "task is 'semantic'; expected one of detection, panoptic, instances on Ray"),
+        (["--format", "coco", "--task", "panoptic"], "the format coco holds objects with boxes"),
+        (["--address", "ray://a:1"], "the address is ray://a:1, and Ray Data needs a driver in the cluster"),
+        (["--device", "cuda:1"], "device is cuda:1, and Ray chooses the GPU of each worker"),
+        (["--batch-from", "report.json"], "report.json does not exist"),
+    ],
+)
+def test_what_the_run_refuses(options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = run(capsys, "predict", "m.onnx", "a.jpg", "--engine", "ray", "-o", tmp_path / "out", *options)
+    assert done.code == 1
+    (line,) = done.errors
+    assert message in line
