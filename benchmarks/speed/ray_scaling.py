@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,14 @@ def measure_local(model: Path, pictures: Sequence[Path]) -> dict[str, Any]:
     """The same work in one process, one picture after another, with one thread."""
     with Predictor.load(model, threads=1, spinning=False) as predictor:
         list(predict_files(predictor, pictures[:20], workers=0))
-        begin = time.perf_counter()
+        begin, busy = time.perf_counter(), time.process_time()
         for outcome in predict_files(predictor, pictures, workers=0):
             if outcome.error is not None:
                 raise outcome.error
-        seconds = time.perf_counter() - begin
-    return {"pictures": len(pictures), "s": round(seconds, 2), "pictures_per_s": round(len(pictures) / seconds, 1)}
+        seconds, busy = time.perf_counter() - begin, time.process_time() - busy
+    count = len(pictures)
+    rates = {"pictures_per_s": round(count / seconds, 1), "cpu_ms_per_picture": round(1000 * busy / count, 2)}
+    return {"pictures": count, "s": round(seconds, 2), **rates}
 
 
 def measure_ray(model: Path, folder: Path, output: Path, workers: int) -> dict[str, Any]:
@@ -53,7 +55,8 @@ def measure_ray(model: Path, folder: Path, output: Path, workers: int) -> dict[s
 
     Returns:
         `s` of the whole run; `pictures_per_s` from the first file of the table to the last, so without the start of Ray and
-        of the model; the driver's largest memory, looked at ten times a second; and the bytes of a row in the table.
+        of the model; the driver's largest memory, looked at five times a second; `cpu_s` of all processes of the run, the
+        cluster's too; and the bytes of a row in the table.
 
     Raises:
         BackendError: the command failed.
@@ -61,12 +64,16 @@ def measure_ray(model: Path, folder: Path, output: Path, workers: int) -> dict[s
     command = [sys.executable, "-m", "detr_export", "predict", str(model), str(folder), "--engine", "ray"]
     command += ["-o", str(output), "--workers", str(workers), "--json"]
     begin, peak = time.time(), 0
+    busy: dict[int, float] = {}  # CPU seconds of each process, when it was looked at last
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
         watched = psutil.Process(driver.pid)
         while driver.poll() is None:
             with contextlib.suppress(psutil.Error):  # it has just ended
                 peak = max(peak, watched.memory_info().rss)
-            time.sleep(0.1)
+                for process in (watched, *watched.children(recursive=True)):
+                    with contextlib.suppress(psutil.Error):
+                        busy[process.pid] = sum(process.cpu_times()[:2])
+            time.sleep(0.2)
     seconds = time.time() - begin
     if driver.returncode:
         raise BackendError(f"the run with {workers} workers ended with {driver.returncode}: {' '.join(command)}")
@@ -79,10 +86,18 @@ def measure_ray(model: Path, folder: Path, output: Path, workers: int) -> dict[s
         "s": round(seconds, 2),
         "start_s": round(first - begin, 2),
         "pictures_per_s": round(sum(rows[1:]) / max(last - first, 1e-9), 1),
+        "cpu_s": round(sum(busy.values()), 1),
         "driver_peak_bytes": peak,
         "files": len(files),
         "bytes_per_row": round(sum(file.stat().st_size for file in files) / sum(rows), 1),
     }
+
+
+def _marginal(runs: Sequence[Mapping[str, Any]], workers: int) -> float | None:
+    """CPU milliseconds of one more picture: what the longest run took more than the shortest. The start is in both."""
+    mine = sorted((run for run in runs if run["workers"] == workers), key=lambda run: int(run["pictures"]))
+    pictures = mine[-1]["pictures"] - mine[0]["pictures"]
+    return round(1000 * (mine[-1]["cpu_s"] - mine[0]["cpu_s"]) / pictures, 2) if pictures else None
 
 
 def linked(drawn: Path, folder: Path, count: int) -> Path:
@@ -122,7 +137,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         scratch.remove()
     what = "detection with demo.onnx on drawn pictures; the local run is one process with one thread"
     subject = {"command": ["python", "-m", "detr_export.benchmarks.speed.ray_scaling", *sys.argv[1:]], "drawn": given.drawn}
-    found = {"ray": installed_version("ray"), "pyarrow": installed_version("pyarrow"), "local": local, "runs": runs}
+    marginal = {workers: _marginal(runs, workers) for workers in given.workers}
+    found = {
+        "cpu_ms_per_picture": marginal,
+        "ray": installed_version("ray"),
+        "pyarrow": installed_version("pyarrow"),
+        "local": local,
+        "runs": runs,
+    }
     text = json.dumps(framed(what, subject, 1, load_before, 1, found), indent=1) + "\n"
     if given.output is None:
         print(text, end="")

@@ -219,7 +219,7 @@ def _pipeline(
     )
     stream = stream.map_batches(
         ModelWorker,
-        batch_size=None,
+        batch_size=1,  # a message; Ray Data wants a number where a GPU is asked for
         batch_format="pyarrow",
         fn_constructor_args=(job, about.digest),
         compute=ActorPoolStrategy(size=actors),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,8 +23,8 @@ from detr_export.runtimes.distributed import manifest, parts
 from detr_export.runtimes.distributed.cluster import connected
 from detr_export.runtimes.distributed.coco import write_coco
 from detr_export.runtimes.distributed.job import Job, ModelOptions, Work, surroundings
-from detr_export.runtimes.distributed.model import ModelWorker
-from detr_export.runtimes.distributed.run import Step, predict_on_ray
+from detr_export.runtimes.distributed.model import Description, ModelWorker
+from detr_export.runtimes.distributed.run import Step, _pipeline, predict_on_ray
 from detr_export.runtimes.errors import ArtifactError, DetrError, OutputError
 from detr_export.runtimes.files import sha256_of_file
 from detr_export.runtimes.folder import predict_files
@@ -223,6 +224,25 @@ def test_a_write_that_fails_in_a_worker(many: Path, tiny_onnx: Path, tmp_path: P
     assert steps_again[0].resumed
     assert steps_again[0].pictures >= first.pictures
     assert table_in(output).equals(local_table(tiny_onnx, [str(many)], "detection", 0.02))
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("resources", [{"num_cpus": 1}, {"num_cpus": 1, "num_gpus": 1}])
+def test_actors_do_not_read(
+    resources: dict[str, int], tiny_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray Data joins stages where it can. A joined one would decode pictures beside the GPU."""
+    job = Job(tmp_path, "token", Work(), ModelOptions(str(tiny_onnx)), None, *surroundings())
+    with Predictor.load(tiny_onnx, threads=1) as predictor:
+        about = Description("", predictor.preparation, {}, None)
+    _pipeline(job, about, [pa.table({"first": [0], "stop": [1]})], 1, 1, resources).explain()
+    plan = capsys.readouterr().out.partition("Physical Plan (Optimized)")[2]
+    assert re.findall(r"\w+\[.*\]", plan) == [
+        "TaskPoolMapOperator[MapBatches(write_part)]",
+        "ActorPoolMapOperator[MapBatches(ModelWorker)]",
+        "TaskPoolMapOperator[MapBatches(read_pictures)]",
+        "InputDataBuffer[Input]",
+    ]
 
 
 @pytest.mark.usefixtures("cluster")
