@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Optional, TypeVar
+from typing import Any, Optional
 
 import numpy as np
 import pyarrow as pa
@@ -51,7 +52,7 @@ _PARTS = 256  # files of a table that is too small for full ones
 _READER = 0.5  # CPUs of Ray's for a task that reads: not a whole one, see `_pipeline`
 _WRITER = 0.25
 
-T = TypeVar("T")
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/")  # `Path` makes one slash of two
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,8 @@ def predict_on_ray(
         OutputError: `output` has another run, or cannot be written to. Finished files stay.
     """
     _require(work, model, workers)
+    if _ADDRESS.match(str(output)):
+        raise OutputError(f"{output} is an address, and results go into a folder that all machines see; give its path")
     require_own_links(output)
     make_folder(output)
     now = Request(

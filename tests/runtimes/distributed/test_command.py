@@ -49,6 +49,7 @@ def test_options_of_ray_alone(capsys: pytest.CaptureFixture[str]) -> None:
         (["--address", "ray://a:1"], "the address is ray://a:1, and Ray Data needs a driver in the cluster"),
         (["--device", "cuda:1"], "device is cuda:1, and Ray chooses the GPU of each worker"),
         (["--batch-from", "report.json"], "report.json does not exist"),
+        (["-o", "s3://bucket/results"], "s3:/bucket/results is an address, and results go into a folder"),
     ],
 )
 def test_what_the_run_refuses(options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,6 +39,7 @@ from tests.runtimes.distributed.comparing import (
     table_in,
 )
 
+# Ray leaves streams and sockets to the garbage collector, and calls deprecated functions of its own.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 
 THRESHOLD = {"detection": 0.02, "panoptic": 0.02, "instances": 0.02}
