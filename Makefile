@@ -6,7 +6,7 @@ INSTALL := -m pip install --quiet --constraint constraints.txt --editable
 WORKERS ?= 2
 
 .PHONY: demo web-demo web-test benchmark panoptic-benchmark int8-benchmark test cpp-test embedding-test triton-test fuzz soak kill \
-    reliability lint format docs transformers5 gpu-check docker-lint docker-check clean
+    ray-check reliability lint format docs transformers5 gpu-check docker-lint docker-check clean
 
 DEMO := $(DEMO_VENV)/bin/detr-export
 SHAPES := demo/shapes/annotations
@@ -128,6 +128,10 @@ fuzz: $(VENV)/installed
 MINUTES ?= 60
 soak: $(VENV)/installed
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.soak --minutes $(MINUTES)
+
+# A thousand pictures on Ray, with broken ones, while workers and the driver are killed: the table must be that of a local run.
+ray-check: $(VENV)/installed
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.runtimes.distributed.thousand
 
 # Counts the hostile cases, and writes the tables of docs/reliability.md from that and from benchmarks/results/reliability.
 reliability: $(VENV)/installed

@@ -30,6 +30,7 @@ from detr_export.choices import (
     KeptPart,
     PictureInput,
     Precision,
+    PredictEngine,
     PredictTask,
     ProcessorOption,
     ResizeKind,
@@ -517,6 +518,27 @@ def predict(
             "Or videos, the number of a camera, or the rtsp:// address of a stream.",
         ),
     ],
+    engine: Annotated[
+        PredictEngine,
+        typer.Option(help="ray: the pictures are spread over many processes or machines by Ray Data, into --output DIR."),
+    ] = PredictEngine.local,
+    workers: Annotated[
+        Optional[int],
+        typer.Option(
+            min=1, metavar="N", help="With --engine ray: processes that run the model; all GPUs or CPUs if left out."
+        ),
+    ] = None,
+    address: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="HOST:PORT",
+            help="With --engine ray: of a Ray cluster, or auto; RAY_ADDRESS if left out. local: this machine alone.",
+        ),
+    ] = None,
+    column: Annotated[
+        Optional[str],
+        typer.Option(metavar="NAME", help="With --engine ray: IMAGES are Parquet tables, and this column has the pictures."),
+    ] = None,
     all_frames: Annotated[
         bool, typer.Option("--all-frames", help="Predict on every page or frame of a file. Else on the first one.")
     ] = False,
@@ -581,9 +603,18 @@ def predict(
     hide_labels: Annotated[bool, typer.Option("--hide-labels", help="With --output: draw no labels.")] = False,
     overwrite: OverwriteOption = False,
     batch: Annotated[
-        int,
-        typer.Option(min=1, metavar="N", help="Most images of one run of the model. Images of one size run together."),
-    ] = 1,
+        Optional[int],
+        typer.Option(
+            min=1, metavar="N", help="Most images of one run of the model; 1 if left out. Images of one size run together."
+        ),
+    ] = None,
+    batch_from: Annotated[
+        Optional[Path],
+        typer.Option(
+            metavar="REPORT",
+            help="With --engine ray: the smallest fast --batch in detr-bench's report.json of this model.",
+        ),
+    ] = None,
     max_padding: Annotated[
         float,
         typer.Option(
@@ -620,10 +651,72 @@ def predict(
         raise typer.BadParameter("--format, --line-width, --font-size and --hide-labels go with --output DIR")
     if annotations is not None and form is not ResultFormat.coco:
         raise typer.BadParameter("--annotations goes with --format coco")
+    from detr_export.runtimes.errors import InputError
+    from detr_export.runtimes.video.sources import find_videos
+
+    # What is named, and what runs on it, decide which options there are
+    try:
+        videos = find_videos(images)
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from None
+    of_videos = {"--every": every, "--frames": frames, "--seconds": seconds, "--reconnect": reconnect}
+    of_ray = {"--workers": workers, "--address": address, "--column": column, "--batch-from": batch_from}
+    of_local = {"--all-frames": all_frames, "--explain": explain, "--max-padding": max_padding or None}
+    if engine is PredictEngine.ray:
+        if videos:
+            raise typer.BadParameter(f"{videos[0].title} is a video, and --engine ray is for pictures; leave one out")
+        of_drawings = {"--line-width": line_width, "--font-size": font_size, "--hide-labels": hide_labels}
+        others = {"--annotations": annotations, "--timeout": timeout}
+        _refuse({**of_videos, **of_local, **of_drawings, **others}, "with --engine ray")
+        if output is None:
+            raise typer.BadParameter("--engine ray needs --output DIR, a folder that all machines see")
+        if form not in (None, ResultFormat.parquet, ResultFormat.coco):
+            raise typer.BadParameter("--engine ray writes a Parquet table; --format takes parquet, or coco in addition")
+        if batch is not None and batch_from is not None:
+            raise typer.BadParameter("--batch-from chooses the batch; leave --batch out")
+        require_extra("ray")
+        if batch_from is not None:
+            from detr_export.benchmarks.speed.batch_choice import choose_batch
+
+            batch = choose_batch(batch_from, model, device)
+            print_note(f"--batch is {batch}, by {batch_from}")
+        from detr_export.ray_prediction import RayRequest, predict_with_ray
+
+        request = RayRequest(
+            model=model,
+            sources=tuple(images),
+            output=output,
+            task=task.value,
+            threshold=threshold,
+            classes=None if classes is None else tuple(classes),
+            clip=not no_clip,
+            batch=batch or 1,
+            allow_truncated=allow_truncated,
+            allow_http=allow_http,
+            column=column,
+            workers=workers,
+            address=address,
+            coco=form is ResultFormat.coco,
+            overwrite=overwrite,
+            device=device,
+            threads=threads,
+            trust_engine=trust_engine,
+            processor=value_of(processor),
+            strict=strict,
+            cache=cache,
+        )
+        predict_with_ray(request, as_json)
+        return
+    _refuse(of_ray, "without --engine ray")
+    if videos:
+        of_pictures = {"--allow-truncated": allow_truncated, "--allow-http": allow_http, "--format": form}
+        _refuse({**of_local, **of_pictures}, "on videos")
+    else:
+        _refuse(of_videos, "on pictures")
+    batch = batch or 1
     if form is ResultFormat.parquet:
         require_extra("parquet")
     from detr_export.prediction_report import PredictionReport
-    from detr_export.runtimes.errors import InputError
     from detr_export.runtimes.file_batches import ATTENTION, require_style
     from detr_export.runtimes.folder import predict_files
     from detr_export.runtimes.opening import CHECKPOINT, kind_of, spins
@@ -634,7 +727,6 @@ def predict(
     from detr_export.runtimes.session import largest_batch
     from detr_export.runtimes.sources import find_sources, pages_note
     from detr_export.runtimes.tasks import require_filter
-    from detr_export.runtimes.video.sources import find_videos
 
     what = ATTENTION if explain else task.value
     style = DrawingStyle(line_width, font_size, not hide_labels)
@@ -644,24 +736,8 @@ def predict(
         require_format(format_name, what)
         if classes:
             require_filter(what)
-        videos = find_videos(images)
     except InputError as error:
         raise typer.BadParameter(str(error)) from None
-    of_pictures = {
-        "--all-frames": all_frames,
-        "--allow-truncated": allow_truncated,
-        "--allow-http": allow_http,
-        "--explain": explain,
-        "--format": form is not None,
-        "--max-padding": max_padding > 0,
-    }
-    of_videos = {
-        "--every": every is not None,
-        "--frames": frames is not None,
-        "--seconds": seconds is not None,
-        "--reconnect": reconnect is not None,
-    }
-    _refuse(of_pictures if videos else of_videos, "videos" if videos else "pictures")
     if videos:
         if reconnect is not None and not videos[0].live:
             raise typer.BadParameter(f"--reconnect is for cameras and streams, and {videos[0].title} is a file")
@@ -725,11 +801,11 @@ def predict(
         raise typer.Exit(1)
 
 
-def _refuse(options: dict[str, bool], what: str) -> None:
-    """Refuses options that are not for what was named: each with whether it was given."""
-    wrong = [name for name, given in options.items() if given]
+def _refuse(options: dict[str, Any], where: str) -> None:
+    """Refuses options that have no meaning there. One that was not given is None or False."""
+    wrong = [name for name, value in options.items() if value is not None and value is not False]
     if wrong:
-        raise typer.BadParameter(f"{', '.join(wrong)} cannot be used on {what}; leave it out")
+        raise typer.BadParameter(f"{', '.join(wrong)} cannot be used {where}; leave it out")
 
 
 @app.command()

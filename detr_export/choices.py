@@ -102,6 +102,13 @@ class PictureInput(str, Enum):
     encoded = "encoded"
 
 
+class PredictEngine(str, Enum):
+    """What spreads the pictures."""
+
+    local = "local"  # threads of this process
+    ray = "ray"  # Ray Data: processes of this machine, or of many
+
+
 class ResultFormat(str, Enum):
     """How results are written."""
 

@@ -16,6 +16,7 @@ _PACKAGES = {
     "parquet": ("pyarrow",),
     "video": ("av",),
     "triton": ("tritonclient", "grpc", "google.protobuf"),
+    "ray": ("ray", "pyarrow"),
 }
 
 

@@ -143,7 +143,9 @@ def predict_batch(predictor: Predictor, jobs: list[FileJob], options: FileOption
     """
     loaded = [_loaded(job.source) for job in jobs]
     images = [image for image, _ in loaded]
-    found = find_in(partial(_run, predictor, options), images, predictor.model_size, options.batch, options.max_padding)
+    found = find_in(
+        partial(run_pictures, predictor, options), images, predictor.model_size, options.batch, options.max_padding
+    )
     outcomes = []
     for job, (image, more_pages), result in zip(jobs, loaded, found):
         if isinstance(image, ImageError):
@@ -168,7 +170,17 @@ def _loaded(source: Source) -> tuple[Union[Image.Image, ImageError], bool]:
 _Found = tuple[Result, Optional[np.ndarray]]  # and the attention of the task with that name
 
 
-def _run(predictor: Predictor, options: FileOptions, images: list[Picture]) -> list[_Found]:
+def run_pictures(predictor: Predictor, options: FileOptions, images: list[Picture]) -> list[_Found]:
+    """What the model finds in pictures that share a batch, and is wanted; with the attention of the task of that name.
+
+    Args:
+        predictor: the model.
+        options: the task and its limits.
+        images: RGB, or `ReadyPicture`s.
+
+    Raises:
+        DetrError: as in `Predictor.predict`.
+    """
     if options.task == ATTENTION:
         explained = [predictor.explain(image, options.threshold, clip=options.clip) for image in images]
         return [_kept(found, attention, options.classes) for found, attention in explained]

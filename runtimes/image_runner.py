@@ -20,6 +20,7 @@ from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 from detr_export.runtimes.processing.sizes import as_pad_size, as_size, output_size, padded_size
 from detr_export.runtimes.processing.transforms import LAST
 from detr_export.runtimes.processing.uint8_batch import uint8_batch
+from detr_export.runtimes.ready import Preparation, ReadyPicture, without_resizing
 from detr_export.runtimes.session import Choose, Session, as_declared, takes_padding
 
 Outputs = dict[str, np.ndarray]
@@ -64,6 +65,7 @@ class ImageRunner:
             )
         self.metadata: Metadata = session.metadata
         self.processor = processor or processor_of(self.metadata)
+        self._for_ready = without_resizing(self.processor)
         self._session = session
         self._takes_mask = takes_padding(session.inputs)
 
@@ -71,7 +73,7 @@ class ImageRunner:
         """Runs the model batch by batch.
 
         Args:
-            pictures: RGB PIL images or uint8 arrays (height, width, 3) of any strides.
+            pictures: RGB PIL images or uint8 arrays (height, width, 3) of any strides; or all of them `ReadyPicture`s.
             padded: whether images of different sizes may share a batch. They never do where the model takes no mask.
             choose: says whose masks are wanted, see `Session.run_chosen`; all when None.
 
@@ -101,6 +103,10 @@ class ImageRunner:
 
     def prepare(self, pictures: list[Picture]) -> Outputs:
         """The session's inputs for one batch of RGB images, which have one `model_size` if the model takes no mask."""
+        processor = self.processor
+        ready = [picture for picture in pictures if isinstance(picture, ReadyPicture)]
+        if ready:
+            pictures, processor = [picture.pixels for picture in ready], self._for_ready
         end_to_end = self.metadata.end_to_end
         if end_to_end is not None:
             if self.processor.do_resize:  # the graph makes a side of no pixels one pixel wide; here it is an error
@@ -108,13 +114,18 @@ class ImageRunner:
             return image_batch(pictures, end_to_end.color)
         with self._usable_settings():
             if self.metadata.input == UINT8:
-                return as_declared(self._session.inputs, uint8_batch(self.processor, pictures))
-            batch = self.processor.preprocess(pictures, return_tensors="np", input_data_format=LAST)
+                return as_declared(self._session.inputs, uint8_batch(processor, pictures))
+            batch = processor.preprocess(pictures, return_tensors="np", input_data_format=LAST)
         names = [spec.name for spec in self._session.inputs]
         if "pixel_mask" in names and "pixel_mask" not in batch:  # the settings say do_pad=False
             pixels = batch["pixel_values"]
             batch["pixel_mask"] = np.ones((pixels.shape[0], *pixels.shape[2:]), dtype=np.int64)
         return as_declared(self._session.inputs, batch)
+
+    @property
+    def preparation(self) -> Preparation:
+        """Makes pictures ready in another process."""
+        return Preparation(self.metadata, self.processor)
 
     def model_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """The (height, width) at which the model gets an image of (height, width) pixels, before padding to other images.

@@ -27,6 +27,7 @@ from detr_export.runtimes.processing.segmentation import (
     post_process_semantic_segmentation,
     query_masks,
 )
+from detr_export.runtimes.ready import Preparation, ReadyPicture
 from detr_export.runtimes.results.detections import Detections, make_detections
 from detr_export.runtimes.results.segmentation import KINDS, Segmentation, make_segmentation
 from detr_export.runtimes.results.tables import REQUIRED, Table, tables_from_detections
@@ -110,6 +111,11 @@ class Predictor:
     def model_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """The (height, width) at which the model gets an image of (height, width) pixels; see `ImageRunner.model_size`."""
         return self._runner.model_size(size)
+
+    @property
+    def preparation(self) -> Preparation:
+        """Makes pictures ready without the model, in another process too. `predict` takes `ReadyPicture`s as images."""
+        return self._runner.preparation
 
     @property
     def draws_masks(self) -> bool:
@@ -660,7 +666,9 @@ class Predictor:
         """
 
         def run(sources: Sequence[ImageSource]) -> list[Any]:
-            pictures = [borrow_pixels(source, color) for source in sources]
+            pictures: list[Any] = [
+                item if isinstance(item, ReadyPicture) else borrow_pixels(item, color) for item in sources
+            ]
             results: list[Any] = [None] * len(pictures)
             for batch in self._runner.run(pictures, padded, choose):
                 for index, result in zip(batch.indices, finish(batch.outputs, batch.sizes)):
@@ -675,7 +683,7 @@ class Predictor:
             return run([images])[0]
         if len(images) <= batch_size:
             return run(images)
-        sized = ((source, size_in_model(self.model_size, size_of_image(source))) for source in images)
+        sized = ((source, size_in_model(self.model_size, _size_of(source))) for source in images)
         max_padding = _MAX_PADDING if padded and self._runner.pads else 0.0
         return [*in_batches(run, sized, batch_size, max_padding)]
 
@@ -699,6 +707,10 @@ def _raising(outcomes: Generator[Any, None, None]) -> Generator[Any, None, None]
             if isinstance(outcome, Exception):
                 raise outcome
             yield outcome
+
+
+def _size_of(image: Any) -> Optional[Size]:
+    return image.size if isinstance(image, ReadyPicture) else size_of_image(image)
 
 
 def _masks_above(threshold: float) -> Choose:

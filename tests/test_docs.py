@@ -53,6 +53,7 @@ PARSED_ONLY = {
     r"\bcoins\b": "tests/test_cookbook.py runs the page, all of it",
     r"^detr-export verify\b": "takes a minute; tests/test_cli.py verifies a smaller file",
     r"^detr-export onnx\b": "takes a minute each; the fixture `demo_file` runs one of them, for all",
+    r"--engine ray\b": "starts Ray; tests/runtimes/distributed does",
     r"^detr-export serve\b": "runs until it is stopped; tests/runtimes/serving starts it",
     r"^detr-bench\b": "takes minutes; tests/benchmarks measures",
     r"--install-completion": "writes into the home folder",
@@ -69,6 +70,7 @@ TYPED_ONLY = {
     "docs/export.md": "exports once more",
     "docs/predict.md": "needs Table Transformer's weights",
     "docs/migration.md": "reads the hub; tests/test_migration.py runs it",
+    "docs/scale.md": "reads the table of a run on Ray",
 }
 
 

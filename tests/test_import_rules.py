@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("runtimes", "detr_export", "benchmarks", "cli.py")  # each may import those before it
 HEAVY = ("torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "tensorrt", "transformers", "timm", "safetensors", "scipy")
 HEAVY += ("pyarrow", "openvino", "fastapi", "uvicorn", "prometheus_client", "supervision", "pandas", "av")
-HEAVY += ("tritonclient", "google.protobuf")
+HEAVY += ("tritonclient", "google.protobuf", "ray")
 # Where `runtimes` may import what is not numpy, Pillow or the standard library.
 BACKENDS: dict[str, str | tuple[str, ...]] = {
     "msgspec": "runtimes/documents.py",
@@ -30,9 +30,10 @@ BACKENDS: dict[str, str | tuple[str, ...]] = {
     "cuda": "runtimes/backends/cuda/",
     "huggingface_hub": "runtimes/hub.py",
     "pycocotools": "runtimes/processing/annotations/detection.py",
-    "pyarrow": "runtimes/results/parquet.py",
+    "pyarrow": ("runtimes/results/parquet.py", "runtimes/distributed/"),
     "supervision": "runtimes/results/interop/supervision_detections.py",
     "pandas": "runtimes/results/interop/pandas_frames.py",
+    "ray": "runtimes/distributed/",
     "fastapi": "runtimes/serving/",
     "starlette": "runtimes/serving/",  # below FastAPI
     "uvicorn": "runtimes/serving/",

@@ -110,7 +110,7 @@ def find_videos(given: Iterable[str]) -> tuple[VideoSource, ...]:
 
 
 def _expanded(text: str) -> Iterable[str]:
-    if glob.has_magic(text) and not os.path.lexists(text) and not text.lower().startswith(_SCHEMES):
+    if glob.has_magic(text) and "://" not in text and not os.path.lexists(text):  # an address may have a question mark
         return [os.fspath(path) for path in expand_glob(text)]
     return [text]
 
