@@ -26,7 +26,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_is_a_video(folder: Path) -> None:
     found = find_videos(["a.mp4", "b.MKV", "./a.mp4", "*.mp4"])
     assert [(video.given, video.kind, video.name) for video in found] == [("a.mp4", "file", "a"), ("b.MKV", "file", "b")]
-    for others in (["d.png"], ["c.txt"], ["-"], ["mixed"], ["videos.mp4"], ["*.png"], ["https://host/a.mp4"], ["https://host/a?b=*"]):
+    for others in (
+        ["d.png"],
+        ["c.txt"],
+        ["-"],
+        ["mixed"],
+        ["videos.mp4"],
+        ["*.png"],
+        ["https://host/a.mp4"],
+        ["https://host/a?b=*"],
+    ):
         assert find_videos(others) == ()
 
 
