@@ -11,6 +11,7 @@ from typing import Any, Optional
 import pyarrow as pa
 import ray
 
+from detr_export.runtimes.distributed.attempts import RUN, Attempts, attempts
 from detr_export.runtimes.distributed.job import Job, ModelOptions
 from detr_export.runtimes.distributed.reading import Item
 from detr_export.runtimes.distributed.schema import row_of, table_of
@@ -114,12 +115,14 @@ class ModelWorker:
             raise self._error or ArtifactError("the model is not open")
         columns: dict[str, list[Any]] = {name: [] for name in RESULT.names}
         for record in messages.to_pylist():
-            rows = self._rows(self._predictor, record["first"], pickle.loads(record["content"]))
+            first = record["first"]
+            with attempts(self._job.output, RUN, first) as tries:
+                rows = self._rows(self._predictor, first, pickle.loads(record["content"]), tries)
             sink = pa.BufferOutputStream()
             table = table_of(rows, self._options.task)
             with pa.ipc.new_stream(sink, table.schema) as stream:
                 stream.write_table(table)
-            for name, value in zip(columns, (record["first"], record["stop"], sink.getvalue().to_pybytes())):
+            for name, value in zip(columns, (first, record["stop"], sink.getvalue().to_pybytes())):
                 columns[name].append(value)
         return pa.Table.from_pydict(columns, RESULT)
 
@@ -132,16 +135,18 @@ class ModelWorker:
             )
         return _open(self._job.model)
 
-    def _rows(self, predictor: Predictor, first: int, items: list[Item]) -> list[dict[str, Any]]:
+    def _rows(self, predictor: Predictor, first: int, items: list[Item], tries: Attempts) -> list[dict[str, Any]]:
         pictures: list[Any] = [_Refused(item.error) if item.picture is None else item.picture for item in items]
-        options = self._options
-        found = find_in(partial(run_pictures, predictor, options), pictures, predictor.model_size, options.batch, 0.0)
+        if tries.noting:  # one picture at a time
+            found = [self._found_alone(predictor, number, picture, tries) for number, picture in enumerate(pictures, first)]
+        else:
+            found = self._found(predictor, pictures)
         rows = []
         for number, (item, outcome) in enumerate(zip(items, found), first):
             result: Optional[Result] = None
             error: Optional[str] = None
             if isinstance(outcome, _Refused):
-                error = item.error
+                error = str(outcome)
             elif isinstance(outcome, (ImageError, InputError)):
                 error = f"{item.path}: {outcome}"
             else:
@@ -149,9 +154,19 @@ class ModelWorker:
             rows.append(row_of(number, item.path, self._digest, result, error))
         return rows
 
+    def _found(self, predictor: Predictor, pictures: list[Any]) -> list[Any]:
+        run = partial(run_pictures, predictor, self._options)
+        return find_in(run, pictures, predictor.model_size, self._options.batch, 0.0)
+
+    def _found_alone(self, predictor: Predictor, number: int, picture: Any, tries: Attempts) -> Any:
+        if tries.crashed(number):
+            return InputError("processes that ran the model on it crashed; expected a picture that the model takes")
+        tries.at(number)
+        return self._found(predictor, [picture])[0]
+
 
 class _Refused(Exception):
-    """Stands for a picture that the first stage could not read."""
+    """Stands for a picture that the first stage could not read, and says why."""
 
 
 def _open(options: ModelOptions) -> Predictor:

@@ -17,6 +17,7 @@ from typing import Any, Optional, Union
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from detr_export.runtimes.distributed.attempts import READ, attempts
 from detr_export.runtimes.distributed.job import Job
 from detr_export.runtimes.distributed.listing import ADDRESS, CELL, FILE, FOLDER, NOTHING, Entry, read_listing
 from detr_export.runtimes.distributed.stores import open_input, read_stored
@@ -28,6 +29,7 @@ from detr_export.runtimes.ready import Preparation, ReadyPicture
 
 MESSAGE = pa.schema([("first", pa.int64()), ("stop", pa.int64()), ("content", pa.large_binary())])
 _MOST_BYTES = 64 * 2**20  # of a message, unless one picture has more
+_REMEDY = "expected a usable image; look at it on a machine that you do not need"
 _CELLS = 32  # pictures of a table that are in memory at a time
 
 
@@ -60,13 +62,18 @@ def read_pictures(ranges: pa.Table, job: Job, preparation: Preparation) -> Itera
         for first, stop in zip(ranges["first"].to_pylist(), ranges["stop"].to_pylist()):
             items: list[Item] = []
             held, begin = 0, first
-            for number, entry in enumerate(read_listing(job.output / FOLDER, first, stop), first):
-                items.append(_item(entry, job, preparation, cells))
-                picture = items[-1].picture
-                held += 0 if picture is None else picture.pixels.nbytes
-                if held >= _MOST_BYTES or number == stop - 1:
-                    yield message(begin, number + 1, pickle.dumps(items, protocol=5))
-                    items, held, begin = [], 0, number + 1
+            with attempts(job.output, READ, first) as tries:
+                for number, entry in enumerate(read_listing(job.output / FOLDER, first, stop), first):
+                    if tries.crashed(number):
+                        items.append(Item(entry.path, error=f"{entry.path}: processes that read it crashed; {_REMEDY}"))
+                    else:
+                        tries.at(number)
+                        items.append(_item(entry, job, preparation, cells))
+                    picture = items[-1].picture
+                    held += 0 if picture is None else picture.pixels.nbytes
+                    if held >= _MOST_BYTES or number == stop - 1:
+                        yield message(begin, number + 1, pickle.dumps(items, protocol=5))
+                        items, held, begin = [], 0, number + 1
 
 
 def message(first: int, stop: int, content: bytes) -> pa.Table:

@@ -22,6 +22,7 @@ from ray.exceptions import RayTaskError
 
 from detr_export.runtimes.devices import parse_device
 from detr_export.runtimes.distributed import listing, parts, schema
+from detr_export.runtimes.distributed.attempts import forget_attempts
 from detr_export.runtimes.distributed.cluster import connected
 from detr_export.runtimes.distributed.job import Job, ModelOptions, Work, surroundings
 from detr_export.runtimes.distributed.manifest import (
@@ -156,6 +157,7 @@ def predict_on_ray(
         names = {str(label): name for label, name in about.id2label.items()}
         version = _version() if before is None else before.detr_export
         write_manifest(output, Manifest(now, total, names, version, job.token))
+        forget_attempts(output)
 
         done = parts.finished_rows(output / parts.FOLDER, total)
         count = int(done.sum())
@@ -167,6 +169,7 @@ def predict_on_ray(
             for step in _steps(job, about, done, actors, resources):
                 count += step.pictures
                 yield replace(step, done=count, total=total)
+        forget_attempts(output)
         left = int((~parts.finished_rows(output / parts.FOLDER, total)).sum())
         if left:
             raise BackendError(f"{left} of {total} pictures have no row; start the run again, and it goes on with them")
