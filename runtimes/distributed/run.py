@@ -17,13 +17,13 @@ from typing import Any, Optional
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy
-from ray.exceptions import RayTaskError
 
+from detr_export.runtimes.cpu import available_cores
 from detr_export.runtimes.devices import parse_device
 from detr_export.runtimes.distributed import listing, parts, schema
 from detr_export.runtimes.distributed.attempts import forget_attempts
 from detr_export.runtimes.distributed.cluster import connected
+from detr_export.runtimes.distributed.failures import from_ray
 from detr_export.runtimes.distributed.job import Job, ModelOptions, Work, surroundings
 from detr_export.runtimes.distributed.manifest import (
     NAME,
@@ -33,9 +33,9 @@ from detr_export.runtimes.distributed.manifest import (
     require_same,
     write_manifest,
 )
-from detr_export.runtimes.distributed.model import Description, ModelWorker, describe
-from detr_export.runtimes.distributed.reading import read_pictures
-from detr_export.runtimes.errors import BackendError, DetrError, InputError, OutputError, first_line
+from detr_export.runtimes.distributed.model import Description, describe
+from detr_export.runtimes.distributed.pipeline import pipeline, resources_of, takes_threads
+from detr_export.runtimes.errors import BackendError, InputError, OutputError
 from detr_export.runtimes.files import make_folder, require_own_links, writing
 from detr_export.runtimes.progress import SILENT, Progress
 from detr_export.runtimes.results.segmentation import KINDS
@@ -50,9 +50,6 @@ _MOST_BLOCKS = 4096  # of the first stage's input: each takes a little of the dr
 _LEAST_BLOCKS = 64
 _PART = 4096  # most rows of a file of the table
 _PARTS = 256  # files of a table that is too small for full ones
-_READER = 0.5  # CPUs of Ray's for a task that reads: not a whole one, see `_pipeline`
-_WRITER = 0.25
-
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/")  # `Path` makes one slash of two
 
 
@@ -139,15 +136,15 @@ def predict_on_ray(
 
         progress.stage("starting Ray" if address is None else f"connecting to Ray at {address}")
         threads = model.threads or 1
-        local = workers or max(1, _cores() // threads)
+        local = workers or max(1, available_cores() // threads)
         stack.enter_context(connected(address, local * threads + 2, store_bytes))
-        if model.threads is None and _takes_threads(model):
+        if model.threads is None and takes_threads(model.device):
             model = replace(model, threads=1)
-        actors, resources = _resources(model.device, threads, workers if address is not None else local)
+        actors, resources = resources_of(model.device, threads, workers if address is not None else local)
 
         progress.stage("opening the model on a worker")
         job = Job(output.absolute(), secrets.token_hex(8), work, model, column, *surroundings())
-        about: Description = _from_ray(lambda: ray.get(ray.remote(describe).options(**resources).remote(job)))
+        about: Description = from_ray(lambda: ray.get(ray.remote(describe).options(**resources).remote(job)))
         job = replace(job, work=replace(work, classes=about.classes))
         now = replace(now, model=about.digest, classes=None if about.classes is None else [*about.classes])
         if before is not None:
@@ -199,110 +196,12 @@ def _steps(job: Job, about: Description, done: np.ndarray, actors: int, resource
     a_block = max(len(units) // _MOST_BLOCKS, min(_UNIT, len(units) // _LEAST_BLOCKS), 1)
     blocks = [table.slice(start, a_block) for start in range(0, len(units), a_block)]
     part = max(1, min(_PART, len(done) // _PARTS) // unit)
-    stream = _pipeline(job, about, blocks, part, min(actors, len(units)), resources)
-    batches = _from_ray(lambda: iter(stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)))
-    while (batch := _from_ray(lambda: next(batches, None))) is not None:
+    stream = pipeline(job, about, blocks, part, min(actors, len(units)), resources)
+    batches = from_ray(lambda: iter(stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)))
+    while (batch := from_ray(lambda: next(batches, None))) is not None:
         for record in batch.to_pylist():
             objects = Counter(json.loads(record["objects"]))
             yield Step(0, 0, record["pictures"], record["failed"], objects, tuple(record["errors"]))
-
-
-def _pipeline(
-    job: Job, about: Description, blocks: list[pa.Table], part: int, actors: int, resources: dict[str, Any]
-) -> Any:
-    """The three stages. Ray Data's own defaults give the pictures of a worker that was killed to another one.
-
-    Ray Data joins two stages that ask for the same resources. The first one must stay apart, or the actors decode pictures
-    and their GPUs wait. So it asks for half a CPU.
-    """
-    stream: Any = ray.data.from_arrow(blocks)
-    stream = stream.map_batches(
-        read_pictures,
-        batch_size=None,
-        batch_format="pyarrow",
-        fn_args=(job, about.preparation),
-        num_cpus=_READER,
-    )
-    stream = stream.map_batches(
-        ModelWorker,
-        batch_size=1,  # a message; Ray Data wants a number where a GPU is asked for
-        batch_format="pyarrow",
-        fn_constructor_args=(job, about.digest),
-        compute=ActorPoolStrategy(size=actors),
-        **resources,
-    )
-    return stream.map_batches(
-        parts.write_part,
-        batch_size=part,
-        batch_format="pyarrow",
-        fn_args=(job,),
-        num_cpus=_WRITER,
-    )
-
-
-def _resources(device: str, threads: int, workers: Optional[int]) -> tuple[int, dict[str, Any]]:
-    """How many actors there are, and what each asks of Ray.
-
-    Raises:
-        BackendError: the cluster has less.
-    """
-    there = ray.cluster_resources()
-    cpus, gpus = int(there.get("CPU", 0)), int(there.get("GPU", 0))
-    if parse_device(device).kind in ("cpu", "openvino"):
-        most = (cpus - 1) // threads  # one is left for reading and writing
-        if (workers or 1) > most:
-            raise BackendError(
-                f"{workers or 1} workers of {threads} threads and one CPU for reading are more than the cluster's {cpus} "
-                "CPUs; give less (--workers, --threads)"
-            )
-        return workers or most, {"num_cpus": threads}
-    if (workers or 1) > gpus:
-        raise BackendError(
-            f"the device {device} needs a GPU for each of {workers or 1} workers, and the cluster has {gpus}; give less "
-            "(--workers), or another device (--device)"
-        )
-    return workers or gpus, {"num_cpus": 1, "num_gpus": 1}
-
-
-def _takes_threads(model: ModelOptions) -> bool:
-    return parse_device(model.device).kind in ("cpu", "openvino")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _from_ray(work: Any) -> Any:
-    """What a function returns. Of an error that came through Ray, the one that was raised in the worker.
-
-    Raises:
-        DetrError: as in the worker.
-        BackendError: Ray failed.
-    """
-    try:
-        return work()
-    except Exception as error:
-        if isinstance(error, DetrError) and not isinstance(error, RayTaskError):
-            raise
-        ours = _ours_in(error)
-        if ours is not None:
-            raise ours from None
-        raise BackendError(f"Ray failed: {type(error).__name__}: {first_line(error):.400}; start the run again") from error
-
-
-def _ours_in(error: BaseException) -> Optional[DetrError]:
-    """The error of ours in one that Ray made around it, as its own class: Ray's also inherits from a class of Ray's."""
-    seen: set[int] = set()
-    waiting: list[Any] = [error]
-    while waiting:
-        found = waiting.pop()
-        if isinstance(found, BaseException) and id(found) not in seen:
-            seen.add(id(found))
-            if isinstance(found, DetrError):
-                kind = next(kind for kind in type(found).__mro__ if kind.__module__ == DetrError.__module__)
-                return kind(first_line(getattr(found, "cause", found)))  # Ray adds lines to the text
-            waiting += [getattr(found, "cause", None), found.__cause__, found.__context__]
-    return None
 
 
 def _begin(output: Path, made: Path) -> None:

@@ -24,7 +24,8 @@ from detr_export.runtimes.distributed.cluster import connected
 from detr_export.runtimes.distributed.coco import write_coco
 from detr_export.runtimes.distributed.job import Job, ModelOptions, Work, surroundings
 from detr_export.runtimes.distributed.model import Description, ModelWorker
-from detr_export.runtimes.distributed.run import Step, _pipeline, predict_on_ray
+from detr_export.runtimes.distributed.pipeline import pipeline
+from detr_export.runtimes.distributed.run import Step, predict_on_ray
 from detr_export.runtimes.errors import ArtifactError, DetrError, OutputError
 from detr_export.runtimes.files import sha256_of_file
 from detr_export.runtimes.folder import predict_files
@@ -236,7 +237,7 @@ def test_actors_do_not_read(
     job = Job(tmp_path, "token", Work(), ModelOptions(str(tiny_onnx)), None, *surroundings())
     with Predictor.load(tiny_onnx, threads=1) as predictor:
         about = Description("", predictor.preparation, {}, None)
-    _pipeline(job, about, [pa.table({"first": [0], "stop": [1]})], 1, 1, resources).explain()
+    pipeline(job, about, [pa.table({"first": [0], "stop": [1]})], 1, 1, resources).explain()
     plan = capsys.readouterr().out.partition("Physical Plan (Optimized)")[2]
     assert re.findall(r"\w+\[.*\]", plan) == [
         "TaskPoolMapOperator[MapBatches(write_part)]",
