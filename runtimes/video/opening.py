@@ -57,6 +57,8 @@ def opened(source: VideoSource) -> Iterator[OpenVideo]:
             if source.kind == FILE:
                 require_regular(source.given, ImageError)
                 file = stack.enter_context(io.FileIO(source.given))
+                if not os.fstat(file.fileno()).st_size:
+                    raise ImageError(f"{source.title} is empty (0 bytes): {_remedy(source)}; copy or download it again")
             missing = None if file is None else what_is_missing(file)
             container = stack.enter_context(_container(source, file))
         except (av.FFmpegError, OSError) as error:

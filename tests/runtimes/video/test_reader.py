@@ -168,12 +168,16 @@ def test_what_is_no_video(tmp_path: Path) -> None:
         silence.sample_rate, silence.pts = 8000, 0
         container.mux(audio.encode(silence))
         container.mux(audio.encode(None))
-    cases = {"empty.mp4": b"", "text.mp4": b"hello " * 500, "noise.mkv": np.random.default_rng(0).bytes(5000)}
+    cases = {"text.mp4": b"hello " * 500, "noise.mkv": np.random.default_rng(0).bytes(5000)}
     for name, content in cases.items():
         (tmp_path / name).write_bytes(content)
         _, error = read_cut(tmp_path / name)
         assert error.startswith(f"cannot open {tmp_path / name}: ")
         assert error.endswith("; expected a whole video file, such as .mp4, .mkv, .webm or .avi")
+    empty = tmp_path / "empty.mp4"
+    empty.touch()
+    _, error = read_cut(empty)
+    assert error.startswith(f"{empty} is empty (0 bytes): expected a whole video file")
     _, error = read_cut(sound)
     assert error == f"{sound} has no video; expected a file or stream with moving pictures"
 
