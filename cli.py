@@ -680,32 +680,37 @@ def predict(
 
             batch = choose_batch(batch_from, model, device)
             print_note(f"--batch is {batch}, by {batch_from}")
-        from detr_export.ray_prediction import RayRequest, predict_with_ray
+        from detr_export.ray_prediction import predict_with_ray
+        from detr_export.runtimes.distributed.job import ModelOptions, Work
 
-        request = RayRequest(
-            model=model,
-            sources=tuple(images),
-            output=output,
-            task=task.value,
-            threshold=threshold,
-            classes=None if classes is None else tuple(classes),
-            clip=not no_clip,
-            batch=batch or 1,
-            allow_truncated=allow_truncated,
-            allow_http=allow_http,
-            column=column,
-            workers=workers,
-            address=address,
+        predict_with_ray(
+            images,
+            output,
+            ModelOptions(
+                path=model,
+                device=device,
+                threads=threads,
+                trust_engine=trust_engine,
+                processor=value_of(processor),
+                strict=strict,
+                cache=None if cache is None else str(cache),
+            ),
+            Work(
+                task=task.value,
+                threshold=threshold,
+                batch=batch or 1,
+                clip=not no_clip,
+                classes=None if classes is None else tuple(classes),
+                allow_truncated=allow_truncated,
+                allow_http=allow_http,
+            ),
+            column,
+            workers,
+            address,
             coco=form is ResultFormat.coco,
             overwrite=overwrite,
-            device=device,
-            threads=threads,
-            trust_engine=trust_engine,
-            processor=value_of(processor),
-            strict=strict,
-            cache=cache,
+            as_json=as_json,
         )
-        predict_with_ray(request, as_json)
         return
     _refuse(of_ray, "without --engine ray")
     if videos:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
+from detr_export.runtimes.distributed.job import ModelOptions, Work
 from detr_export.runtimes.errors import InputError
+from detr_export.runtimes.result_files import require_format
 from detr_export.runtimes.totals import Totals
 from detr_export.terminal import TerminalProgress, print_json, print_note
 
@@ -18,81 +20,52 @@ _SHOWN = 20  # errors that are printed; the table has all of them
 _LOCAL = "local"  # --address of a cluster on this machine alone
 
 
-@dataclass(frozen=True)
-class RayRequest:
-    """The options of the command."""
+def predict_with_ray(
+    sources: Sequence[str],
+    output: Path,
+    model: ModelOptions,
+    work: Work,
+    column: str | None,
+    workers: int | None,
+    address: str | None,
+    coco: bool,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Runs `predict_on_ray`, and prints how far it is and what came out.
 
-    model: str
-    sources: tuple[str, ...]
-    output: Path
-    task: str
-    threshold: float
-    classes: tuple[str, ...] | None
-    clip: bool
-    batch: int
-    allow_truncated: bool
-    allow_http: bool
-    column: str | None
-    workers: int | None
-    address: str | None  # None: the variable RAY_ADDRESS, and without it this machine
-    coco: bool  # whether COCO's documents are written, too
-    overwrite: bool
-    device: str
-    threads: int | None
-    trust_engine: bool
-    processor: str | None
-    strict: bool
-    cache: Path | None
-
-
-def predict_with_ray(request: RayRequest, as_json: bool) -> None:
-    """Runs the request, and prints how far it is and what came out.
+    Args:
+        sources, output, model, work, column, workers, overwrite: as there.
+        address: of a cluster; None for the variable RAY_ADDRESS, and without it for this machine.
+        coco: whether COCO's documents are written, too.
+        as_json: whether to print one JSON document, and no text.
 
     Raises:
         DetrError: as `predict_on_ray`.
         typer.Exit: a picture has an error.
     """
     from detr_export.runtimes.distributed.cluster import ADDRESS
-    from detr_export.runtimes.distributed.coco import require_coco, write_coco
-    from detr_export.runtimes.distributed.job import ModelOptions, Work
+    from detr_export.runtimes.distributed.coco import write_coco
     from detr_export.runtimes.distributed.manifest import read_manifest
     from detr_export.runtimes.distributed.run import predict_on_ray
 
-    if request.coco:
-        require_coco(request.task)
-    address = request.address or os.environ.get(ADDRESS) or _LOCAL
+    if coco:
+        require_format("coco", work.task)
+    address = address or os.environ.get(ADDRESS) or _LOCAL
     if address.startswith("ray://"):
         raise InputError(f"the address is {address}, and Ray Data needs a driver in the cluster; start the command there")
-    work = Work(
-        request.task,
-        request.threshold,
-        request.batch,
-        request.clip,
-        request.classes,
-        request.allow_truncated,
-        request.allow_http,
-    )
-    model = ModelOptions(
-        request.model,
-        request.device,
-        request.threads,
-        request.trust_engine,
-        request.processor,
-        request.strict,
-        None if request.cache is None else str(request.cache),
-    )
     totals, shown, begin = Totals(), 0, time.perf_counter()
     resumed = 0
     with TerminalProgress("predicting") as progress:
         steps = predict_on_ray(
-            request.sources,
-            request.output,
+            sources,
+            output,
             model,
             work,
-            request.column,
-            request.workers,
+            column,
+            workers,
             None if address == _LOCAL else address,
-            request.overwrite,
+            overwrite,
             progress,
         )
         with closing(steps):
@@ -105,18 +78,18 @@ def predict_with_ray(request: RayRequest, as_json: bool) -> None:
                     progress.error(InputError(text))
                     shown += 1
                 progress.step(step.done, step.total)
-        if request.coco:
-            manifest = read_manifest(request.output)
+        if coco:
+            manifest = read_manifest(output)
             assert manifest is not None
             progress.stage("writing COCO's documents")
-            write_coco(request.output, request.task, {int(label): name for label, name in manifest.id2label.items()})
+            write_coco(output, work.task, {int(label): name for label, name in manifest.id2label.items()})
     seconds = time.perf_counter() - begin
     if totals.failed > shown:
-        print_note(f"{totals.failed} pictures have an error in the column error of {request.output / 'predictions'}")
+        print_note(f"{totals.failed} pictures have an error in the column error of {output / 'predictions'}")
     if resumed:
         print_note(f"{resumed} of {totals.pictures} pictures had their rows from an earlier start")
     if as_json:
-        document = {"output": str(request.output), "pictures": totals.pictures, "failed": totals.failed, "resumed": resumed}
+        document = {"output": str(output), "pictures": totals.pictures, "failed": totals.failed, "resumed": resumed}
         print_json({**document, "objects": dict(totals.objects), "seconds": seconds})
     else:
         typer.echo(totals.summary(seconds))

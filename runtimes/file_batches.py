@@ -18,11 +18,10 @@ from detr_export.runtimes.processing.batch import Picture
 from detr_export.runtimes.results.detections import Detections
 from detr_export.runtimes.results.drawing_style import PLAIN, DrawingStyle
 from detr_export.runtimes.results.segmentation import KINDS
-from detr_export.runtimes.results.tables import TABLE
 from detr_export.runtimes.results.values import Value
 from detr_export.runtimes.sources import Source
 from detr_export.runtimes.stream import find_in, require_batches
-from detr_export.runtimes.tasks import DETECTION, TABLES, TASKS, Result, document_of, drawing_of
+from detr_export.runtimes.tasks import DETECTION, TABLES, TASKS, Result, document_of, drawing_of, names_of
 
 ATTENTION = "attention"
 FILE_TASKS = (*TASKS, ATTENTION)
@@ -68,13 +67,7 @@ class FilePrediction(Value):
     @property
     def names(self) -> list[str]:
         """The classes of the objects that were found; `table` for each table."""
-        if self.result is None:
-            return []
-        if isinstance(self.result, list):
-            return [TABLE] * len(self.result)
-        return (
-            list(self.result.names) if isinstance(self.result, Detections) else [item.name for item in self.result.segments]
-        )
+        return [] if self.result is None else names_of(self.result)
 
     def summary(self) -> str:
         """One line for people: the file and the objects in it, the most frequent class first; or the sizes of its tables."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -230,3 +231,27 @@ def replacing_together(path: str | os.PathLike[str]) -> Iterator[Path]:
         for file in made:
             with writing(target.with_name(file.name)):
                 os.replace(file, target.with_name(file.name))
+
+
+def replace_folder(new: Path, place: Path, aside: Path) -> None:
+    """Moves a folder into its place. One that is there moves out of the way first, and comes back if that fails.
+
+    Args:
+        new: the folder.
+        place: where it goes, on the same file system.
+        aside: where the old one is meanwhile; not a temporary path, so that a kill between the two moves leaves it there.
+
+    Raises:
+        OSError: a folder cannot be moved.
+    """
+    try:
+        if place.exists():
+            os.rename(place, aside)
+        os.rename(new, place)
+    except BaseException:
+        if aside.exists() and not place.exists():
+            os.rename(aside, place)
+        raise
+    finally:
+        if place.exists():
+            shutil.rmtree(aside, ignore_errors=True)

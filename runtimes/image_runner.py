@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 from detr_export.runtimes.processing.sizes import as_pad_size, as_size, output_size, padded_size
 from detr_export.runtimes.processing.transforms import LAST
 from detr_export.runtimes.processing.uint8_batch import uint8_batch
-from detr_export.runtimes.ready import Preparation, ReadyPicture, without_resizing
+from detr_export.runtimes.ready import Preparation, ReadyPicture, usable_settings, without_resizing
 from detr_export.runtimes.session import Choose, Session, as_declared, takes_padding
 
 Outputs = dict[str, np.ndarray]
@@ -112,7 +111,7 @@ class ImageRunner:
             if self.processor.do_resize:  # the graph makes a side of no pixels one pixel wide; here it is an error
                 output_size(*size_of(pictures[0], LAST), as_size(self.processor.size))
             return image_batch(pictures, end_to_end.color)
-        with self._usable_settings():
+        with usable_settings():
             if self.metadata.input == UINT8:
                 return as_declared(self._session.inputs, uint8_batch(processor, pictures))
             batch = processor.preprocess(pictures, return_tensors="np", input_data_format=LAST)
@@ -139,7 +138,7 @@ class ImageRunner:
         if self.metadata.end_to_end is not None:
             return size
         processor = self.processor
-        with self._usable_settings():
+        with usable_settings():
             resized = output_size(*size, as_size(processor.size)) if processor.do_resize else size
             return padded_size([resized], as_pad_size(processor.pad_size)) if processor.do_pad else resized
 
@@ -153,15 +152,6 @@ class ImageRunner:
         for index, picture in enumerate(pictures):
             by_size.setdefault(None if together else self.model_size(size_of(picture, LAST)), []).append(index)
         return list(by_size.values())
-
-    @contextlib.contextmanager
-    def _usable_settings(self) -> Iterator[None]:
-        try:
-            yield
-        except ValueError as error:  # from an option; an image raises ImageError
-            raise ArtifactError(
-                f"the model's image settings are not usable: {error}; correct the checkpoint's preprocessor_config.json"
-            ) from error
 
 
 def _widened(output: np.ndarray) -> np.ndarray:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
+from detr_export.runtimes.errors import ArtifactError
 from detr_export.runtimes.metadata import Metadata
 from detr_export.runtimes.processing.image_processor import DetrImageProcessor
 from detr_export.runtimes.processing.transforms import LAST
@@ -44,15 +47,31 @@ class Preparation:
             picture: upright RGB.
 
         Raises:
+            ArtifactError: an option of the processor is invalid.
             ImageError: as in `Predictor.detect`.
-            ValueError: an option of the processor is invalid.
         """
         if self.metadata.end_to_end is not None or not self.processor.do_resize:
             return ReadyPicture(np.asarray(picture), picture.height, picture.width)
-        batch = self.processor.preprocess(
-            [picture], do_rescale=False, do_normalize=False, do_pad=False, data_format=LAST, input_data_format=LAST
-        )
+        with usable_settings():
+            batch = self.processor.preprocess(
+                [picture], do_rescale=False, do_normalize=False, do_pad=False, data_format=LAST, input_data_format=LAST
+            )
         return ReadyPicture(batch["pixel_values"][0], picture.height, picture.width)
+
+
+@contextlib.contextmanager
+def usable_settings() -> Iterator[None]:
+    """Blames the settings of a processor for a ValueError, which is of an option; an image raises ImageError.
+
+    Raises:
+        ArtifactError: says so.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ArtifactError(
+            f"the model's image settings are not usable: {error}; correct the checkpoint's preprocessor_config.json"
+        ) from error
 
 
 def without_resizing(processor: DetrImageProcessor) -> DetrImageProcessor:

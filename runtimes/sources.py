@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from PIL import Image
 
+from detr_export.runtimes.counts import most_frequent
 from detr_export.runtimes.errors import ImageError
 from detr_export.runtimes.fetching import fetch, is_address
 from detr_export.runtimes.grouping import Size, size_of_file
@@ -71,7 +72,7 @@ class Sources:
         """What was skipped, in one line; None if nothing was."""
         if not self.skipped:
             return None
-        kinds = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in _most_frequent(self.skipped))
+        kinds = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in most_frequent(self.skipped))
         hint = "; name videos to predict on them" if VIDEO_SUFFIXES & set(self.skipped) else ""
         return f"skipped {_files(sum(self.skipped.values()))} that Pillow does not read: {kinds}{hint}"
 
@@ -189,7 +190,3 @@ def name_of_address(address: str) -> str:
 
 def _files(count: int) -> str:
     return "1 file" if count == 1 else f"{count} files"
-
-
-def _most_frequent(counts: Counter[str]) -> list[tuple[str, int]]:
-    return sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))

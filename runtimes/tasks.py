@@ -10,7 +10,7 @@ from detr_export.runtimes.errors import InputError
 from detr_export.runtimes.results.detections import Detections
 from detr_export.runtimes.results.drawing_style import PLAIN, DrawingStyle
 from detr_export.runtimes.results.segmentation import KINDS, Segmentation
-from detr_export.runtimes.results.tables import Table, draw_tables
+from detr_export.runtimes.results.tables import TABLE, Table, draw_tables
 
 Result = Union[Detections, Segmentation, "list[Table]"]
 
@@ -36,6 +36,13 @@ def require_filter(task: str) -> None:
 def document_of(result: Result) -> dict[str, Any]:
     """A result in types that JSON has, as in predictions.json."""
     return {"tables": [table.to_dict() for table in result]} if isinstance(result, list) else result.to_dict()
+
+
+def names_of(result: Result) -> list[str]:
+    """The classes of the objects in a result; `table` for each table."""
+    if isinstance(result, list):
+        return [TABLE] * len(result)
+    return list(result.names) if isinstance(result, Detections) else [segment.name for segment in result.segments]
 
 
 def drawing_of(result: Result, picture: Image.Image, style: DrawingStyle = PLAIN) -> Image.Image:

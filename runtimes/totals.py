@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from detr_export.runtimes.counts import most_frequent
 from detr_export.runtimes.file_batches import FilePrediction
 
 
@@ -32,8 +33,8 @@ class Totals:
         """
         ended = f"{self.pictures} pictures in {seconds:.1f} s, {self.pictures / max(seconds, 1e-9):.1f} a second"
         lines = [ended + (f"; {self.failed} failed" if self.failed else "")]
-        most_frequent = sorted(self.objects.items(), key=lambda pair: (-pair[1], pair[0]))
+        found = most_frequent(self.objects)
         width = max((len(name) for name in self.objects), default=0)
         digits = max((len(str(count)) for count in self.objects.values()), default=0)
-        lines += [f"  {name:<{width}}  {count:>{digits}}" for name, count in most_frequent]
-        return "\n".join(lines if most_frequent else [*lines, "  nothing found"])
+        lines += [f"  {name:<{width}}  {count:>{digits}}" for name, count in found]
+        return "\n".join(lines if found else [*lines, "  nothing found"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,15 @@ from typing import Any
 from PIL import Image
 
 from detr_export.runtimes.errors import ArtifactError, InputError, OutputError
-from detr_export.runtimes.files import make_folder, require_own_links, sha256_of_file, user_path, write_atomically, writing
+from detr_export.runtimes.files import (
+    make_folder,
+    replace_folder,
+    require_own_links,
+    sha256_of_file,
+    user_path,
+    write_atomically,
+    writing,
+)
 from detr_export.runtimes.temporary import temporary_folder
 from detr_export.runtimes.triton.interface import ENCODED, Settings, digest_parameter
 from detr_export.triton.config import make_config, read_config, require_same_interface, size_text, tensor_texts, to_text
@@ -96,7 +105,7 @@ def write_repository(model: str | Path, repository: Path, options: TritonOptions
             for size in options.warm_up:
                 _write_warm_up(new / WARM_UP / size_text(size), size)
         (new / CONFIG).write_text(to_text(config), encoding="utf-8")
-        _move(new, place)
+        _move(new, place, place.parent)
     return _result(source, place, version, config)
 
 
@@ -141,7 +150,7 @@ def _add_version(source: Source, place: Path, version: int, options: TritonOptio
         _write_version(source, new / str(version))
         # The digest comes first: a server that polls must not meet a version without one.
         _replace_text(place / CONFIG, text, new.parent)
-        _move(new / str(version), place / str(version))
+        _move(new / str(version), place / str(version), place.parent)
     return _result(source, place, version, found)
 
 
@@ -169,18 +178,9 @@ def _made_beside(place: Path) -> Iterator[Path]:
         yield new
 
 
-def _move(new: Path, place: Path) -> None:
-    """Moves a folder into place; one that is there moves out of the way first, and comes back if that fails."""
-    old = new.parent / f"{new.name}.old"
-    there = os.path.lexists(place)
-    if there:
-        os.rename(place, old)
-    try:
-        os.rename(new, place)
-    except BaseException:
-        if there:
-            os.rename(old, place)
-        raise
+def _move(new: Path, place: Path, repository: Path) -> None:
+    """Moves a folder into place. One that is there waits beside the repository meanwhile, where no server looks."""
+    replace_folder(new, place, repository.with_name(f".{place.name}-{secrets.token_hex(6)}"))
 
 
 def _replace_text(file: Path, text: str, folder: Path) -> None:

@@ -14,24 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from detr_export.runtimes.distributed import listing, parts
-from detr_export.runtimes.errors import InputError
 from detr_export.runtimes.files import replacing, writing
-from detr_export.runtimes.results.coco_images import coco_document
+from detr_export.runtimes.result_files import require_format
+from detr_export.runtimes.results.coco_images import coco_document, image_entry
 from detr_export.runtimes.results.detections import Detections
 from detr_export.runtimes.tasks import DETECTION
 
 RESULTS, IMAGES = "predictions.coco.json", "images.coco.json"
 _DIGITS = 6  # of a segment's score: post-processing rounds to them, and float32 has them
 _HELD = 16  # files of the table that are in memory: rows come nearly in their order
-
-
-def require_coco(task: str) -> None:
-    """Refuses a task whose results COCO's list does not hold. Raises InputError."""
-    if task not in (DETECTION, "instances"):
-        raise InputError(
-            f"the format coco holds objects with boxes, and the results of the task {task} are more than that; leave format "
-            "(--format) out"
-        )
 
 
 def write_coco(output: Path, task: str, id2label: Mapping[int, str]) -> None:
@@ -43,9 +34,10 @@ def write_coco(output: Path, task: str, id2label: Mapping[int, str]) -> None:
         id2label: names of the model's classes.
 
     Raises:
+        InputError: COCO's list does not hold the results of the task.
         OutputError: a file cannot be written.
     """
-    require_coco(task)
+    require_format("coco", task)
     document = coco_document([], id2label)
     with _opened(output / IMAGES) as images, _opened(output / RESULTS) as results:
         before, after = json.dumps({**document, "images": ["@"]}).split('"@"')
@@ -87,7 +79,7 @@ def _rows(output: Path) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def _image(row: Mapping[str, Any], file: str) -> dict[str, Any]:
-    return {"id": row["row"] + 1, "file_name": file, "height": row["height"], "width": row["width"]}
+    return image_entry(row["row"] + 1, file, (row["height"], row["width"]))
 
 
 def _entries(row: Mapping[str, Any], task: str) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from detr_export.runtimes.distributed.attempts import READ, attempts
 from detr_export.runtimes.distributed.job import Job
 from detr_export.runtimes.distributed.listing import ADDRESS, CELL, FILE, FOLDER, NOTHING, Entry, read_listing
 from detr_export.runtimes.distributed.stores import open_input, read_stored
-from detr_export.runtimes.errors import ArtifactError, ImageError, InputError, first_line
+from detr_export.runtimes.errors import ImageError, InputError, first_line
 from detr_export.runtimes.fetching import fetch
 from detr_export.runtimes.limits import current
 from detr_export.runtimes.processing.pages import load_page
@@ -92,10 +92,6 @@ def _item(entry: Entry, job: Job, preparation: Preparation, cells: _Cells) -> It
         return Item(entry.path, preparation.make_ready(image))
     except (ImageError, InputError) as error:
         return Item(entry.path, error=f"{entry.path}: {error}")
-    except ValueError as error:  # from an option; an image raises ImageError
-        raise ArtifactError(
-            f"the model's image settings are not usable: {error}; correct the checkpoint's preprocessor_config.json"
-        ) from error
 
 
 def _file(entry: Entry, job: Job, cells: _Cells) -> Union[Path, bytes]:

@@ -11,6 +11,7 @@ import shutil
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Optional
 
@@ -152,8 +153,8 @@ def predict_on_ray(
         if made is not None:
             _begin(output, made)
         names = {str(label): name for label, name in about.id2label.items()}
-        version = _version() if before is None else before.detr_export
-        write_manifest(output, Manifest(now, total, names, version, job.token))
+        began_with = version("detr-export") if before is None else before.detr_export
+        write_manifest(output, Manifest(now, total, names, began_with, job.token))
         forget_attempts(output)
 
         done = parts.finished_rows(output / parts.FOLDER, total)
@@ -245,9 +246,3 @@ def _locked(output: Path) -> Iterator[None]:
         except OSError:  # a file system without locks
             pass
         yield
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("detr-export")

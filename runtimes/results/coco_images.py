@@ -64,10 +64,15 @@ def coco_document(images: Iterable[tuple[int, str, tuple[int, int]]], id2label: 
     return {
         "info": {"description": "images of detr-export predict"},
         "licenses": [],
-        "images": [{"id": number, "file_name": file, "height": size[0], "width": size[1]} for number, file, size in images],
+        "images": [image_entry(number, file, size) for number, file, size in images],
         "annotations": [],
         "categories": [{"id": label, "name": name} for label, name in sorted(id2label.items()) if name != UNUSED],
     }
+
+
+def image_entry(number: int, file: str, size: tuple[int, int]) -> dict[str, Any]:
+    """One image of that document: its id, its file name, and its (height, width)."""
+    return {"id": number, "file_name": file, "height": size[0], "width": size[1]}
 
 
 def _ends(file: str) -> list[str]:

@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
+from detr_export.runtimes.counts import most_frequent
 from detr_export.runtimes.errors import DetrError, ImageError, InputError
 from detr_export.runtimes.predictor import Predictor
-from detr_export.runtimes.results.detections import Detections
 from detr_export.runtimes.results.drawing_style import PLAIN, DrawingStyle
-from detr_export.runtimes.results.tables import TABLE
-from detr_export.runtimes.tasks import DETECTION, Result
+from detr_export.runtimes.tasks import DETECTION, names_of
 from detr_export.runtimes.video.prediction import FramePrediction, predict_video
 from detr_export.runtimes.video.reader import VideoReader
 from detr_export.runtimes.video.recording import Recording
@@ -98,7 +97,7 @@ class VideoRun:
                     self.elapsed, self.expected = time.perf_counter() - began, reader.expected
                     self.dropped, self.damaged = reader.dropped, reader.damaged
                 self.frames += 1
-                self.objects.update(_names(prediction.result))
+                self.objects.update(names_of(prediction.result))
                 if recording is not None and reader.about is not None:
                     recording.add(prediction, self.line(prediction), reader.about)
                 yield prediction
@@ -117,8 +116,7 @@ class VideoRun:
         """One line for people: frames, speed, what was lost, and the objects of each class, the most frequent first."""
         speed = f"{self.frames / max(self.elapsed, 1e-9):.1f} a second"
         lost = [f"{count} {what}" for count, what in ((self.dropped, "dropped"), (self.damaged, "damaged")) if count]
-        names = sorted(self.objects.items(), key=lambda pair: (-pair[1], pair[0]))
-        found = ", ".join(f"{count} {name}" for name, count in names) or "nothing found"
+        found = ", ".join(f"{count} {name}" for name, count in most_frequent(self.objects)) or "nothing found"
         frames = "1 frame" if self.frames == 1 else f"{self.frames} frames"
         return f"{self.source.title}: {', '.join([frames, speed, *lost])}: {found}"
 
@@ -130,9 +128,3 @@ class VideoRun:
         if self.codec not in (None, CODECS[0]):
             notes.append(f"this ffmpeg has no {CODECS[0]}; the drawn video is in {self.codec}, which browsers do not play")
         return notes
-
-
-def _names(result: Result) -> list[str]:
-    if isinstance(result, list):
-        return [TABLE] * len(result)
-    return list(result.names) if isinstance(result, Detections) else [segment.name for segment in result.segments]

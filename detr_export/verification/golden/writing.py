@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import secrets
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from detr_export.runtimes.errors import ArtifactError, OutputError
-from detr_export.runtimes.files import make_folder, require_own_links, require_writable, writing
+from detr_export.runtimes.files import make_folder, replace_folder, require_own_links, require_writable, writing
 from detr_export.runtimes.temporary import temporary_folder
 from detr_export.verification.golden import FORMAT_VERSION, INDEX, GoldenCase, check_case, check_head, check_tolerances
 from detr_export.verification.golden.reading import listed_files, parse_index
@@ -138,17 +137,7 @@ def _replacing_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
         _require_free(folder, overwrite)  # somebody may have put something there meanwhile
         old = place.with_name(f".{place.name}-{secrets.token_hex(6)}")  # a kill would leave it, as it is the user's
         with writing(folder):
-            try:
-                if place.exists():
-                    os.rename(place, old)
-                os.rename(temporary, place)
-            except BaseException:
-                if old.exists() and not place.exists():
-                    os.rename(old, place)
-                raise
-            finally:
-                if place.exists():
-                    shutil.rmtree(old, ignore_errors=True)
+            replace_folder(temporary, place, old)
 
 
 def _require_free(folder: Path, overwrite: bool) -> None:
